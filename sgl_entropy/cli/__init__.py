@@ -1,0 +1,74 @@
+"""``sgl-entropy VERB``: one module a verb, imported only when its verb is used.
+
+A verb's module has ``configure(parser)`` and ``run(args) -> exit code``; it parses, calls one
+function of a lower room and prints. ``main`` turns expected errors into one message on stderr
+and exit code 2, and Ctrl-C into 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from sgl_entropy import __version__
+
+# verb -> what it does, one line each
+VERBS = {
+    "patch": "apply, check or revert the patch series on an installed SGLang",
+    "drafter": "inspect, check, convert and evaluate drafter checkpoints",
+    "train": "train a drafter: answers by the target, features, fit, export",
+    "target": "fetch and convert the small real target used by the demo and the tests",
+    "demo": "serve the small target with and without drafters and print the comparison",
+    "doctor": "check versions, patches, SGLang's functions, device, flags, drafter",
+    "figures": "measure the committed figures: lossless, sampled, speed, leaks, startup",
+}
+
+EPILOG = """examples:
+  sgl-entropy patch apply
+  sgl-entropy drafter check bench/drafters/edsd-smollm2-135m --target TARGET
+  sgl-entropy doctor --json -
+Run `sgl-entropy VERB --help` for a verb's options and examples."""
+
+
+def build_parser(verb: str | None) -> argparse.ArgumentParser:
+    """The top-level parser, with the options of ``verb`` alone filled in."""
+    parser = argparse.ArgumentParser(
+        prog="sgl-entropy",
+        description="Entropy-driven speculative decoding for SGLang.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sgl-entropy {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, help_line in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=help_line,
+            description=help_line[0].upper() + help_line[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == verb:
+            importlib.import_module(f"sgl_entropy.cli.{name}").configure(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the ``sgl-entropy`` command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in words if word in VERBS), None)
+    args = build_parser(verb).parse_args(words)
+    try:
+        return int(importlib.import_module(f"sgl_entropy.cli.{args.verb}").run(args))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        # Expected errors carry their own explanation; anything else keeps its traceback.
+        print(f"sgl-entropy {args.verb}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

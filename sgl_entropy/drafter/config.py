@@ -1,0 +1,316 @@
+"""What a drafter is, read from its ``config.json``: frozen, validated, the same for everyone.
+
+Three conventions count target layers; this module is the one place where they meet:
+
+* ``target_layer_ids`` (checkpoints): decoder layers from 0; id ``i`` means the *output* of layer i.
+* the paper's Table 15: hidden states, 0 = embedding output, so the paper's number is id + 1.
+* SGLang's ``set_eagle3_layers_to_capture(ids)`` takes ``target_layer_ids`` and captures the
+  *input* of layer ``id + 1``; so the highest id it can capture is ``num_target_layers - 2``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Algorithm = Literal["EDSD", "EAGLE3"]
+
+EDSD_ARCHITECTURES = ("EdsdDraftModel", "LlamaForCausalLMEdsd")
+EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3",)
+
+# Sizes beyond these are a broken file, not a drafter.
+_MAX_SIZE = 1 << 20
+_MAX_VOCAB = 1 << 24
+
+
+class DrafterError(ValueError):
+    """A drafter cannot be used. The message lists everything that is wrong, one line a finding."""
+
+
+def hidden_state_number(target_layer_id: int) -> int:
+    """The paper's number (Table 15: 0 = embedding output) of a ``target_layer_ids`` entry."""
+    return target_layer_id + 1
+
+
+def target_layer_id(hidden_state: int) -> int:
+    """The ``target_layer_ids`` entry of the paper's hidden-state number (at least 1)."""
+    if hidden_state < 1:
+        raise ValueError(f"hidden state {hidden_state} is the embedding output, not a layer's")
+    return hidden_state - 1
+
+
+def default_eagle3_layer_ids(num_target_layers: int) -> tuple[int, int, int]:
+    """EAGLE-3's low, middle and high taps as ``target_layer_ids`` (SGLang's default picks).
+
+    SGLang captures the inputs of layers 2, n // 2 and n - 3, that is the outputs of the
+    layers before them.
+    """
+    return (1, num_target_layers // 2 - 1, num_target_layers - 4)
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """The sizes and conventions of one drafter checkpoint.
+
+    Source of the keys: the authors' published checkpoints and SGLang's EAGLE-3 ones.
+
+    Attributes:
+        algorithm: the ``--speculative-algorithm`` that serves it.
+        hidden_size: d, the drafter's width.
+        intermediate_size: the drafter's own MLP width.
+        fuse_size: m, the width inside EDFuse (EDSD alone; None for EAGLE-3). Not in the published
+            config: it is read from the weights, see ``checkpoint.read_config``.
+        target_layer_ids: tapped decoder layers counted from 0; None = SGLang's three defaults.
+        target_hidden_size: width of one tap.
+    """
+
+    algorithm: Algorithm
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    draft_vocab_size: int
+    target_hidden_size: int
+    target_layer_ids: tuple[int, ...] | None
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    fuse_size: int | None = None
+
+    def __post_init__(self) -> None:
+        wrong: list[str] = []
+        if self.algorithm not in ("EDSD", "EAGLE3"):
+            wrong.append(f"algorithm {self.algorithm!r} is neither EDSD nor EAGLE3")
+        for name in (
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "target_hidden_size",
+        ):
+            value = getattr(self, name)
+            if not _is_int(value) or not 1 <= value <= _MAX_SIZE:
+                wrong.append(f"{name} must be an integer in 1..{_MAX_SIZE}, found {value!r}")
+        for name in ("vocab_size", "draft_vocab_size", "max_position_embeddings"):
+            value = getattr(self, name)
+            if not _is_int(value) or not 1 <= value <= _MAX_VOCAB:
+                wrong.append(f"{name} must be an integer in 1..{_MAX_VOCAB}, found {value!r}")
+        if wrong:
+            raise DrafterError("\n".join(wrong))
+        if self.num_attention_heads % self.num_key_value_heads:
+            wrong.append(
+                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            wrong.append(f"head_dim must be even for rotary embeddings, found {self.head_dim}")
+        if self.draft_vocab_size > self.vocab_size:
+            wrong.append(
+                f"draft_vocab_size {self.draft_vocab_size} exceeds vocab_size {self.vocab_size}"
+            )
+        if self.fuse_size is not None and not 1 <= self.fuse_size <= _MAX_SIZE:
+            wrong.append(f"the EDFuse size must be in 1..{_MAX_SIZE}, found {self.fuse_size}")
+        if not 0.0 < self.rms_norm_eps < 1.0:
+            wrong.append(f"rms_norm_eps must lie in (0, 1), found {self.rms_norm_eps!r}")
+        if not self.rope_theta > 0.0:
+            wrong.append(f"rope_theta must be positive, found {self.rope_theta!r}")
+        ids = self.target_layer_ids
+        if ids is not None:
+            if not ids or any(not _is_int(i) or i < 0 for i in ids):
+                wrong.append(f"target_layer_ids must be layer numbers from 0, found {list(ids)!r}")
+            elif list(ids) != sorted(set(ids)):
+                wrong.append(f"target_layer_ids must rise without repeats, found {list(ids)!r}")
+        if self.algorithm == "EDSD" and ids is None:
+            wrong.append("an EDSD drafter needs target_layer_ids in its config.json")
+        if wrong:
+            raise DrafterError("\n".join(wrong))
+
+    @property
+    def num_taps(self) -> int:
+        """How many target layers feed ``fc``."""
+        return 3 if self.target_layer_ids is None else len(self.target_layer_ids)
+
+    @property
+    def tap_width(self) -> int:
+        """Columns of ``fc``: taps times the target's width."""
+        return self.num_taps * self.target_hidden_size
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, source: str = "config.json") -> DrafterConfig:
+        """Read a Hugging Face style config. Keys that are not the drafter's are ignored.
+
+        Raises:
+            DrafterError: missing keys, an unknown architecture or impossible sizes, all listed.
+        """
+        architectures = raw.get("architectures")
+        first = architectures[0] if isinstance(architectures, list) and architectures else None
+        algorithm: Algorithm
+        if first in EDSD_ARCHITECTURES:
+            algorithm = "EDSD"
+        elif first in EAGLE3_ARCHITECTURES:
+            algorithm = "EAGLE3"
+        else:
+            known = ", ".join((*EDSD_ARCHITECTURES[:1], *EAGLE3_ARCHITECTURES))
+            raise DrafterError(
+                f"{source}: architectures {architectures!r} is no drafter known here (known: {known})"
+            )
+        required = (
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "vocab_size",
+            "draft_vocab_size",
+        )
+        missing = [key for key in required if raw.get(key) is None]
+        if missing:
+            raise DrafterError(f"{source}: missing keys: {', '.join(missing)}")
+        heads = raw["num_attention_heads"]
+        hidden = raw["hidden_size"]
+        head_dim = raw.get("head_dim")
+        if head_dim is None and _is_int(heads) and _is_int(hidden) and heads > 0:
+            head_dim = hidden // heads
+        layers = raw.get("num_hidden_layers", 1)
+        if layers != 1:
+            raise DrafterError(f"{source}: num_hidden_layers must be 1, found {layers!r}")
+        try:
+            return cls(
+                algorithm=algorithm,
+                hidden_size=hidden,
+                intermediate_size=raw["intermediate_size"],
+                num_attention_heads=heads,
+                num_key_value_heads=raw.get("num_key_value_heads") or heads,
+                head_dim=head_dim,  # type: ignore[arg-type]
+                vocab_size=raw["vocab_size"],
+                draft_vocab_size=raw["draft_vocab_size"],
+                target_hidden_size=raw.get("target_hidden_size") or hidden,
+                target_layer_ids=_layer_ids(raw, source),
+                rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6, source),
+                rope_theta=_number(raw, "rope_theta", 10000.0, source),
+                max_position_embeddings=raw.get("max_position_embeddings") or 2048,
+                fuse_size=raw.get("edfuse_intermediate_size"),
+            )
+        except DrafterError as error:
+            raise DrafterError(
+                "\n".join(f"{source}: {line}" for line in str(error).splitlines())
+            ) from None
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> DrafterConfig:
+        """Read ``config.json`` of a checkpoint folder."""
+        path = Path(folder) / "config.json"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DrafterError(f"{path}: not found; a drafter folder holds config.json") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DrafterError(f"{path}: not valid JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise DrafterError(f"{path}: expected a JSON object")
+        return cls.from_dict(raw, source=str(path))
+
+    def to_dict(self, *, torch_dtype: str = "bfloat16") -> dict[str, Any]:
+        """The published ``config.json`` layout of this drafter."""
+        out: dict[str, Any] = {
+            "architectures": [
+                EDSD_ARCHITECTURES[0] if self.algorithm == "EDSD" else EAGLE3_ARCHITECTURES[0]
+            ],
+            "model_type": "llama",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "num_hidden_layers": 1,
+            "hidden_act": "silu",
+            "vocab_size": self.vocab_size,
+            "draft_vocab_size": self.draft_vocab_size,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": False,
+            "torch_dtype": torch_dtype,
+        }
+        if self.target_hidden_size != self.hidden_size:
+            out["target_hidden_size"] = self.target_hidden_size
+        if self.target_layer_ids is not None:
+            if self.algorithm == "EDSD":
+                out["target_layer_ids"] = list(self.target_layer_ids)
+            else:
+                out["eagle_config"] = {
+                    "eagle_aux_hidden_state_layer_ids": list(self.target_layer_ids)
+                }
+        return out
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the published state dict with its shape.
+
+        Raises:
+            DrafterError: an EDSD config whose ``fuse_size`` is not known yet.
+        """
+        d, inner = self.hidden_size, self.intermediate_size
+        q = self.num_attention_heads * self.head_dim
+        kv = self.num_key_value_heads * self.head_dim
+        attn_in = d if self.algorithm == "EDSD" else 2 * d
+        shapes: dict[str, tuple[int, ...]] = {
+            "fc.weight": (d, self.tap_width),
+            "midlayer.self_attn.q_proj.weight": (q, attn_in),
+            "midlayer.self_attn.k_proj.weight": (kv, attn_in),
+            "midlayer.self_attn.v_proj.weight": (kv, attn_in),
+            "midlayer.self_attn.o_proj.weight": (d, q),
+            "midlayer.hidden_norm.weight": (d,),
+            "midlayer.post_attention_layernorm.weight": (d,),
+            "midlayer.mlp.gate_proj.weight": (inner, d),
+            "midlayer.mlp.up_proj.weight": (inner, d),
+            "midlayer.mlp.down_proj.weight": (d, inner),
+            "norm.weight": (d,),
+            "lm_head.weight": (self.draft_vocab_size, d),
+            "t2d": (self.vocab_size,),
+            "d2t": (self.draft_vocab_size,),
+        }
+        if self.algorithm == "EAGLE3":
+            shapes["midlayer.input_layernorm.weight"] = (d,)
+            return shapes
+        if self.fuse_size is None:
+            raise DrafterError("the EDFuse size is not known: read it from the weights")
+        shapes |= {
+            "edfuse.gate_proj.weight": (self.fuse_size, d),
+            "edfuse.up_proj.weight": (self.fuse_size, d),
+            "edfuse.down_proj.weight": (d, self.fuse_size),
+            "embnorm.weight": (d,),
+        }
+        return shapes
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(raw: Mapping[str, Any], key: str, default: float, source: str) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DrafterError(f"{source}: {key} must be a number, found {value!r}")
+    return float(value)
+
+
+def _layer_ids(raw: Mapping[str, Any], source: str) -> tuple[int, ...] | None:
+    """Taps from ``target_layer_ids`` or from ``eagle_config``; both at once must agree."""
+    direct = raw.get("target_layer_ids")
+    eagle = raw.get("eagle_config")
+    nested = None
+    if isinstance(eagle, dict):
+        nested = eagle.get("eagle_aux_hidden_state_layer_ids")
+    for name, value in (("target_layer_ids", direct), ("eagle_config", nested)):
+        if value is not None and not isinstance(value, (list, tuple)):
+            raise DrafterError(f"{source}: {name} must be a list of layer numbers, found {value!r}")
+    if direct is not None and nested is not None and list(direct) != list(nested):
+        raise DrafterError(
+            f"{source}: target_layer_ids {direct} and eagle_config {nested} disagree"
+        )
+    ids = direct if direct is not None else nested
+    return None if ids is None else tuple(ids)
