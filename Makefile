@@ -7,7 +7,9 @@
 #               gigabytes. A CUDA build works as well.
 #   ARGS        passed on to `sgl-entropy demo` or to pytest
 
-PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
+# Run, not only found: a version manager's shim may stand for nothing.
+PYTHON ?= $(or $(shell for p in python3.11 python3.12; do \
+	$$p -c '' 2>/dev/null && echo $$p && break; done),python3)
 TORCH_SPEC ?=
 PIP_ARGS ?=
 ARGS ?=
