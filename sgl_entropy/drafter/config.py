@@ -10,24 +10,43 @@ Three conventions count target layers; this module is the one place where they m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from sgl_entropy.drafter.errors import DrafterError
+from sgl_entropy.drafter.rawconfig import (
+    default,
+    is_int,
+    is_number,
+    layer_ids,
+    number,
+    read_raw_config,
+    refuse_other_mathematics,
+    rope_scaling,
+    show,
+)
+
+__all__ = [
+    "Algorithm",
+    "DrafterConfig",
+    "DrafterError",
+    "default_eagle3_layer_ids",
+    "hidden_state_number",
+    "target_layer_id",
+]
 
 Algorithm = Literal["EDSD", "EAGLE3"]
 
 EDSD_ARCHITECTURES = ("EdsdDraftModel", "LlamaForCausalLMEdsd")
 EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3",)
+# vLLM's speculators library: another nesting of the same EAGLE-3; ``convert`` reads it.
+SPECULATORS_ARCHITECTURES = ("Eagle3Speculator", "Eagle3DraftModel")
 
 # Sizes beyond these are a broken file, not a drafter.
 _MAX_SIZE = 1 << 20
 _MAX_VOCAB = 1 << 24
-
-
-class DrafterError(ValueError):
-    """A drafter cannot be used. The message lists everything that is wrong, one line a finding."""
 
 
 def hidden_state_number(target_layer_id: int) -> int:
@@ -65,6 +84,7 @@ class DrafterConfig:
             config: it is read from the weights, see ``checkpoint.read_config``.
         target_layer_ids: tapped decoder layers counted from 0; None = SGLang's three defaults.
         target_hidden_size: width of one tap.
+        rope_scaling: the Hugging Face ``rope_scaling`` object as it is; None = plain rotary.
     """
 
     algorithm: Algorithm
@@ -81,6 +101,7 @@ class DrafterConfig:
     rope_theta: float
     max_position_embeddings: int
     fuse_size: int | None = None
+    rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         wrong: list[str] = []
@@ -95,12 +116,19 @@ class DrafterConfig:
             "target_hidden_size",
         ):
             value = getattr(self, name)
-            if not _is_int(value) or not 1 <= value <= _MAX_SIZE:
-                wrong.append(f"{name} must be an integer in 1..{_MAX_SIZE}, found {value!r}")
+            if not is_int(value) or not 1 <= value <= _MAX_SIZE:
+                wrong.append(f"{name} must be an integer in 1..{_MAX_SIZE}, found {show(value)}")
         for name in ("vocab_size", "draft_vocab_size", "max_position_embeddings"):
             value = getattr(self, name)
-            if not _is_int(value) or not 1 <= value <= _MAX_VOCAB:
-                wrong.append(f"{name} must be an integer in 1..{_MAX_VOCAB}, found {value!r}")
+            if not is_int(value) or not 1 <= value <= _MAX_VOCAB:
+                wrong.append(f"{name} must be an integer in 1..{_MAX_VOCAB}, found {show(value)}")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if not is_number(value):
+                wrong.append(f"{name} must be a finite number, found {show(value)}")
+        scaling: object = self.rope_scaling
+        if scaling is not None and not isinstance(scaling, Mapping):
+            wrong.append(f"rope_scaling must be an object or null, found {show(scaling)}")
         if wrong:
             raise DrafterError("\n".join(wrong))
         if self.num_attention_heads % self.num_key_value_heads:
@@ -114,16 +142,20 @@ class DrafterConfig:
             wrong.append(
                 f"draft_vocab_size {self.draft_vocab_size} exceeds vocab_size {self.vocab_size}"
             )
-        if self.fuse_size is not None and not 1 <= self.fuse_size <= _MAX_SIZE:
-            wrong.append(f"the EDFuse size must be in 1..{_MAX_SIZE}, found {self.fuse_size}")
+        if self.fuse_size is not None and (
+            not is_int(self.fuse_size) or not 1 <= self.fuse_size <= _MAX_SIZE
+        ):
+            wrong.append(f"the EDFuse size must be in 1..{_MAX_SIZE}, found {show(self.fuse_size)}")
         if not 0.0 < self.rms_norm_eps < 1.0:
             wrong.append(f"rms_norm_eps must lie in (0, 1), found {self.rms_norm_eps!r}")
         if not self.rope_theta > 0.0:
             wrong.append(f"rope_theta must be positive, found {self.rope_theta!r}")
         ids = self.target_layer_ids
         if ids is not None:
-            if not ids or any(not _is_int(i) or i < 0 for i in ids):
-                wrong.append(f"target_layer_ids must be layer numbers from 0, found {list(ids)!r}")
+            if not ids or any(not is_int(i) or not 0 <= i < _MAX_SIZE for i in ids):
+                wrong.append(
+                    f"target_layer_ids must be layer numbers from 0, found {show(list(ids))}"
+                )
             elif list(ids) != sorted(set(ids)):
                 wrong.append(f"target_layer_ids must rise without repeats, found {list(ids)!r}")
         if self.algorithm == "EDSD" and ids is None:
@@ -157,8 +189,12 @@ class DrafterConfig:
             algorithm = "EAGLE3"
         else:
             known = ", ".join((*EDSD_ARCHITECTURES[:1], *EAGLE3_ARCHITECTURES))
+            hint = ""
+            if first in SPECULATORS_ARCHITECTURES:
+                hint = "; this is the vLLM speculators layout: run `sgl-entropy drafter convert`"
             raise DrafterError(
-                f"{source}: architectures {architectures!r} is no drafter known here (known: {known})"
+                f"{source}: architectures {show(architectures)} is no drafter known here "
+                f"(known: {known}){hint}"
             )
         required = (
             "hidden_size",
@@ -173,27 +209,26 @@ class DrafterConfig:
         heads = raw["num_attention_heads"]
         hidden = raw["hidden_size"]
         head_dim = raw.get("head_dim")
-        if head_dim is None and _is_int(heads) and _is_int(hidden) and heads > 0:
+        if head_dim is None and is_int(heads) and is_int(hidden) and heads > 0:
             head_dim = hidden // heads
-        layers = raw.get("num_hidden_layers", 1)
-        if layers != 1:
-            raise DrafterError(f"{source}: num_hidden_layers must be 1, found {layers!r}")
+        refuse_other_mathematics(raw, source)
         try:
             return cls(
                 algorithm=algorithm,
                 hidden_size=hidden,
                 intermediate_size=raw["intermediate_size"],
                 num_attention_heads=heads,
-                num_key_value_heads=raw.get("num_key_value_heads") or heads,
+                num_key_value_heads=default(raw, "num_key_value_heads", heads),
                 head_dim=head_dim,  # type: ignore[arg-type]
                 vocab_size=raw["vocab_size"],
                 draft_vocab_size=raw["draft_vocab_size"],
-                target_hidden_size=raw.get("target_hidden_size") or hidden,
-                target_layer_ids=_layer_ids(raw, source),
-                rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6, source),
-                rope_theta=_number(raw, "rope_theta", 10000.0, source),
-                max_position_embeddings=raw.get("max_position_embeddings") or 2048,
+                target_hidden_size=default(raw, "target_hidden_size", hidden),
+                target_layer_ids=layer_ids(raw, source),
+                rms_norm_eps=number(raw, "rms_norm_eps", 1e-6, source),
+                rope_theta=number(raw, "rope_theta", 10000.0, source),
+                max_position_embeddings=default(raw, "max_position_embeddings", 2048),
                 fuse_size=raw.get("edfuse_intermediate_size"),
+                rope_scaling=rope_scaling(raw),
             )
         except DrafterError as error:
             raise DrafterError(
@@ -203,16 +238,7 @@ class DrafterConfig:
     @classmethod
     def from_folder(cls, folder: str | Path) -> DrafterConfig:
         """Read ``config.json`` of a checkpoint folder."""
-        path = Path(folder) / "config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DrafterError(f"{path}: not found; a drafter folder holds config.json") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DrafterError(f"{path}: not valid JSON: {error}") from None
-        if not isinstance(raw, dict):
-            raise DrafterError(f"{path}: expected a JSON object")
-        return cls.from_dict(raw, source=str(path))
+        return cls.from_dict(read_raw_config(folder), source=str(Path(folder) / "config.json"))
 
     def to_dict(self, *, torch_dtype: str = "bfloat16") -> dict[str, Any]:
         """The published ``config.json`` layout of this drafter."""
@@ -236,6 +262,8 @@ class DrafterConfig:
             "tie_word_embeddings": False,
             "torch_dtype": torch_dtype,
         }
+        if self.rope_scaling is not None:
+            out["rope_scaling"] = dict(self.rope_scaling)
         if self.target_hidden_size != self.hidden_size:
             out["target_hidden_size"] = self.target_hidden_size
         if self.target_layer_ids is not None:
@@ -285,32 +313,3 @@ class DrafterConfig:
             "embnorm.weight": (d,),
         }
         return shapes
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(raw: Mapping[str, Any], key: str, default: float, source: str) -> float:
-    value = raw.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise DrafterError(f"{source}: {key} must be a number, found {value!r}")
-    return float(value)
-
-
-def _layer_ids(raw: Mapping[str, Any], source: str) -> tuple[int, ...] | None:
-    """Taps from ``target_layer_ids`` or from ``eagle_config``; both at once must agree."""
-    direct = raw.get("target_layer_ids")
-    eagle = raw.get("eagle_config")
-    nested = None
-    if isinstance(eagle, dict):
-        nested = eagle.get("eagle_aux_hidden_state_layer_ids")
-    for name, value in (("target_layer_ids", direct), ("eagle_config", nested)):
-        if value is not None and not isinstance(value, (list, tuple)):
-            raise DrafterError(f"{source}: {name} must be a list of layer numbers, found {value!r}")
-    if direct is not None and nested is not None and list(direct) != list(nested):
-        raise DrafterError(
-            f"{source}: target_layer_ids {direct} and eagle_config {nested} disagree"
-        )
-    ids = direct if direct is not None else nested
-    return None if ids is None else tuple(ids)

@@ -1,0 +1,118 @@
+"""``sgl-entropy drafter``: look at a drafter, check it against a target, rename its layout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.drafter.check import check_drafter
+from sgl_entropy.drafter.convert import convert
+from sgl_entropy.drafter.info import drafter_info
+from sgl_entropy.drafter.layouts import LAYOUTS
+
+EPILOG = """examples:
+  sgl-entropy drafter info DRAFTER
+  sgl-entropy drafter check DRAFTER --target TARGET
+  sgl-entropy drafter convert EAGLE3_FROM_VLLM DRAFTER --to published"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    info = actions.add_parser("info", help="sizes, layers, parameters and bytes")
+    info.add_argument("drafter", help="the drafter's folder")
+    _add_json(info)
+    info.set_defaults(action_function=_info)
+
+    check = actions.add_parser(
+        "check", help="does it fit the target, and how to launch it; exit code 1 if it does not"
+    )
+    check.add_argument("drafter", help="the drafter's folder")
+    check.add_argument("--target", required=True, help="the target's Hugging Face folder")
+    _add_json(check)
+    check.set_defaults(action_function=_check)
+
+    rename = actions.add_parser("convert", help="rename between known layouts")
+    rename.add_argument("source", help="the drafter's folder")
+    rename.add_argument("destination", help="a new folder")
+    rename.add_argument("--to", choices=LAYOUTS, default="published", help="default: published")
+    rename.add_argument(
+        "--force", action="store_true", help="replace a checkpoint that is already there"
+    )
+    rename.set_defaults(action_function=_convert)
+
+
+def run(args: argparse.Namespace) -> int:
+    action: Callable[[argparse.Namespace], int] = args.action_function
+    return action(args)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
+
+
+def _write_json(value: dict[str, Any], file: str | None) -> bool:
+    """Write where ``--json`` says; True if stdout is taken by it."""
+    if file is None:
+        return False
+    text = json.dumps(value, indent=2) + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+        return True
+    Path(file).write_text(text, encoding="utf-8")
+    return False
+
+
+def _info(args: argparse.Namespace) -> int:
+    info = drafter_info(args.drafter)
+    bad = any(finding["level"] == "error" for finding in info["findings"])
+    if not _write_json(info, args.json):
+        findings = info.pop("findings")
+        width = max(len(key) for key in info)
+        for key, value in info.items():
+            print(f"{key:<{width}}  {_cell(value)}")
+        for finding in findings:
+            print(f"{finding['level']:<5} {finding['detail']}")
+    return 1 if bad else 0
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _check(args: argparse.Namespace) -> int:
+    report = check_drafter(args.drafter, args.target)
+    if not _write_json(report.to_dict(), args.json):
+        for finding in report.findings:
+            print(f"{finding.level:<5} {finding.name}: {finding.line()}")
+        if report.launch_command:
+            print(f"\n{report.launch_command}")
+        else:
+            print(f"\n{args.drafter} must not be served with {args.target}", file=sys.stderr)
+    return 0 if report.ok else 1
+
+
+def _convert(args: argparse.Namespace) -> int:
+    report = convert(args.source, args.destination, to=args.to, overwrite=args.force)
+    for old, new in report.tensors:
+        print(old if old == new else f"{old} -> {new}")
+    for name in report.dropped:
+        print(f"{name} dropped: a copy of the target's own tensor")
+    for name in report.carried:
+        print(f"{name} taken along")
+    print(
+        f"{len(report.tensors)} tensors from {report.source_layout} to {report.layout} in "
+        f"{report.destination}"
+    )
+    return 0

@@ -1,0 +1,40 @@
+"""Read a JSON object that somebody else wrote, and say clearly what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class JsonFileError(ValueError):
+    """The file is missing, unreadable, too large or no JSON object; the message names it."""
+
+
+def read_object(path: Path, *, limit: int = 1 << 20) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Args:
+        limit: bytes; a larger file is refused unread (a config is a few KB).
+
+    Raises:
+        JsonFileError: see the class.
+    """
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise JsonFileError(f"{path}: {size:,} bytes, expected at most {limit:,}")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise JsonFileError(f"{path}: not found") from None
+    except OSError as error:
+        raise JsonFileError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise JsonFileError(f"{path}: not valid JSON: nested too deeply") from None
+    except JsonFileError:
+        raise
+    except ValueError as error:  # bad JSON, bad UTF-8, integers of thousands of digits
+        raise JsonFileError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise JsonFileError(f"{path}: expected a JSON object, found a {type(raw).__name__}")
+    return raw
