@@ -1,0 +1,265 @@
+"""A client for SGLang's HTTP routes on the standard library's http.client.
+
+Plain sockets, since on two cores every millisecond spent here is taken from the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any
+
+Json = dict[str, Any]
+
+
+class ServerError(RuntimeError):
+    """The server refused a request (``status`` 4xx or 5xx) or broke off (``status`` None)."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One streamed event: when it came and the request's cumulative counts by then.
+
+    ``time_s`` is on time.monotonic's clock; ``cycles`` is 0 without speculation.
+    """
+
+    time_s: float
+    tokens: int
+    cycles: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished request.
+
+    Times are seconds on time.monotonic's clock. ``output_ids`` is empty on the OpenAI routes,
+    which do not return token ids in this version. ``cycles`` counts draft-verify cycles.
+    """
+
+    text: str
+    output_ids: tuple[int, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    cycles: int
+    finish: str
+    begun_s: float
+    first_s: float
+    ended_s: float
+    arrivals: tuple[Arrival, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """From sending the request to the last byte."""
+        return self.ended_s - self.begun_s
+
+
+class Client:
+    """Requests to one server. Threads may share it: every request has its own connection."""
+
+    def __init__(self, host: str, port: int, timeout_s: float = 600.0) -> None:
+        self.host = host
+        self.port = port
+        self.timeout_s = timeout_s
+
+    def healthy(self) -> bool:
+        """Whether ``/health`` says that the server is up."""
+        try:
+            self.get("/health", timeout_s=10.0)
+        except (ServerError, OSError):
+            return False
+        return True
+
+    def get(self, path: str, timeout_s: float | None = None) -> Any:
+        """GET ``path``; the parsed JSON, or None where the body is not JSON."""
+        with self._response("GET", path, None, timeout_s) as response:
+            return _parsed(response.read())
+
+    def post(self, path: str, body: Json | None = None, timeout_s: float | None = None) -> Any:
+        """POST JSON to ``path``; the parsed JSON, or None where the body is not JSON."""
+        with self._response("POST", path, body, timeout_s) as response:
+            return _parsed(response.read())
+
+    def stream(self, path: str, body: Json) -> Iterator[Json]:
+        """POST with ``stream``; yields each server-sent event's JSON.
+
+        Closing the iterator early closes the connection, which makes SGLang abort the request.
+        """
+        with self._response("POST", path, {**body, "stream": True}, None) as response:
+            finished = False
+            while line := response.readline():
+                if not line.startswith(b"data:"):
+                    continue
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    finished = True
+                    break
+                event = json.loads(data)
+                if "error" in event:
+                    error = event["error"]
+                    text = error.get("message", error) if isinstance(error, dict) else error
+                    raise ServerError(f"{path}: {text}", error_status(error))
+                yield event
+            if not finished:
+                raise ServerError(f"{path}: the stream broke off before its end")
+
+    def generate(
+        self,
+        *,
+        text: str | None = None,
+        input_ids: Sequence[int] | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        sampling: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> Generation:
+        """``/generate``, streamed, for one prompt given as text or as token ids.
+
+        ``sampling`` adds sampling parameters, ``fields`` top-level ones (``rid`` and so on).
+        """
+        if (text is None) == (input_ids is None):
+            raise ValueError("generate: give text or input_ids, and not both")
+        body: Json = {
+            **({"text": text} if input_ids is None else {"input_ids": list(input_ids)}),
+            "sampling_params": {
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                **(sampling or {}),
+            },
+            **fields,
+        }
+        begun = time.monotonic()
+        arrivals: list[Arrival] = []
+        last: Json = {}
+        with contextlib.closing(_generator(self.stream("/generate", body))) as events:
+            for event in events:
+                # Events of this route are cumulative: each holds all text and ids so far.
+                last, meta = event, event["meta_info"]
+                arrivals.append(
+                    Arrival(
+                        time.monotonic(), meta["completion_tokens"], meta.get("spec_verify_ct", 0)
+                    )
+                )
+        if not arrivals:
+            raise ServerError("/generate: the stream held no event")
+        meta = last["meta_info"]
+        reason = meta.get("finish_reason") or {}
+        if reason.get("type") == "abort":
+            raise ServerError(f"/generate: aborted: {reason.get('message')}", error_status(reason))
+        return Generation(
+            text=last["text"],
+            output_ids=tuple(last.get("output_ids", ())),
+            prompt_tokens=meta["prompt_tokens"],
+            completion_tokens=meta["completion_tokens"],
+            cycles=meta.get("spec_verify_ct", 0),
+            finish=reason.get("type", ""),
+            begun_s=begun,
+            first_s=arrivals[0].time_s,
+            ended_s=time.monotonic(),
+            arrivals=tuple(arrivals),
+            meta=meta,
+        )
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        **fields: Any,
+    ) -> Generation:
+        """``/v1/chat/completions``, streamed."""
+        body: Json = {
+            "model": "default",
+            "messages": [dict(message) for message in messages],
+            "max_tokens": max_new_tokens,
+            "temperature": temperature,
+            "stream_options": {"include_usage": True},
+            **fields,
+        }
+        begun = time.monotonic()
+        first: float | None = None
+        pieces: list[str] = []
+        finish = ""
+        usage: Json = {}
+        with contextlib.closing(_generator(self.stream("/v1/chat/completions", body))) as events:
+            for event in events:
+                usage = event.get("usage") or usage
+                for choice in event["choices"]:
+                    if piece := choice["delta"].get("content"):
+                        first = first or time.monotonic()
+                        pieces.append(piece)
+                    finish = choice.get("finish_reason") or finish
+        ended = time.monotonic()
+        if not usage:
+            raise ServerError("/v1/chat/completions: the stream held no usage")
+        return Generation(
+            text="".join(pieces),
+            output_ids=(),
+            prompt_tokens=usage["prompt_tokens"],
+            completion_tokens=usage["completion_tokens"],
+            cycles=0,
+            finish=finish,
+            begun_s=begun,
+            first_s=first or ended,
+            ended_s=ended,
+        )
+
+    @contextlib.contextmanager
+    def _response(
+        self, method: str, path: str, body: Json | None, timeout_s: float | None
+    ) -> Iterator[HTTPResponse]:
+        connection = HTTPConnection(self.host, self.port, timeout=timeout_s or self.timeout_s)
+        try:
+            data = None if body is None else json.dumps(body)
+            connection.request(method, path, data, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise ServerError(
+                    f"{path}: {response.status} {_reason(response.read())}", response.status
+                )
+            yield response
+        except (HTTPException, ConnectionError, TimeoutError) as error:
+            raise ServerError(f"{path}: {type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+
+
+def error_status(error: Any) -> int | None:
+    """The HTTP status that an error object in a stream stands for, where it names one."""
+    if not isinstance(error, dict):
+        return None
+    for key in ("status_code", "code"):
+        if isinstance(error.get(key), int):
+            return int(error[key])
+    return None
+
+
+def _generator(events: Iterator[Json]) -> Any:
+    """``stream`` returns a generator; its type says Iterator, which has no close()."""
+    return events
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def _reason(data: bytes) -> str:
+    """An error body's message: {"error": {"message"}} or {"message"}, else its first words."""
+    body = _parsed(data)
+    if isinstance(body, dict):
+        error = body.get("error", body)
+        if isinstance(error, dict) and "message" in error:
+            return str(error["message"])
+    return data.decode(errors="replace")[:300]

@@ -1,0 +1,244 @@
+"""The demo: the same ten prompts through three servers, and a table that compares them.
+
+One server at a time, since two cores serve one well. Each prompt goes through
+``/v1/chat/completions`` (streamed) and through ``/generate``, greedily, one request at a time;
+what the arm without speculation wrote is what the other two have to write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy_bench.arms import Arm, Engine
+from sgl_entropy_bench.chat import ChatTemplate
+from sgl_entropy_bench.client import Client, Generation
+from sgl_entropy_bench.progress import Progress
+from sgl_entropy_bench.servers import Server, free_port
+from sgl_entropy_bench.tables import text_table
+
+ROUTES = ("chat", "generate")
+# First guesses for the estimate of the time left, measured on two cores.
+STARTUP_GUESS_S = 30.0
+TOKENS_PER_S_GUESS = 25.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation of the demo."""
+
+    id: str
+    kind: str
+    messages: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one prompt gave over one route, and what it took.
+
+    ``token_ids`` is empty on the chat route, which returns none in this version; ``cycles``
+    likewise is counted on ``/generate`` alone.
+    """
+
+    prompt: str
+    route: str
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: int
+    cycles: int
+    seconds: float
+
+    def same_output(self, other: Answer) -> bool:
+        """Whether both wrote the same: token for token where ids are known, else letter."""
+        return self.token_ids == other.token_ids and self.text == other.text
+
+
+def load_prompts() -> list[Prompt]:
+    """The ten prompts that come with the package."""
+    data = resources.files("sgl_entropy_bench").joinpath("data/demo_prompts.jsonl").read_text()
+    rows = [json.loads(line) for line in data.splitlines()]
+    return [Prompt(row["id"], row["kind"], tuple(row["messages"])) for row in rows]
+
+
+def ask(client: Client, prompt: Prompt, route: str, template: ChatTemplate, limit: int) -> Answer:
+    """Send one prompt over one route, greedily, for at most ``limit`` new tokens."""
+    done: Generation
+    if route == "chat":
+        done = client.chat(prompt.messages, max_new_tokens=limit)
+    else:
+        done = client.generate(text=template.render(prompt.messages), max_new_tokens=limit)
+    return Answer(
+        prompt.id,
+        route,
+        done.text,
+        done.output_ids,
+        done.completion_tokens,
+        done.cycles,
+        done.seconds,
+    )
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """All answers of one arm, and its server's start-up time (s) and memory (bytes)."""
+
+    answers: tuple[Answer, ...]
+    startup_s: float
+    memory_bytes: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens over the seconds that the requests took, prompts' processing included."""
+        return sum(a.tokens for a in self.answers) / sum(a.seconds for a in self.answers)
+
+    @property
+    def acceptance_length(self) -> float:
+        """tau: tokens over draft-verify cycles, pooled over requests; 1.0 without speculation.
+
+        (SPEC section 6: completion tokens / verify cycles; ``/generate`` counts the cycles.)
+        """
+        counted = [answer for answer in self.answers if answer.cycles]
+        if not counted:
+            return 1.0
+        return sum(a.tokens for a in counted) / sum(a.cycles for a in counted)
+
+
+def differences(reference: ArmResult, other: ArmResult) -> list[dict[str, Any]]:
+    """Where ``other`` wrote something else: prompt, route and the first token that differs.
+
+    The position is null on the chat route (no ids). Raises ValueError when the two were not
+    asked the same.
+    """
+    asked = [(a.prompt, a.route) for a in reference.answers]
+    if asked != [(a.prompt, a.route) for a in other.answers]:
+        raise ValueError("the two arms were not asked the same prompts over the same routes")
+    found = []
+    for expected, actual in zip(reference.answers, other.answers, strict=True):
+        if not actual.same_output(expected):
+            position = first_difference(expected.token_ids, actual.token_ids)
+            found.append({"prompt": actual.prompt, "route": actual.route, "position": position})
+    return found
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first index at which two sequences differ (a missing token differs), else None."""
+    for index, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return index
+    return None if len(one) == len(other) else min(len(one), len(other))
+
+
+def summary(results: Mapping[str, ArmResult]) -> dict[str, dict[str, Any]]:
+    """The figures of each arm, as ``demo --json`` writes them; the first arm is the reference."""
+    reference = next(iter(results.values()))
+    return {
+        name: {
+            "tokens_per_s": round(result.tokens_per_s, 3),
+            "acceptance_length": round(result.acceptance_length, 4),
+            "speedup": round(result.tokens_per_s / reference.tokens_per_s, 4),
+            "outputs_equal": not differences(reference, result),
+        }
+        for name, result in results.items()
+    }
+
+
+def details(results: Mapping[str, ArmResult]) -> dict[str, dict[str, Any]]:
+    """What stands behind the figures: counts, differences, start-up and memory of each arm."""
+    reference = next(iter(results.values()))
+    return {
+        name: {
+            "requests": len(result.answers),
+            "tokens": sum(a.tokens for a in result.answers),
+            "seconds": round(sum(a.seconds for a in result.answers), 3),
+            "cycles": sum(a.cycles for a in result.answers),
+            "differences": differences(reference, result),
+            "startup_s": round(result.startup_s, 2),
+            "memory_mib": round(result.memory_bytes / 2**20),
+        }
+        for name, result in results.items()
+    }
+
+
+def table(results: Mapping[str, ArmResult]) -> str:
+    """The comparison, as text."""
+    rows = []
+    figures, behind = summary(results), details(results)
+    for name, row in figures.items():
+        wrong = len(behind[name]["differences"])
+        total = behind[name]["requests"]
+        if name == next(iter(figures)):
+            equal = "reference"
+        else:
+            equal = f"{'yes' if not wrong else 'NO'} ({total - wrong}/{total})"
+        rows.append(
+            [
+                name,
+                f"{row['tokens_per_s']:.1f}",
+                f"{row['acceptance_length']:.2f}",
+                f"{row['speedup']:.2f}x",
+                equal,
+            ]
+        )
+    header = ("arm", "tokens/s", "acceptance length", "speed-up", "outputs equal")
+    return text_table(header, rows)
+
+
+def run_demo(
+    engine: Engine,
+    arms: Sequence[Arm],
+    max_new_tokens: int,
+    logs: Path,
+    progress: Progress | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    serve: Callable[[Arm, int, Path], Server] | None = None,
+) -> dict[str, ArmResult]:
+    """Serve each arm in turn and ask it everything; results by arm, in the order given.
+
+    ``serve`` makes an arm's server from the arm, a port and a log file (tests put another
+    program in its place). Raises StartError where a server does not come up, and ServerError
+    where one refuses or breaks off; no server is left behind in either case.
+    """
+    prompts = load_prompts() if prompts is None else prompts
+    template = ChatTemplate(engine.target)
+    requests = len(prompts) * len(ROUTES)
+    per_arm = STARTUP_GUESS_S + requests * max_new_tokens / TOKENS_PER_S_GUESS
+    progress = progress or Progress(expected_s=per_arm * len(arms))
+    startup_share = STARTUP_GUESS_S / per_arm
+    results: dict[str, ArmResult] = {}
+    for index, arm in enumerate(arms):
+        label = f"{arm.name} ({index + 1}/{len(arms)})"
+        port = free_port()
+        log = logs / f"{arm.name}.log"
+        if serve is None:
+            server = Server(arm.name, engine.command(arm, port), port, log, engine.environment())
+        else:
+            server = serve(arm, port, log)
+
+        def fraction(of_arm: float, index: int = index) -> float:
+            return (index + of_arm) / len(arms)
+
+        def starting(seconds: float, index: int = index, label: str = label) -> None:
+            share = startup_share * min(1.0, seconds / STARTUP_GUESS_S)
+            progress.update(
+                f"{label}: the server is starting, {seconds:.0f} s", (index + share) / len(arms)
+            )
+
+        progress.step(f"{label}: starting the server", fraction(0.0))
+        with server.start(starting):
+            answers: list[Answer] = []
+            for route in ROUTES:
+                for prompt in prompts:
+                    answers.append(ask(server.client, prompt, route, template, max_new_tokens))
+                    speed = sum(a.tokens for a in answers) / sum(a.seconds for a in answers)
+                    share = startup_share + (1 - startup_share) * len(answers) / requests
+                    progress.update(
+                        f"{label}: {len(answers)}/{requests} requests, {speed:.1f} tokens/s",
+                        fraction(share),
+                    )
+            results[arm.name] = ArmResult(tuple(answers), server.startup_s, server.memory_bytes())
+    progress.close()
+    return results

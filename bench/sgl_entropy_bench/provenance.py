@@ -1,0 +1,113 @@
+"""Where a result comes from: command, commit, versions, machine, date."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("sgl-entropy", "sglang", "torch", "transformers", "triton", "numpy", "xgrammar")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def provenance(threads: int, inputs: dict[str, Path | None] | None = None) -> dict[str, Any]:
+    """The facts that someone needs to repeat a measurement on this machine.
+
+    ``threads``: compute threads of the measured server. ``inputs``: folders of weights that were
+    measured, recorded by name and by a hash of their weights. Paths of this machine are left out.
+    """
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line(sys.argv),
+        "commit": commit(),
+        "patches": patches_hash(),
+        "versions": {"python": platform.python_version(), **versions()},
+        "machine": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(
+                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
+            ),
+            "system": f"{platform.system()} {platform.machine()}",
+            "load_before": round(os.getloadavg()[0], 2),
+        },
+        "threads": threads,
+        "inputs": {
+            name: {"folder": folder.name, "weights_sha256": weights_hash(folder)}
+            for name, folder in (inputs or {}).items()
+            if folder is not None
+        },
+    }
+
+
+def command_line(words: list[str]) -> str:
+    """The command as typed, with every absolute path cut to its last part."""
+    shown = [Path(words[0]).name]
+    for word in words[1:]:
+        flag, equals, value = word.rpartition("=")
+        shown.append(flag + equals + (Path(value).name if value.startswith("/") else value))
+    return shlex.join(shown)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions, read from metadata: nothing heavy is imported."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str:
+    """The checkout's commit, with ``-dirty`` where tracked files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def patches_hash() -> str:
+    """One hash over the patch series in this checkout, file by file in order of name."""
+    files = sorted((ROOT / "patches").glob("*/*.patch"))
+    if not files:
+        return "none found"
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_hash(folder: Path) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a folder's safetensors files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def cpu_model() -> str:
+    """The processor's name as Linux gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

@@ -1,0 +1,114 @@
+"""``sgl-entropy demo``: the small target with and without drafters, compared in one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from sgl_entropy_bench.arms import Arm, Engine, default_threads
+from sgl_entropy_bench.demo import details, run_demo, summary, table
+from sgl_entropy_bench.provenance import provenance
+
+DRAFTERS = Path(__file__).resolve().parents[2] / "bench" / "drafters"
+EXAMPLES = """examples:
+  sgl-entropy demo                                the shipped drafters on the small target
+  sgl-entropy demo --json demo.json
+  sgl-entropy demo --target DIR --eagle3 DIR --edsd DIR
+exit code: 0, 1 where an arm's output differs from the arm without speculation, 2 on an error"""
+
+
+def add_drafter_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name the target, the two drafters and the threads of the server."""
+    parser.add_argument(
+        "--target", type=Path, metavar="DIR", help="default: the small target, fetched if needed"
+    )
+    for name in ("eagle3", "edsd"):
+        parser.add_argument(
+            f"--{name}",
+            type=Path,
+            metavar="DIR",
+            default=DRAFTERS / f"{name}-smollm2-135m",
+            help=f"{name.upper()} drafter (default: bench/drafters/{name}-smollm2-135m)",
+        )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="compute threads of the server (default: OMP_NUM_THREADS, else 1)",
+    )
+
+
+def resolve(args: argparse.Namespace) -> tuple[Path, Path, Path, int]:
+    """Target, EAGLE-3 drafter, EDSD drafter and threads, each checked to be there.
+
+    Raises ValueError naming the flag and what to do.
+    """
+    drafters = []
+    for name in ("eagle3", "edsd"):
+        folder: Path = getattr(args, name)
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"no {name.upper()} drafter in {folder} (it has no config.json); name one with "
+                f"--{name} DIR, or train one: sgl-entropy train --help"
+            )
+        drafters.append(folder.resolve())
+    threads = default_threads() if args.threads is None else args.threads
+    if threads < 1:
+        raise ValueError(f"--threads {threads}: expected a whole number from 1")
+    target: Path | None = args.target
+    if target is None:
+        # Late: the conversion needs packages that a client machine may lack.
+        from sgl_entropy.target import ensure_small_target
+
+        target = ensure_small_target()
+    if not (target / "config.json").is_file():
+        raise ValueError(f"--target {target}: no target there (it has no config.json)")
+    return target.resolve(), drafters[0], drafters[1], threads
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``demo``."""
+    add_drafter_options(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="tokens per answer (default: 64, about four minutes in all)",
+    )
+    parser.add_argument("--keep-logs", type=Path, metavar="DIR", help="keep the servers' logs here")
+    parser.epilog = EXAMPLES
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the three arms, print the table, write the JSON; 1 where outputs differ."""
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected a number from 1")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {args.json}: its folder does not exist")
+    target, eagle3, edsd, threads = resolve(args)
+    engine = Engine(target=target, threads=threads)
+    arms = [Arm("none"), Arm("eagle3", "EAGLE3", eagle3), Arm("edsd", "EDSD", edsd)]
+    facts = provenance(threads, {"target": target, "eagle3": eagle3, "edsd": edsd})
+    with tempfile.TemporaryDirectory(prefix="sgl-entropy-demo-") as scratch:
+        logs = args.keep_logs or Path(scratch)
+        results = run_demo(engine, arms, args.max_new_tokens, logs)
+    print(
+        f"\n{len(results['none'].answers)} requests an arm, greedy, one at a time, at most "
+        f"{args.max_new_tokens} tokens, {engine.dtype}, {threads} thread(s)"
+    )
+    print(table(results))
+    figures = summary(results)
+    if args.json is not None:
+        report = {"arms": figures, "details": details(results), "provenance": facts}
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    if all(row["outputs_equal"] for row in figures.values()):
+        return 0
+    for name, row in details(results).items():
+        for difference in row["differences"]:
+            print(f"{name}: output differs from none's: {difference}", file=sys.stderr)
+    return 1

@@ -1,0 +1,47 @@
+"""A fake server in a thread, and a launcher for it as a program."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sgl_entropy_bench.client import Client
+from sgl_entropy_bench.servers import Server, free_port
+
+from tests.bench import fake_server
+
+PROGRAM = Path(fake_server.__file__)
+
+
+@pytest.fixture
+def fake_client() -> Iterator[Callable[..., Client]]:
+    """``fake_client("--flag", ...)``: a client of a fresh fake server with these flags."""
+    servers = []
+
+    def make(*words: str) -> Client:
+        server = fake_server.start_thread(list(words))
+        servers.append(server)
+        return Client("127.0.0.1", server.server_address[1], timeout_s=10.0)
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """``launch("--flag", ...)``: a Server, not started, that would run the fake program."""
+    made: list[Server] = []
+
+    def make(*words: str, name: str = "fake", port: int | None = None, **options: float) -> Server:
+        port = port or free_port()
+        command = [sys.executable, str(PROGRAM), "--port", str(port), *words]
+        made.append(Server(name, command, port, tmp_path / f"{name}.log", **options))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
