@@ -95,7 +95,10 @@ def _check(args: argparse.Namespace) -> int:
     report = check_drafter(args.drafter, args.target)
     if not _write_json(report.to_dict(), args.json):
         for finding in report.findings:
-            print(f"{finding.level:<5} {finding.name}: {finding.line()}")
+            line = finding.line()
+            if not line.startswith(f"{finding.name}:"):
+                line = f"{finding.name}: {line}"
+            print(f"{finding.level:<5} {line}")
         if report.launch_command:
             print(f"\n{report.launch_command}")
         else:
