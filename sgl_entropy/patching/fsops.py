@@ -93,10 +93,16 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def prune(path: Path, root: Path) -> None:
-    """Remove the folders between ``path`` (which was deleted) and ``root`` that are empty now."""
+    """Remove the folders between ``path`` (which was deleted) and ``root`` that are empty now.
+
+    A run that was cut short may have removed the lower ones already.
+    """
     folder = path.parent
-    while folder != root and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    while folder != root:
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
         folder = folder.parent
 
 
