@@ -63,6 +63,8 @@ class Engine:
             *("--host", "127.0.0.1", "--port", str(port)),
             *("--max-running-requests", str(self.max_running_requests)),
             *("--max-total-tokens", str(self.max_total_tokens)),
+            # An idle scheduler polls without it, and takes a whole core from everyone else.
+            "--sleep-on-idle",
             *([] if context is None else ["--context-length", str(context)]),
             *arm.flags(),
             *self.extra_flags,

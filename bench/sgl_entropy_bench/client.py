@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
@@ -88,10 +88,10 @@ class Client:
         with self._response("POST", path, body, timeout_s) as response:
             return _parsed(response.read())
 
-    def stream(self, path: str, body: Json) -> Iterator[Json]:
+    def events(self, path: str, body: Json) -> Generator[Json, None, None]:
         """POST with ``stream``; yields each server-sent event's JSON.
 
-        Closing the iterator early closes the connection, which makes SGLang abort the request.
+        Closing the generator early closes the connection, which makes SGLang abort the request.
         """
         with self._response("POST", path, {**body, "stream": True}, None) as response:
             finished = False
@@ -139,7 +139,7 @@ class Client:
         begun = time.monotonic()
         arrivals: list[Arrival] = []
         last: Json = {}
-        with contextlib.closing(_generator(self.stream("/generate", body))) as events:
+        with contextlib.closing(self.events("/generate", body)) as events:
             for event in events:
                 # Events of this route are cumulative: each holds all text and ids so far.
                 last, meta = event, event["meta_info"]
@@ -190,7 +190,7 @@ class Client:
         pieces: list[str] = []
         finish = ""
         usage: Json = {}
-        with contextlib.closing(_generator(self.stream("/v1/chat/completions", body))) as events:
+        with contextlib.closing(self.events("/v1/chat/completions", body)) as events:
             for event in events:
                 usage = event.get("usage") or usage
                 for choice in event["choices"]:
@@ -241,11 +241,6 @@ def error_status(error: Any) -> int | None:
         if isinstance(error.get(key), int):
             return int(error[key])
     return None
-
-
-def _generator(events: Iterator[Json]) -> Any:
-    """``stream`` returns a generator; its type says Iterator, which has no close()."""
-    return events
 
 
 def _parsed(data: bytes) -> Any:

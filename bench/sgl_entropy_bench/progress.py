@@ -34,9 +34,10 @@ class Progress:
     def left_s(self, done: float) -> float:
         """Seconds left when a fraction ``done`` of the work is finished."""
         elapsed = time.monotonic() - self.begun
-        # Early on the guess counts, later the pace so far.
+        # At the very start the guess counts; from a quarter on, the pace so far alone.
         pace = elapsed / done if done > 0 else self.expected_s
-        total = (1 - done) * self.expected_s + done * pace
+        trust = min(1.0, 4 * done)
+        total = (1 - trust) * self.expected_s + trust * pace
         return max(0.0, total - elapsed)
 
     def update(self, text: str, done: float) -> None:

@@ -90,7 +90,7 @@ class Server:
         port: int,
         log: Path,
         environment: Mapping[str, str] | None = None,
-        ready_timeout_s: float = 240.0,
+        ready_timeout_s: float = 400.0,
     ) -> None:
         self.name = name
         self.command = command

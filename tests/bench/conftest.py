@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,11 @@ from sgl_entropy_bench.client import Client
 from sgl_entropy_bench.servers import Server, free_port
 
 from tests.bench import fake_server
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 PROGRAM = Path(fake_server.__file__)
 
@@ -45,3 +51,22 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield make
     for server in made:
         server.stop()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A target's folder, as far as the measuring side reads it."""
+    folder = tmp_path / "target"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 1000}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
+    return folder
+
+
+@pytest.fixture
+def fake_python(tmp_path: Path) -> str:
+    """A program in Python's place: ``-m sglang.launch_server ...`` runs the fake server."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {PROGRAM} "$@"\n')
+    script.chmod(0o755)
+    return str(script)

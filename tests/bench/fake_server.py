@@ -50,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({}, 200 if ready else 503)
         elif self.path == "/get_load":
             running = self.server.running  # type: ignore[attr-defined]
-            self.answer([{"dp_rank": 0, "num_reqs": running, "num_tokens": 0}])
+            held = self.server.served if self.options.leak else 0  # type: ignore[attr-defined]
+            self.answer([{"dp_rank": 0, "num_reqs": running, "num_tokens": held}])
         else:
             self.answer({"error": {"message": f"no route {self.path}"}}, 404)
 
@@ -60,6 +61,15 @@ class Handler(BaseHTTPRequestHandler):
             parameters = body["sampling_params"]
             prompt = body.get("text", str(body.get("input_ids")))
             limit = parameters["max_new_tokens"]
+            if self.refuses(body, parameters):
+                self.answer({"error": {"message": "bad request"}}, 400)
+                return
+            if limit > 140:
+                print("KV cache pool is full. Retract requests. #retracted_reqs: 1,", flush=True)
+        elif self.path in ("/flush_cache", "/abort_request"):
+            self.server.aborted.add(body.get("rid"))  # type: ignore[attr-defined]
+            self.answer({})
+            return
         elif self.path == "/v1/chat/completions":
             prompt = json.dumps(body["messages"])
             limit = body["max_tokens"]
@@ -75,14 +85,23 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         self.server.running += 1  # type: ignore[attr-defined]
+        self.server.served += 1  # type: ignore[attr-defined]
         try:
-            self.stream(prompt, limit, chat=self.path != "/generate")
+            self.stream(prompt, limit, body.get("rid"), chat=self.path != "/generate")
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client went away: the request is aborted
         finally:
             self.server.running -= 1  # type: ignore[attr-defined]
 
-    def stream(self, prompt: str, limit: int, chat: bool) -> None:
+    def refuses(self, body: Any, parameters: Any) -> bool:
+        """What SGLang refuses with 400: broken grammars, ids that no vocabulary has."""
+        ids = body.get("input_ids", [1])
+        broken = ("(unclosed", '{"type": "no such type"')
+        if any(parameters.get(key) in broken for key in ("regex", "json_schema")):
+            return True
+        return not ids or min(ids) < 0 or max(ids) > 1000 or len(ids) > 8192
+
+    def stream(self, prompt: str, limit: int, rid: str | None, chat: bool) -> None:
         options = self.options
         if options.error_in_stream:
             self.event({"error": {"message": "made-up failure", "code": 400}})
@@ -98,6 +117,9 @@ class Handler(BaseHTTPRequestHandler):
             cycles += options.per_cycle > 0 and sent > 0
             sent = min(limit, sent + max(1, step))
             finish = {"type": "length"} if sent == limit else None
+            if rid is not None and rid in self.server.aborted:  # type: ignore[attr-defined]
+                self.event({"error": {"message": "Abort before completion", "code": 499}})
+                return
             if chat:
                 new = ids[len(ids[:sent]) - min(step or 1, sent) : sent]
                 delta = {"content": "".join(f"{token} " for token in new)}
@@ -126,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--ready-after", type=float, default=0.0)
     parser.add_argument("--cycle-s", type=float, default=0.0)
@@ -136,6 +158,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--children", type=int, default=0, help="processes that ignore SIGTERM")
     parser.add_argument("--break-off", action="store_true", help="end streams without [DONE]")
     parser.add_argument("--error-in-stream", action="store_true")
+    parser.add_argument("--leak", action="store_true", help="never give KV slots back")
+    parser.add_argument("--speculative-algorithm", help="3 tokens a cycle unless --per-cycle")
     return parser
 
 
@@ -144,7 +168,8 @@ def make_server(options: argparse.Namespace) -> ThreadingHTTPServer:
     server.daemon_threads = True
     server.options = options  # type: ignore[attr-defined]
     server.begun = time.monotonic()  # type: ignore[attr-defined]
-    server.running = 0  # type: ignore[attr-defined]
+    server.running = server.served = 0  # type: ignore[attr-defined]
+    server.aborted = set()  # type: ignore[attr-defined]
     return server
 
 
@@ -159,7 +184,10 @@ STUBBORN = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); t
 
 
 def main() -> None:
-    options = parser().parse_args()
+    # SGLang's own flags are let pass, so that this program can stand in its command line.
+    options, _ = parser().parse_known_args()
+    if options.speculative_algorithm:
+        options.per_cycle = options.per_cycle or 3
     if options.fail_with:
         print(options.fail_with, flush=True)
         sys.exit(1)

@@ -65,10 +65,10 @@ def test_a_stream_that_breaks_off_is_an_error(fake_client: Fake) -> None:
 def test_closing_a_stream_aborts_the_request(fake_client: Fake) -> None:
     client = fake_client("--cycle-s", "0.02")
     body = {"text": "long", "sampling_params": {"max_new_tokens": 5000}}
-    events = client.stream("/generate", body)
+    events = client.events("/generate", body)
     next(events)
     assert client.get("/get_load")[0]["num_reqs"] == 1
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     deadline = time.monotonic() + 5
     while client.get("/get_load")[0]["num_reqs"] and time.monotonic() < deadline:
         time.sleep(0.02)

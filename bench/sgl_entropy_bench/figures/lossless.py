@@ -1,0 +1,195 @@
+"""Greedy output with every drafter, token for token that of the target alone.
+
+The same prompts' token ids go to transformers' generate (a process of its own, since this
+package does not import torch) and to every arm, at batch 1 and at batch 8 with the benchmarks'
+lengths mixed. Where two sequences differ, the target's two best tokens there are asked for: a
+gap near zero is a tie that rounding decided, a wide one is a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sgl_entropy_bench.arms import Arm
+from sgl_entropy_bench.client import Client
+from sgl_entropy_bench.demo import first_difference
+from sgl_entropy_bench.figures.plan import (
+    BenchPrompt,
+    Plan,
+    Records,
+    benchmark_prompts,
+    in_parallel,
+)
+from sgl_entropy_bench.progress import Progress
+from sgl_entropy_bench.tables import markdown_table
+
+BATCHES = (1, 8)
+TOKENS_PER_S_GUESS = 25.0
+REFERENCE = "transformers"
+
+
+def measure(plan: Plan) -> tuple[dict[str, Any], str]:
+    """Returns the data (counts and differences by arm and batch) and the page."""
+    per_benchmark, limit = (2, 32) if plan.quick else (20, 128)
+    prompts = benchmark_prompts(plan.prompts, per_benchmark)
+    arms = [*plan.arms(), Arm("edsd-tree", "EDSD", plan.edsd, steps=4, topk=3, draft_tokens=12)]
+    ids = reference(plan, prompts, limit, tokens_only=True)
+    runs: dict[str, dict[str, list[int]]] = {}
+    for index, arm in enumerate(arms):
+        for batch, records in run_arm(plan, arm, ids, limit, f"{index + 1}/{len(arms)}").items():
+            runs[f"{arm.name} batch {batch}"] = {
+                name: records.rows[name]["output_ids"] for name in ids
+            }
+    runs[REFERENCE] = reference(plan, prompts, limit, tokens_only=False)
+    base = f"none batch {BATCHES[0]}"
+    found = {name: differences(runs[base], run) for name, run in runs.items() if name != base}
+    if any(found.values()):
+        explain(plan, ids, runs[base], found)
+    data = {
+        "prompts": len(prompts),
+        "max_new_tokens": limit,
+        "dtype": plan.engine.dtype,
+        "reference": base,
+        "tokens": sum(map(len, runs[base].values())),
+        "runs": {
+            name: {
+                "equal": len(prompts) - len(differences(runs[base], run)),
+                f"equal_to_{REFERENCE}": len(prompts) - len(differences(runs[REFERENCE], run)),
+                "differences": found.get(name, []),
+            }
+            for name, run in runs.items()
+        },
+    }
+    return data, page(data)
+
+
+def run_arm(
+    plan: Plan, arm: Arm, ids: Mapping[str, Sequence[int]], limit: int, label: str
+) -> dict[int, Records]:
+    """Everything that is still missing of one arm, at each batch size; one server for all."""
+    key = plan.arm_key(arm)
+    stores = {
+        batch: Records(plan.work / "lossless" / f"{arm.name}-{key}-{limit}-b{batch}.jsonl")
+        for batch in BATCHES
+    }
+    todo = {batch: store.missing(ids) for batch, store in stores.items()}
+    total = sum(map(len, todo.values()))
+    if not total:
+        return stores
+    progress = Progress(30 + sum(len(todo[b]) * limit / TOKENS_PER_S_GUESS / b**0.6 for b in todo))
+    progress.step(f"lossless: {arm.name} ({label}): starting the server", 0.0)
+    finished = 0
+    with plan.server(arm).start() as server:
+        for batch, names in todo.items():
+            # Mixed lengths: neighbours in the list are of different benchmarks, and shuffled.
+            order = list(names)
+            random.Random(batch).shuffle(order)
+            server.client.post("/flush_cache")
+
+            def ask(name: str, client: Client = server.client) -> dict[str, Any]:
+                done = client.generate(input_ids=ids[name], max_new_tokens=limit)
+                return {"id": name, "output_ids": done.output_ids, "cycles": done.cycles}
+
+            def keep(row: dict[str, Any], batch: int = batch) -> None:
+                nonlocal finished
+                stores[batch].add(row)
+                finished += 1
+                progress.update(
+                    f"lossless: {arm.name} ({label}): batch {batch}, {finished}/{total} prompts",
+                    finished / total,
+                )
+
+            in_parallel(order, batch, ask, keep)
+    progress.close()
+    return stores
+
+
+def reference(
+    plan: Plan, prompts: Sequence[BenchPrompt], limit: int, tokens_only: bool
+) -> dict[str, list[int]]:
+    """Prompt ids (``tokens_only``) or greedy output ids by transformers, by prompt."""
+    folder = plan.work / "lossless"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = plan.arm_key(Arm("none"))
+    asked = folder / "prompts.jsonl"
+    asked.write_text(
+        "".join(json.dumps({"id": p.id, "messages": p.messages}) + "\n" for p in prompts)
+    )
+    out = folder / (
+        f"prompt-ids-{key}.jsonl" if tokens_only else f"{REFERENCE}-{key}-{limit}.jsonl"
+    )
+    command = [
+        *(sys.executable, "-m", "sgl_entropy.reference", "--target", str(plan.engine.target)),
+        *("--prompts", str(asked), "--out", str(out), "--max-new-tokens", str(limit)),
+        *(["--tokens-only"] if tokens_only else []),
+    ]
+    done = subprocess.run(command, env=plan.engine.environment())
+    if done.returncode:
+        raise RuntimeError(f"the reference in transformers failed: {' '.join(command)}")
+    rows = Records(out).rows
+    field = "prompt_ids" if tokens_only else "output_ids"
+    return {prompt.id: rows[prompt.id][field] for prompt in prompts}
+
+
+def differences(
+    expected: Mapping[str, Sequence[int]], actual: Mapping[str, Sequence[int]]
+) -> list[dict[str, Any]]:
+    """Prompts whose sequences differ, with the first position that does."""
+    found = []
+    for name, ids in expected.items():
+        position = first_difference(ids, actual[name])
+        if position is not None:
+            found.append({"prompt": name, "position": position})
+    return found
+
+
+def explain(
+    plan: Plan,
+    ids: Mapping[str, Sequence[int]],
+    base: Mapping[str, Sequence[int]],
+    found: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    """Add to each difference the gap in log-probability of the target's two best tokens."""
+    with plan.server(Arm("none")).start() as server:
+        for rows in found.values():
+            for row in rows:
+                prefix = [*ids[row["prompt"]], *base[row["prompt"]][: row["position"]]]
+                done = server.client.generate(
+                    input_ids=prefix, max_new_tokens=1, return_logprob=True, top_logprobs_num=2
+                )
+                best = done.meta["output_top_logprobs"][0]
+                row["top2_gap"] = round(best[0][0] - best[1][0], 6)
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The figure as Markdown."""
+    total = data["prompts"]
+    rows = [
+        [name, f"{run['equal']}/{total}", f"{run[f'equal_to_{REFERENCE}']}/{total}"]
+        for name, run in data["runs"].items()
+    ]
+    wrong = [
+        f"- {name}: {row['prompt']} from token {row['position']}, gap between the target's two "
+        f"best tokens there {row['top2_gap']:.6f}"
+        for name, run in data["runs"].items()
+        for row in run["differences"]
+    ]
+    return "\n\n".join(
+        [
+            "# Lossless: greedy output with and without drafters",
+            f"{total} prompts (the first of each of the five benchmarks), {data['dtype']}, "
+            f"temperature 0, at most {data['max_new_tokens']} new tokens, {data['tokens']} tokens "
+            "in all. Counted: prompts whose whole token sequence is identical. edsd-tree: depth "
+            "4, top-3, 12 tokens; the others are chains of 4. Batch 8 mixes the benchmarks' "
+            f"lengths. {REFERENCE}: `generate` with the same weights.",
+            markdown_table(("run", f"equal to {data['reference']}", f"to {REFERENCE}"), rows),
+            "Differences (a gap near 0 is a tie decided by rounding):\n\n" + "\n".join(wrong)
+            if wrong
+            else "No sequence differs.",
+        ]
+    )

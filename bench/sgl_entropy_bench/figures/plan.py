@@ -1,0 +1,183 @@
+"""What all figures share: what is served, which prompts, and where records and results go."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sgl_entropy_bench.arms import Arm, Engine
+from sgl_entropy_bench.provenance import provenance, weights_hash
+from sgl_entropy_bench.servers import Server, free_port
+
+BENCHMARKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A figure's settings. ``prompts``: folder with the five benchmarks' JSONL files.
+
+    ``work``: where records grow while a figure is measured, so that it can be resumed;
+    ``results``: where the finished figure goes.
+    """
+
+    engine: Engine
+    eagle3: Path
+    edsd: Path
+    prompts: Path | None
+    work: Path
+    results: Path
+    quick: bool = False
+
+    def arms(self) -> list[Arm]:
+        """The three arms of the comparison: no drafter, EAGLE-3 and EDSD, chains of 4."""
+        return [Arm("none"), Arm("eagle3", "EAGLE3", self.eagle3), Arm("edsd", "EDSD", self.edsd)]
+
+    def server(self, arm: Arm, engine: Engine | None = None) -> Server:
+        """A server for ``arm``, not started; its log lies in the work folder."""
+        engine = engine or self.engine
+        port = free_port()
+        return Server(
+            arm.name,
+            engine.command(arm, port),
+            port,
+            self.work / "logs" / f"{arm.name}.log",
+            engine.environment(),
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Where this figure comes from."""
+        inputs = {"target": self.engine.target, "eagle3": self.eagle3, "edsd": self.edsd}
+        return provenance(self.engine.threads, dict(inputs))
+
+    def arm_key(self, arm: Arm) -> str:
+        """A short key of all that decides what ``arm`` writes: weights and shape."""
+        parts = [weights_hash(self.engine.target), self.engine.dtype, arm.algorithm or ""]
+        if arm.drafter is not None:
+            parts += [weights_hash(arm.drafter), f"{arm.steps}.{arm.topk}.{arm.draft_tokens}"]
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class BenchPrompt:
+    """One benchmark's first turn; ``id`` is ``benchmark/question_id``."""
+
+    id: str
+    text: str
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The prompt as a conversation of one user message."""
+        return [{"role": "user", "content": self.text}]
+
+
+def benchmark_prompts(folder: Path | None, per_benchmark: int) -> list[BenchPrompt]:
+    """The first ``per_benchmark`` prompts of each of the five benchmarks, interleaved.
+
+    Raises ValueError where the folder or one of its files is missing or too short.
+    """
+    if folder is None:
+        raise ValueError(
+            f"name the folder with the benchmarks ({', '.join(BENCHMARKS)}, one JSONL file each, "
+            "rows with `turns`) with --prompts DIR"
+        )
+    columns = []
+    for name in BENCHMARKS:
+        file = folder / f"{name}.jsonl"
+        if not file.is_file():
+            raise ValueError(f"--prompts {folder}: {file.name} is missing")
+        rows = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        if len(rows) < per_benchmark:
+            raise ValueError(f"{file}: {len(rows)} prompts, {per_benchmark} are needed")
+        columns.append(
+            [
+                BenchPrompt(f"{name}/{row['question_id']}", row["turns"][0])
+                for row in rows[:per_benchmark]
+            ]
+        )
+    return [prompt for group in zip(*columns, strict=True) for prompt in group]
+
+
+class Records:
+    """A JSONL file of finished pieces, one a line with its ``id``; resumes where it ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # cut short by an interrupt: measured again
+                self.rows[row["id"]] = row
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append one finished piece, on disk before this returns."""
+        self.rows[row["id"]] = dict(row)
+        with self.path.open("a") as handle:
+            # A line that was cut short must not swallow this one.
+            if handle.tell() and not self._ends_with_newline():
+                handle.write("\n")
+            handle.write(json.dumps(row) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def _ends_with_newline(self) -> bool:
+        with self.path.open("rb") as handle:
+            handle.seek(-1, os.SEEK_END)
+            return handle.read(1) == b"\n"
+
+    def missing(self, ids: Iterable[str]) -> list[str]:
+        """Those of ``ids`` that have no row yet, in order."""
+        return [name for name in ids if name not in self.rows]
+
+
+def in_parallel(
+    items: Iterable[T], concurrency: int, work: Callable[[T], R], done: Callable[[R], None]
+) -> None:
+    """``work`` on every item, ``concurrency`` at a time; ``done`` on each result as it comes.
+
+    ``done`` runs in the caller's thread. The first error ends it: nothing further is started.
+    """
+    pool = ThreadPoolExecutor(concurrency)
+    waiting = iter(items)
+    try:
+        running = {pool.submit(work, item) for item in itertools.islice(waiting, concurrency)}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            results = [future.result() for future in finished]
+            running |= {pool.submit(work, item) for item in itertools.islice(waiting, len(results))}
+            for result in results:
+                done(result)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def write_results(plan: Plan, name: str, data: Mapping[str, Any], page: str) -> Path:
+    """Write ``NAME.json`` and ``NAME.md`` with provenance; returns the page's path."""
+    facts = plan.provenance()
+    plan.results.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}-quick" if plan.quick else name
+    whole = {**data, "provenance": facts}
+    (plan.results / f"{stem}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    machine = facts["machine"]
+    versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
+    footer = (
+        f"Measured {facts['date']} at commit {facts['commit']} (patch series "
+        f"{facts['patches']}) with `{facts['command']}` on {machine['cpu']}, {machine['cores']} "
+        f"cores, {facts['threads']} compute thread(s), load before {machine['load_before']}. "
+        f"Versions: {versions}."
+    )
+    path = plan.results / f"{stem}.md"
+    path.write_text(f"{page.rstrip()}\n\n{footer}\n")
+    return path

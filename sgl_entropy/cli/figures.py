@@ -1,0 +1,78 @@
+"""``sgl-entropy figures NAME``: measure one committed figure and write it with its origin."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from sgl_entropy_bench.arms import Engine
+from sgl_entropy_bench.figures.plan import Plan, write_results
+
+from sgl_entropy.cli.demo import add_drafter_options, resolve
+
+FIGURES = {
+    "lossless": "greedy token sequences of all arms and of transformers, batch 1 and 8",
+    "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
+    "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
+    "startup": "start-up time and memory with and without a drafter",
+}
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+EXAMPLES = """examples:
+  sgl-entropy figures lossless --prompts BENCHMARKS
+  sgl-entropy figures speed --prompts BENCHMARKS --threads 2
+  sgl-entropy figures leaks --quick --out /tmp
+An interrupted measurement goes on where it ended when the command is repeated."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``figures``."""
+    parser.add_argument(
+        "name",
+        choices=FIGURES,
+        metavar="NAME",
+        help="; ".join(f"{name}: {what}" for name, what in FIGURES.items()),
+    )
+    add_drafter_options(parser)
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="DIR",
+        help="mt_bench, humaneval, gsm8k, alpaca and sum as JSONL files, rows with `turns`",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="DIR", help="default: bench/results"
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="records and logs (default: in the cache folder)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small version, written as NAME-quick"
+    )
+    parser.epilog = EXAMPLES
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write, print the page; 1 where the figure is a check and fails."""
+    from sgl_entropy.target import cache_dir
+
+    target, eagle3, edsd, threads = resolve(args)
+    if args.prompts is not None and not args.prompts.is_dir():
+        raise ValueError(f"--prompts {args.prompts}: no such folder")
+    plan = Plan(
+        engine=Engine(target=target, threads=threads),
+        eagle3=eagle3,
+        edsd=edsd,
+        prompts=args.prompts,
+        work=(args.work or cache_dir() / "figures").resolve(),
+        results=args.out,
+        quick=args.quick,
+    )
+    data, page = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}").measure(plan)
+    path = write_results(plan, args.name, data, page)
+    print(f"{page}\n\nwritten: {path} and {path.with_suffix('.json').name}")
+    if args.name == "leaks":
+        return 0 if all(row["passed"] for row in data["arms"].values()) else 1
+    if args.name == "lossless":
+        return 1 if any(row["differences"] for row in data["runs"].values()) else 0
+    return 0
