@@ -1,0 +1,90 @@
+"""Requests to a running server, for tests: batches, pool state, and errors as values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sgl_entropy_bench.client import Client, ServerError
+
+Json = dict[str, Any]
+
+
+class EngineClient:
+    """One server's ``/generate``, with ids in and ids out."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.http = client
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def generate(self, input_ids: Sequence[int], max_new_tokens: int = 48, **settings: Any) -> Json:
+        """One request; the whole reply. Keys known as request fields go beside the sampling."""
+        reply = self.http.post("/generate", _body([*input_ids], max_new_tokens, settings))
+        assert isinstance(reply, dict), reply
+        return reply
+
+    def batch(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 48, **settings: Any
+    ) -> list[Json]:
+        """Many prompts in one request, which the server runs together."""
+        replies = self.http.post(
+            "/generate", _body([[*p] for p in prompts], max_new_tokens, settings)
+        )
+        assert isinstance(replies, list), replies
+        return replies
+
+    def together(self, requests: Sequence[Json]) -> list[Json]:
+        """Requests of their own, sent at the same time; each a dict of ``generate``'s arguments."""
+        with ThreadPoolExecutor(len(requests)) as pool:
+            return list(pool.map(lambda request: self.generate(**request), requests))
+
+    def refusal(self, body: Json, path: str = "/generate") -> tuple[int | None, str]:
+        """The status and message with which the server refuses; status 200 if it does not."""
+        try:
+            reply = self.http.post(path, body, timeout_s=30.0)
+        except ServerError as error:
+            return error.status, str(error)
+        return 200, str(reply)
+
+    def state(self) -> Json:
+        """The scheduler's own account of memory and requests."""
+        info = self.http.get("/get_server_info")
+        internal = info["internal_states"]
+        assert isinstance(internal, list)
+        return internal[0]
+
+    def settle(self, timeout_s: float = 20.0) -> None:
+        """Wait until nothing runs or waits, then empty the radix cache."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self.http.post("/flush_cache", timeout_s=10.0)
+                return
+            except ServerError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+
+FIELDS = frozenset(
+    {
+        "return_logprob",
+        "logprob_start_len",
+        "top_logprobs_num",
+        "token_ids_logprob",
+        "rid",
+        "return_text_in_logprobs",
+    }
+)
+
+
+def _body(input_ids: list[Any], max_new_tokens: int, settings: Json) -> Json:
+    fields = {key: value for key, value in settings.items() if key in FIELDS}
+    sampling = {key: value for key, value in settings.items() if key not in FIELDS}
+    sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens} | sampling
+    return {"input_ids": input_ids, "sampling_params": sampling, **fields}
