@@ -1,0 +1,1 @@
+"""The only rooms that import sglang, one folder per supported release."""

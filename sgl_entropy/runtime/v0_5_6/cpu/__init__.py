@@ -1,0 +1,1 @@
+"""What SGLang v0.5.6.post2 lacks without CUDA, in plain torch."""

@@ -1,0 +1,56 @@
+"""Linear layers on the CPU engine: weights packed once, so that a few rows cost as much as one.
+
+A verification multiplies each weight with a handful of rows. The plain BLAS call streams the
+weight well for one row but takes 1.4 to 2 times as long for five, which eats what speculation
+gains. oneDNN's packed layout is bound by memory for both. The packed copy doubles the memory of
+the weights; SGL_ENTROPY_CPU_PACK=0 turns it off.
+
+The plain path beside it is ``torch.nn.functional.linear``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch.nn.functional import linear as plain_linear
+
+from sgl_entropy.runtime.v0_5_6.cpu.standins import plain_layers
+
+# Rows for which oneDNN lays the weight out: a chain of depth 4 and its bonus token.
+_ROWS = 5
+_PACKED = "_sgl_entropy_packed"
+
+_active = (
+    plain_layers()
+    and os.getenv("SGL_ENTROPY_CPU_PACK", "1") != "0"
+    and torch.backends.mkldnn.is_available()
+)
+
+
+def serves(layer: Any) -> bool:
+    """Whether ``layer`` is multiplied here: a plain float weight on the CPU engine."""
+    if not _active:
+        return False
+    weight = layer.weight
+    return bool(weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16))
+
+
+def linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ layer.weight.T + bias``; the weight is packed at its first use.
+
+    Args:
+        layer: a module with ``weight`` [out, in]; the packed copy is kept beside it and made anew
+            when the weight was replaced or written to.
+        x: [..., in].
+    """
+    if not serves(layer) or x.dtype != layer.weight.dtype or x.numel() == 0:
+        return plain_linear(x, layer.weight, bias)
+    weight = layer.weight
+    key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+    packed = layer.__dict__.get(_PACKED)
+    if packed is None or packed[0] != key:
+        packed = (key, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS))
+        layer.__dict__[_PACKED] = packed
+    return torch.ops.mkldnn._linear_pointwise(x, packed[1], bias, "none", [], "")

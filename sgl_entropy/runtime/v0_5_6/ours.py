@@ -1,0 +1,19 @@
+"""When our behaviour applies: under our flags or the CPU engine, and never otherwise."""
+
+from __future__ import annotations
+
+import os
+
+from sgl_entropy.runtime.v0_5_6.cpu.standins import cpu_engine_asked
+
+
+def active() -> bool:
+    """Whether this server runs EDSD or the CPU engine; SGL_ENTROPY_COUNTERS=1 asks for EAGLE too.
+
+    With none of these a patched SGLang must behave exactly as an unpatched one.
+    """
+    from sglang.srt.server_args import get_global_server_args
+
+    if cpu_engine_asked() or os.getenv("SGL_ENTROPY_COUNTERS") == "1":
+        return True
+    return get_global_server_args().speculative_algorithm == "EDSD"
