@@ -121,10 +121,10 @@ def export(scheduler: Any) -> None:
     done = _exported.accepted_by_position
     done.extend([0] * (len(TOTALS.accepted_by_position) - len(done)))
     for position, now in enumerate(TOTALS.accepted_by_position):
-        if now > done[position]:
-            where = {**labels, "position": str(position + 1)}
-            _metrics["accepted"].labels(**where).inc(now - done[position])
-            done[position] = now
+        # Also for zero, so that a position that was never accepted shows as 0, not as absent.
+        where = {**labels, "position": str(position + 1)}
+        _metrics["accepted"].labels(**where).inc(now - done[position])
+        done[position] = now
 
 
 def _create(labels: list[str]) -> dict[str, Any]:

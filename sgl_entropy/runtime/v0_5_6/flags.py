@@ -8,6 +8,7 @@ flags, the CPU engine or one of our drafters it does nothing.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -70,6 +71,11 @@ def _prepare_edsd(args: Any) -> None:
     if path is None:
         raise DrafterError(
             "--speculative-algorithm EDSD needs --speculative-draft-model-path DRAFTER"
+        )
+    if os.getenv("SGLANG_ENABLE_SPEC_V2", "").lower() in ("1", "true", "yes", "y"):
+        raise DrafterError(
+            "EDSD drafts in the scheduler's own step: unset SGLANG_ENABLE_SPEC_V2 (the overlapped "
+            "worker serves EAGLE alone)"
         )
     revision = args.speculative_draft_model_revision
     folder = local_folder(path, revision)
