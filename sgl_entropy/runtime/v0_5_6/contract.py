@@ -11,6 +11,18 @@ from pathlib import Path
 
 from sgl_entropy.hostapi.uses import Mismatch, Use, calls, check_uses, has, replaces
 
+SGLANG = "0.5.6.post2"
+
+# Packages that this release was released or, on the CPU engine, tested with; the first is pinned
+# by SGLang itself.
+TESTED_PACKAGES = {
+    "torch": ("2.9.1", "2.13.0"),
+    "transformers": ("4.57.1",),
+    "triton": ("3.5.1",),
+    "xgrammar": ("0.1.27",),
+}
+TESTED_KERNELS = "0.3.19"
+
 _LAYERS = "sglang.srt.layers"
 _SPEC = "sglang.srt.speculative"
 _MODELS = "sglang.srt.models"

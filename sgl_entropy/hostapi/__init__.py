@@ -1,0 +1,1 @@
+"""What a host package offers, read from its sources, against what we use of it."""
