@@ -1,0 +1,56 @@
+"""``sgl-entropy doctor``: is all in place for a server, and if not, what is to be done?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from sgl_entropy.doctor import Question, examine
+from sgl_entropy.doctor.flags import split_text
+
+_EPILOG = """examples:
+  sgl-entropy doctor
+  sgl-entropy doctor --json - --sglang ./unpacked
+  sgl-entropy doctor --drafter DRAFTER --target TARGET
+  sgl-entropy doctor -- --model-path TARGET --speculative-algorithm EDSD ...
+  sgl-entropy doctor --flags 'OMP_NUM_THREADS=1 python -m sglang.launch_server --model-path ...'
+
+exit codes: 0 nothing failed (there may be warnings); 1 something must be mended; 2 an error.
+Neither SGLang nor, in this process, torch is imported; no server is started."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``sgl-entropy doctor``."""
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "--sglang",
+        metavar="DIR",
+        help="the package folder of SGLang, or a folder that contains it "
+        "(default: the one that this Python would import)",
+    )
+    parser.add_argument("--drafter", metavar="DIR", help="also check this drafter")
+    parser.add_argument("--target", metavar="DIR", help="and whether it fits this target")
+    parser.add_argument("--flags", metavar="TEXT", help="a launch command, as one string")
+    parser.add_argument("--json", metavar="FILE", help="write the report there; - for stdout")
+    parser.add_argument(
+        "launch", nargs="*", metavar="-- FLAG", help="flags of sglang.launch_server to check"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine and print; 1 where a check failed."""
+    if args.flags is not None and args.launch:
+        raise ValueError("give the launch flags once: in --flags, or after --")
+    launch = split_text(args.flags) if args.flags is not None else args.launch
+    report = examine(Question(args.sglang, args.drafter, args.target, tuple(launch)))
+    if args.json is not None:
+        text = json.dumps(report.as_json(), indent=1) + "\n"
+        if args.json == "-":
+            sys.stdout.write(text)
+        else:
+            Path(args.json).write_text(text, encoding="utf-8")
+    if args.json != "-":
+        print("\n".join(report.lines()))
+    return 0 if report.ok else 1

@@ -1,0 +1,82 @@
+"""What an examination found: one line a check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Level = Literal["ok", "warn", "FAIL"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One checked thing.
+
+    Attributes:
+        level: ``ok``; ``warn`` = it runs, but read this; ``FAIL`` = it must be mended first.
+        name: what was checked, a few words.
+        found: what is there, and what was expected where that differs.
+        fix: what to do; empty for ``ok``.
+    """
+
+    level: Level
+    name: str
+    found: str
+    fix: str = ""
+
+
+def ok(name: str, found: str) -> Check:
+    return Check("ok", name, found)
+
+
+def warn(name: str, found: str, fix: str) -> Check:
+    return Check("warn", name, found, fix)
+
+
+def fail(name: str, found: str, fix: str) -> Check:
+    return Check("FAIL", name, found, fix)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks, in the order in which a person should read them."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """No failure; warnings may be there."""
+        return not self.count("FAIL")
+
+    def count(self, level: Level) -> int:
+        return sum(check.level == level for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "failures": self.count("FAIL"),
+            "warnings": self.count("warn"),
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def lines(self) -> list[str]:
+        """One line a check and one for the whole."""
+        width = max((len(check.name) for check in self.checks), default=0)
+        out = [_line(check, width) for check in self.checks]
+        failures, warnings = self.count("FAIL"), self.count("warn")
+        return [*out, f"{_number(failures, 'failure')}, {_number(warnings, 'warning')}"]
+
+
+def _line(check: Check, width: int) -> str:
+    text = f"{check.found} -> {check.fix}" if check.fix else check.found
+    # A message of several lines (a list of files, of tensors) stays one line here.
+    return f"{check.level:<4}  {check.name:<{width}}  {'; '.join(_stripped(text))}"
+
+
+def _stripped(text: str) -> Sequence[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _number(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
