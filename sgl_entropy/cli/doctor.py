@@ -18,7 +18,7 @@ _EPILOG = """examples:
   sgl-entropy doctor --flags 'OMP_NUM_THREADS=1 python -m sglang.launch_server --model-path ...'
 
 exit codes: 0 nothing failed (there may be warnings); 1 something must be mended; 2 an error.
-Neither SGLang nor, in this process, torch is imported; no server is started."""
+SGLang is not imported and no server is started."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

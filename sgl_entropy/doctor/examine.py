@@ -13,7 +13,7 @@ from sgl_entropy.doctor import hardware, host, software
 from sgl_entropy.doctor.flags import FlagError, parse_flags, split_command
 from sgl_entropy.doctor.launch import check_launch
 from sgl_entropy.doctor.machine import Machine
-from sgl_entropy.doctor.report import Check, Report, fail, ok
+from sgl_entropy.doctor.report import Check, Report, fail, ok, warn
 from sgl_entropy.drafter.check import check_drafter
 from sgl_entropy.drafter.checkpoint import inspect_checkpoint
 from sgl_entropy.patching import PatchError, SglangInstall
@@ -99,10 +99,13 @@ def _pair(question: Question, flags: Mapping[str, Any]) -> Iterator[Check]:
         if question.target is not None:
             yield fail("drafter", "--target without a drafter", "add --drafter DIR")
         return
-    if target is None:
-        findings = tuple(inspect_checkpoint(drafter))
-    else:
-        findings = check_drafter(drafter, target).findings
+    findings = tuple(inspect_checkpoint(drafter))
+    if target is not None:
+        try:
+            findings = check_drafter(drafter, target).findings
+        except ImportError as error:  # its values are read with torch
+            found = f"only its tensors' names and shapes were checked: {error}"
+            yield warn("drafter", found, "run this with the Python that has torch")
     for finding in findings:
         name = f"drafter: {finding.name}"
         yield Check(_LEVELS[finding.level], name, finding.detail, finding.fix)

@@ -59,7 +59,7 @@ def _speculation(flags: Flags, algorithm: str) -> Iterator[Check]:
     if flags.get("pipeline_parallel_size", 1) > 1:
         yield fail(
             "--pp-size",
-            f"{flags['pipeline_parallel_size']} pipeline stages: SGLang does not speculate across them",
+            f"{flags['pipeline_parallel_size']} stages: SGLang does not speculate across them",
             "use --tp-size instead",
         )
     if flags.get("enable_mixed_chunk"):
