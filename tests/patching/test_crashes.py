@@ -132,24 +132,11 @@ def test_failure_at_every_operation(case: Case, way: str, kind: str, monkeypatch
         else:
             failures += 1
             assert "Nothing was changed" in str(error)
+            # patch-ng tries to go on after a single failure, and stumbles a little later
+            assert kind == "once" or "No space left on device" in str(error)
             assert case.package() == "before", f"operation {number}"
         status(case.mini.install, case.series)
         assert snapshot(case.mini.dist) in (case.before, case.after), f"operation {number}"
         case.run()
         assert snapshot(case.mini.dist) == case.after
     assert failures > 10
-
-
-def test_no_space_is_told(mini: Mini, way: str, monkeypatch):
-    message = ""
-    for number in itertools.count(1):
-        with injected(Fault("on", number), monkeypatch):
-            try:
-                apply(mini.install, mini.series)
-                break
-            except PatchError as error:
-                message = str(error)
-                assert "No space left on device" in message or "does not apply" in message
-        status(mini.install, mini.series)
-        revert(mini.install, mini.series)
-    assert message

@@ -295,11 +295,11 @@ def test_two_at_once(mini: Mini, monkeypatch):
     def hold():
         with fsops.lock(mini.install.root):
             held.set()
-            release.wait(10)
+            release.wait(60)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    held.wait(10)
+    held.wait(60)
     reports = []
     waiting = [
         threading.Thread(target=lambda: reports.append(apply(mini.install, mini.series)))
@@ -316,7 +316,7 @@ def test_two_at_once(mini: Mini, monkeypatch):
         pass
     release.set()
     for thread in [holder, *waiting]:
-        thread.join(10)
+        thread.join(60)
     assert sorted(report.changed for report in reports) == [False, True]
     assert [p.name for p in mini.dist.iterdir() if p.name.startswith(".")] == []
 
