@@ -38,7 +38,7 @@ def token_ids(text: str) -> list[int]:
 
 
 def write_target(folder: Path, *, layer_scale: float = 0.045, head_scale: float = 0.55) -> Path:
-    """The target: ``layer_scale`` sets how much context matters, ``head_scale`` how peaked it is."""
+    """The target: ``layer_scale`` sets how much context matters, ``head_scale`` how sure it is."""
     tiny.write_target(
         folder,
         hidden_size=HIDDEN,
