@@ -1,0 +1,26 @@
+"""``sgl-entropy target``: the small real target, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sgl_entropy.target import FOLDER_NAME, cache_dir, ensure_small_target
+
+EXAMPLES = """examples:
+  sgl-entropy target                 # prints the folder; converts on first use (540 MB)
+  sgl-entropy target --out ./smollm2"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``target``."""
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"default: {cache_dir() / FOLDER_NAME}"
+    )
+    parser.epilog = EXAMPLES
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the folder's path, alone on its line, for use in scripts."""
+    print(ensure_small_target(args.out))
+    return 0
