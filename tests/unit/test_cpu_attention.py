@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_entropy.runtime.v0_5_6.cpu import attention
-from sgl_entropy.runtime.v0_5_6.cpu.attention import (
+from sgl_entropy.runtime.v0_5_6.cpu import plans
+from sgl_entropy.runtime.v0_5_6.cpu.plans import (
     attend,
     draft_step_plans,
     group_by_length,
@@ -64,7 +64,7 @@ def make_pool(lengths: list[int], kv_heads: int, seed: int, spare: int = 0) -> P
     return Pool(req_to_token, torch.tensor(rows), keys, values)
 
 
-def check(pool: Pool, plan: list[attention.Group], visible: list[list[int]], ratio: int) -> None:
+def check(pool: Pool, plan: list[plans.Group], visible: list[list[int]], ratio: int) -> None:
     """Run a plan with random queries; every row must match the reference."""
     heads = pool.keys.shape[1] * ratio
     query = torch.randn(len(visible), heads, DIM, generator=torch.Generator().manual_seed(5))
@@ -223,9 +223,9 @@ def test_groups_hold_every_sequence_once_and_bound_the_padding(lengths: list[int
 
 def test_similar_sequences_share_one_kernel_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    kernel = attention.scaled_dot_product_attention
+    kernel = plans.scaled_dot_product_attention
     monkeypatch.setattr(
-        attention,
+        plans,
         "scaled_dot_product_attention",
         lambda *args, **kw: calls.append(args[0].shape) or kernel(*args, **kw),
     )
