@@ -5,7 +5,7 @@ on an unpacked copy, beside a GPU install on a machine without a GPU, and where 
 not start.
 """
 
-from sgl_entropy.doctor.examine import Question, examine
+from sgl_entropy.doctor.examination import Question, examine
 from sgl_entropy.doctor.report import Check, Report
 
 __all__ = ["Check", "Question", "Report", "examine"]

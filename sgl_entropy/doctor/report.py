@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -70,12 +69,13 @@ class Report:
 
 def _line(check: Check, width: int) -> str:
     text = f"{check.found} -> {check.fix}" if check.fix else check.found
-    # A message of several lines (a list of files, of tensors) stays one line here.
-    return f"{check.level:<4}  {check.name:<{width}}  {'; '.join(_stripped(text))}"
+    return f"{check.level:<4}  {check.name:<{width}}  {_one_line(text)}"
 
 
-def _stripped(text: str) -> Sequence[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _one_line(text: str) -> str:
+    """A message of several lines (a list of files, of tensors) as one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines).replace(":; ", ": ")
 
 
 def _number(count: int, word: str) -> str:
