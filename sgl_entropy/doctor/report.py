@@ -68,8 +68,8 @@ class Report:
 
 
 def _line(check: Check, width: int) -> str:
-    text = f"{check.found} -> {check.fix}" if check.fix else check.found
-    return f"{check.level:<4}  {check.name:<{width}}  {_one_line(text)}"
+    text = " -> ".join(_one_line(part) for part in (check.found, check.fix) if part)
+    return f"{check.level:<4}  {check.name:<{width}}  {text}"
 
 
 def _one_line(text: str) -> str:
