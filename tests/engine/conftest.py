@@ -1,0 +1,126 @@
+"""Real SGLang servers on this machine's CPU, started once and shared by all engine tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sgl_entropy_bench.arms import Arm, Engine
+from sgl_entropy_bench.servers import Server, free_port
+
+from tests.engine import pair
+from tests.engine.client import EngineClient
+
+# Without speculation but also without overlap: upstream's overlap schedule applies penalties
+# one token late, and speculation switches it off.
+PLAIN = ("--disable-overlap-schedule",)
+# Little memory and small prompt chunks: retraction and chunked prefill on short requests.
+SMALL = ("--chunked-prefill-size", "32")
+SMALL_POOL = 640
+# Started together, two at a time, as most tests compare all of them.
+COMPARED = ("none", "edsd_chain", "edsd_tree", "eagle3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+
+
+class Fleet:
+    """The servers of a session by name, each started when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.target = pair.write_target(folder / "target")
+        edsd = pair.write_edsd(folder / "edsd", self.target)
+        eagle3 = pair.write_eagle3(folder / "eagle3", self.target)
+        chain, tree = Arm("edsd_chain", "EDSD", edsd), Arm("edsd_tree", "EDSD", edsd, 4, 3, 12)
+        self.arms: dict[str, tuple[Arm, tuple[str, ...], int]] = {
+            "none": (Arm("none"), PLAIN, 8192),
+            "edsd_chain": (chain, (), 8192),
+            "edsd_tree": (tree, (), 8192),
+            "eagle3": (Arm("eagle3", "EAGLE3", eagle3), (), 8192),
+            "small_chain": (chain, SMALL, SMALL_POOL),
+            "small_tree": (tree, SMALL, SMALL_POOL),
+            "two_ranks": (chain, ("--dp-size", "2"), 4096),
+        }
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(2)
+        self._running: dict[str, Future[Server]] = {}
+        self._ports = threading.Lock()
+
+    def _start(self, name: str) -> Server:
+        arm, flags, tokens = self.arms[name]
+        engine = Engine(self.target, max_total_tokens=tokens, extra_flags=flags)
+        with self._ports:
+            port = free_port()
+        server = Server(
+            name,
+            engine.command(arm, port),
+            port,
+            self.folder / f"{name}.log",
+            engine.environment(),
+            ready_timeout_s=400.0,
+        )
+        return server.start()
+
+    def server(self, name: str) -> Server:
+        wanted = COMPARED if name in COMPARED else (name,)
+        for each in wanted:
+            if each not in self._running:
+                self._running[each] = self._pool.submit(self._start, each)
+        return self._running[name].result()
+
+    def client(self, name: str) -> EngineClient:
+        return EngineClient(self.server(name).client, name)
+
+    def stop(self, name: str) -> None:
+        self._running.pop(name).result().stop()
+
+    def close(self) -> None:
+        for name in list(self._running):
+            if self._running[name].exception() is None:
+                self.stop(name)
+        self._pool.shutdown()
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    fleet = Fleet(tmp_path_factory.mktemp("engine"))
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture(scope="session")
+def none(fleet: Fleet) -> EngineClient:
+    """The server without speculation, which every other is compared with."""
+    return fleet.client("none")
+
+
+@pytest.fixture(scope="session", params=COMPARED[1:])
+def drafting(request: pytest.FixtureRequest, fleet: Fleet) -> EngineClient:
+    """Each server that drafts, one after the other."""
+    return fleet.client(request.param)
+
+
+@pytest.fixture(scope="session", params=COMPARED)
+def any_server(request: pytest.FixtureRequest, fleet: Fleet) -> EngineClient:
+    return fleet.client(request.param)
+
+
+@pytest.fixture
+def only_once(fleet: Fleet) -> Iterator[Callable[[str], EngineClient]]:
+    """Servers that one test alone needs; they are stopped after it."""
+    names: list[str] = []
+
+    def start(name: str) -> EngineClient:
+        names.append(name)
+        return fleet.client(name)
+
+    yield start
+    for name in names:
+        fleet.stop(name)
