@@ -271,6 +271,11 @@ _CPU_ENGINE: tuple[Use, ...] = (
     ),
     *calls(f"{_POOLS}:MHATokenToKVPool.get_key_buffer", "layer_id", by="cpu.attention"),
     *calls(f"{_POOLS}:MHATokenToKVPool.get_value_buffer", "layer_id", by="cpu.attention"),
+    *calls(
+        f"{_LAYERS}.quantization.unquant:UnquantizedLinearMethod.apply",
+        *("layer", "x", "bias"),
+        by="the patch that packs weights",
+    ),
     *calls(f"{_LAYERS}.sampler:sampling_from_probs_torch", "probs", by="cpu.sampling"),
     *calls(
         f"{_LAYERS}.sampler:top_k_top_p_min_p_sampling_from_probs_torch",
@@ -328,7 +333,16 @@ _CPU_ENGINE: tuple[Use, ...] = (
 
 _REQUESTS: tuple[Use, ...] = (
     *has(f"{_SCHEDULE}:Req", by="penalties, counters"),
-    *has(f"{_SCHEDULE}:Req", "output_ids", "sampling_params", "tokenizer", by="penalties"),
+    *has(
+        f"{_SCHEDULE}:Req",
+        "finished_reason",
+        "output_ids",
+        "rid",
+        "sampling_params",
+        "tokenizer",
+        by="penalties, grammar",
+    ),
+    *calls(f"{_SCHEDULE}:FINISH_ABORT", "message", by="grammar.end_refused"),
     *has(f"{_SCHEDULE}:ScheduleBatch", by="penalties"),
     *has(f"{_SCHEDULE}:ScheduleBatch", "reqs", "sampling_info", by="penalties"),
     *has(f"{_SPEC}.eagle_info:EagleVerifyInput", by="penalties"),
