@@ -51,24 +51,22 @@ class EngineClient:
             return error.status, str(error)
         return 200, str(reply)
 
-    def state(self) -> Json:
-        """The scheduler's own account of memory and requests."""
-        info = self.http.get("/get_server_info")
-        internal = info["internal_states"]
-        assert isinstance(internal, list)
-        return internal[0]
+    def occupied(self) -> tuple[int, int]:
+        """Requests at work and KV slots held by them; slots of the radix cache do not count."""
+        ranks = self.http.get("/get_load")
+        return sum(rank["num_reqs"] for rank in ranks), sum(rank["num_tokens"] for rank in ranks)
 
     def settle(self, timeout_s: float = 20.0) -> None:
-        """Wait until nothing runs or waits, then empty the radix cache."""
+        """Wait until no request runs and no slot is held, then empty the radix cache.
+
+        The scheduler itself also counts its slots and request rows whenever it is idle, and
+        ends if one is missing.
+        """
         deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                self.http.post("/flush_cache", timeout_s=10.0)
-                return
-            except ServerError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
+        while (held := self.occupied()) != (0, 0):
+            assert time.monotonic() < deadline, f"{self.name}: (requests, slots) held: {held}"
+            time.sleep(0.1)
+        self.http.post("/flush_cache", timeout_s=10.0)
 
 
 FIELDS = frozenset(

@@ -16,8 +16,11 @@ logger = logging.getLogger(__name__)
 def mask_on_cpu(logits: torch.Tensor, bitmask: torch.Tensor) -> None:
     """Set the logits that a grammar forbids to -inf, in place (upstream: CUDA kernels alone).
 
+    Where that leaves no token at all, one that the grammar refuses stays: nothing can be drawn
+    from an empty distribution, and ``end_refused`` then ends that request and no other.
+
     Args:
-        logits: [rows, vocabulary] float.
+        logits: [rows, vocabulary] float, after penalties.
         bitmask: [rows, ceil(vocabulary / 32)] int32; bit t % 32 of word t // 32 allows token t.
     """
     shifts = torch.arange(32, dtype=torch.int32)
@@ -25,8 +28,10 @@ def mask_on_cpu(logits: torch.Tensor, bitmask: torch.Tensor) -> None:
         # A grammar that has ended, or a request without one, leaves its row all ones.
         if bool((words == -1).all()):
             continue
-        allowed = ((words[:, None] >> shifts) & 1).flatten()[: row.shape[0]]
-        row.masked_fill_(allowed == 0, float("-inf"))
+        forbidden = (((words[:, None] >> shifts) & 1) == 0).flatten()[: row.shape[0]]
+        row.masked_fill_(forbidden, float("-inf"))
+        if bool(torch.isneginf(row).all()):
+            row[forbidden.int().argmax()] = 0.0
 
 
 def end_refused(req: Req, token: int, error: ValueError) -> None:

@@ -1,0 +1,129 @@
+"""Caches, chunks, retraction, aborts: the same output, and the memory as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import pytest
+from sgl_entropy_bench.client import ServerError
+
+from tests.engine import pair
+from tests.engine.client import EngineClient
+from tests.engine.prompts import MIXED
+
+LONG = [pair.token_ids((f"{i} long prompt; " * 12)[:150]) for i in range(6)]
+
+
+def test_the_radix_cache_is_hit_and_changes_nothing(
+    none: EngineClient, drafting: EngineClient
+) -> None:
+    prompt = pair.token_ids("a prefix that comes again and again and again, ")
+    endings = [pair.token_ids(text) for text in ("one", "two", "three and more")]
+    none.settle()
+    drafting.settle()
+    expected = [none.generate(prompt + end, 30, ignore_eos=True)["output_ids"] for end in endings]
+    none.settle()
+    for round_ in range(2):
+        for ending, ids in zip(endings, expected, strict=True):
+            reply = drafting.generate(prompt + ending, 30, ignore_eos=True)
+            assert reply["output_ids"] == ids
+            if round_ or ending is not endings[0]:
+                assert reply["meta_info"]["cached_tokens"] >= len(prompt) - 1
+
+
+def test_a_conversation_reuses_its_own_answer(none: EngineClient, drafting: EngineClient) -> None:
+    """Slots that a draft wrote and the target accepted are read by the next request."""
+    drafting.settle()
+    first = drafting.generate(MIXED[1], 40, ignore_eos=True)
+    whole = MIXED[1] + first["output_ids"] + pair.token_ids(" and then?")
+    second = drafting.generate(whole, 30, ignore_eos=True)
+    assert second["meta_info"]["cached_tokens"] >= len(MIXED[1]) + 38
+    none.settle()
+    assert second["output_ids"] == none.generate(whole, 30, ignore_eos=True)["output_ids"]
+
+
+def test_streaming_gives_the_same_ids_in_order(drafting: EngineClient) -> None:
+    expected = drafting.generate(MIXED[0], 40, ignore_eos=True)
+    body = {
+        "input_ids": MIXED[0],
+        "sampling_params": {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True},
+    }
+    events = list(drafting.http.stream("/generate", body))
+    assert events[-1]["output_ids"] == expected["output_ids"]
+    assert events[-1]["text"] == expected["text"]
+    counts = [event["meta_info"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert counts[0] < 40, "nothing was streamed"
+    for event in events:
+        assert expected["output_ids"][: len(event["output_ids"])] == event["output_ids"]
+
+
+def test_an_abort_in_mid_stream_frees_everything(drafting: EngineClient) -> None:
+    drafting.settle()
+    expected = drafting.generate(MIXED[2], 40, ignore_eos=True)["output_ids"]
+    body = {
+        "input_ids": LONG[0],
+        "sampling_params": {"temperature": 0, "max_new_tokens": 300, "ignore_eos": True},
+    }
+    for read in (1, 2, 7):
+        with contextlib.closing(drafting.http.stream("/generate", body)) as events:
+            for _ in range(read):
+                next(events)
+    drafting.settle()  # raises while anything still runs
+    rid = "to-be-aborted"
+    started = drafting.http.stream("/generate", {**body, "rid": rid})
+    with contextlib.closing(started) as events:
+        next(events)
+        drafting.http.post("/abort_request", {"rid": rid})
+        begun = time.monotonic()
+        rest = []
+        with contextlib.suppress(ServerError):  # an abort may come as an error
+            rest = list(events)
+        assert time.monotonic() - begun < 20
+        assert all(event["meta_info"]["completion_tokens"] < 300 for event in rest)
+    drafting.settle()
+    assert drafting.generate(MIXED[2], 40, ignore_eos=True)["output_ids"] == expected
+
+
+@pytest.mark.parametrize("name", ["small_chain", "small_tree"])
+def test_a_small_pool_retracts_and_a_small_chunk_splits(
+    name: str, none: EngineClient, only_once: Callable[[str], EngineClient]
+) -> None:
+    """Six requests that need twice the pool: some are thrown out, and all end as without."""
+    small = only_once(name)
+    expected = [none.generate(prompt, 60, ignore_eos=True)["output_ids"] for prompt in LONG]
+    requests = [{"input_ids": p, "max_new_tokens": 60, "ignore_eos": True} for p in LONG]
+    retractions = 0
+    for _ in range(2):
+        replies = small.together(requests)
+        assert [reply["output_ids"] for reply in replies] == expected
+        retractions += sum(reply["meta_info"]["total_retractions"] for reply in replies)
+        small.settle()
+    assert retractions > 0, "the pool was large enough: nothing was tested"
+    penalised = {"ignore_eos": True, "frequency_penalty": 0.7, "min_new_tokens": 50}
+    want = [none.generate(prompt, 60, **penalised)["output_ids"] for prompt in LONG]
+    replies = small.together([{"input_ids": p, "max_new_tokens": 60, **penalised} for p in LONG])
+    assert [reply["output_ids"] for reply in replies] == want
+    small.settle()
+
+
+def test_two_data_parallel_ranks(
+    none: EngineClient, only_once: Callable[[str], EngineClient]
+) -> None:
+    expected = [reply["output_ids"] for reply in none.batch(MIXED, 40, ignore_eos=True)]
+    two = only_once("two_ranks")
+    requests = [{"input_ids": p, "max_new_tokens": 40, "ignore_eos": True} for p in MIXED]
+    assert [reply["output_ids"] for reply in two.together(requests)] == expected
+    states = two.http.get("/get_server_info")["internal_states"]
+    cycles = [state["sgl_entropy_counters"]["cycles"] for state in states]
+    assert len(cycles) == 2
+    assert min(cycles) > 0, "one rank did all the work"
+
+
+def test_nothing_is_left_behind(drafting: EngineClient) -> None:
+    """After all that this file did: every slot is free and the next request runs."""
+    drafting.settle()
+    assert drafting.occupied() == (0, 0)
+    assert drafting.generate(MIXED[0], 5, ignore_eos=True)["meta_info"]["cached_tokens"] == 0
