@@ -60,6 +60,8 @@ def run(target: Path, prompts: Path, out: Path, limit: int, tokens_only: bool) -
                     temperature=None,
                     top_p=None,
                     top_k=None,
+                    # Never used: nothing is padded. Unset, every call warns.
+                    pad_token_id=0,
                 )
                 result["output_ids"] = written[0, len(ids) :].tolist()
                 left = (time.monotonic() - begun) / (index + 1) * (len(todo) - index - 1)

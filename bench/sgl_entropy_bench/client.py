@@ -26,14 +26,14 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Arrival:
-    """One streamed event: when it came and the request's cumulative counts by then.
+    """One streamed event: when it came (time.monotonic) and all tokens of the request by then.
 
-    ``time_s`` is on time.monotonic's clock; ``cycles`` is 0 without speculation.
+    SGLang sends one a step; a busy machine may hand over several merged into one. The count of
+    draft-verify cycles comes with the last event alone, so it is not here.
     """
 
     time_s: float
     tokens: int
-    cycles: int
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,7 @@ class Client:
             for event in events:
                 # Events of this route are cumulative: each holds all text and ids so far.
                 last, meta = event, event["meta_info"]
-                arrivals.append(
-                    Arrival(
-                        time.monotonic(), meta["completion_tokens"], meta.get("spec_verify_ct", 0)
-                    )
-                )
+                arrivals.append(Arrival(time.monotonic(), meta["completion_tokens"]))
         if not arrivals:
             raise ServerError("/generate: the stream held no event")
         meta = last["meta_info"]

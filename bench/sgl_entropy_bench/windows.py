@@ -24,7 +24,7 @@ class Window:
     batch: int
     seconds: float
     tokens: int
-    steps: int
+    steps: float
 
     def __add__(self, other: Window) -> Window:
         if self.batch != other.batch:
@@ -59,17 +59,28 @@ def full_batch_window(batch: Sequence[Generation]) -> Window | None:
     """
     begin = max(done.arrivals[0].time_s for done in batch)
     end = min(done.arrivals[-1].time_s for done in batch)
-    seconds, tokens, steps = 0.0, 0, 0
+    seconds, tokens, steps = 0.0, 0, 0.0
     for done in batch:
-        inside = [arrival for arrival in done.arrivals if begin <= arrival.time_s <= end]
+        inside = [k for k, arrival in enumerate(done.arrivals) if begin <= arrival.time_s <= end]
         if len(inside) < 2:
             return None
         first, last = inside[0], inside[-1]
-        seconds += last.time_s - first.time_s
-        tokens += last.tokens - first.tokens
-        # Counters, not arrivals: events that wait for a busy machine arrive merged.
-        if done.cycles:
-            steps += last.cycles - first.cycles
-        else:
-            steps += last.tokens - first.tokens
+        seconds += done.arrivals[last].time_s - done.arrivals[first].time_s
+        new = done.arrivals[last].tokens - done.arrivals[first].tokens
+        tokens += new
+        steps += steps_between(done, first, last, new)
     return Window(len(batch), seconds, tokens, steps)
+
+
+def steps_between(done: Generation, first: int, last: int, tokens: int) -> float:
+    """Steps from one arrival to another, between which ``tokens`` came.
+
+    Without speculation a step is a token. With it, each arrival after the first token's is one
+    cycle, unless some came merged: then the request's cycles, which the server counts, are shared
+    out by tokens.
+    """
+    if not done.cycles:
+        return float(tokens)
+    if done.cycles == len(done.arrivals) - 1:
+        return float(last - first)
+    return done.cycles * tokens / (done.completion_tokens - 1)

@@ -131,7 +131,8 @@ class Handler(BaseHTTPRequestHandler):
                     "completion_tokens": sent,
                     "finish_reason": finish,
                 }
-                if options.per_cycle:
+                # As SGLang does: the counters come with the last event alone.
+                if options.per_cycle and finish:
                     meta["spec_verify_ct"] = cycles
                 text = "".join(f"{token} " for token in ids[:sent])
                 self.event({"text": text, "output_ids": ids[:sent], "meta_info": meta})
@@ -163,9 +164,15 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+class FakeServer(ThreadingHTTPServer):
+    """With a backlog as uvicorn's: sixteen clients at once are no attack."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+
 def make_server(options: argparse.Namespace) -> ThreadingHTTPServer:
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
-    server.daemon_threads = True
+    server = FakeServer(("127.0.0.1", options.port), Handler)
     server.options = options  # type: ignore[attr-defined]
     server.begun = time.monotonic()  # type: ignore[attr-defined]
     server.running = server.served = 0  # type: ignore[attr-defined]

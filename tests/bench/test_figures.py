@@ -23,18 +23,15 @@ from sgl_entropy_bench.stats import break_even, slope, spread
 from sgl_entropy_bench.windows import full_batch_window
 
 
-def generation(times: Sequence[float], tokens: Sequence[int], cycles: Sequence[int]) -> Generation:
-    arrivals = tuple(Arrival(*row) for row in zip(times, tokens, cycles, strict=True))
-    last = arrivals[-1]
-    return Generation(
-        "", (), 1, last.tokens, last.cycles, "length", 0.0, times[0], times[-1], arrivals
-    )
+def generation(times: Sequence[float], tokens: Sequence[int], cycles: int = 0) -> Generation:
+    arrivals = tuple(Arrival(*row) for row in zip(times, tokens, strict=True))
+    return Generation("", (), 1, tokens[-1], cycles, "length", 0.0, times[0], times[-1], arrivals)
 
 
 def test_the_window_is_where_all_decode() -> None:
     """One begins later, one ends earlier: outside of both, nothing counts."""
-    early = generation([0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [0] * 5)
-    late = generation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [0] * 5)
+    early = generation([0, 1, 2, 3, 4], [1, 2, 3, 4, 5])
+    late = generation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
     window = full_batch_window([early, late])
     assert window is not None
     # from 1 to 4: three tokens and three steps each
@@ -45,9 +42,9 @@ def test_the_window_is_where_all_decode() -> None:
 
 
 def test_merged_events_do_not_change_the_cost_of_a_cycle() -> None:
-    """Eight cycles of 0.5 s: seen one by one, or three times merged into one event."""
-    whole = generation([i * 0.5 for i in range(9)], [1 + 2 * i for i in range(9)], list(range(9)))
-    merged = generation([0.0, 1.0, 2.5, 4.0], [1, 5, 11, 17], [0, 2, 5, 8])
+    """Eight cycles of 0.5 s, two tokens each: seen one by one, or merged into three events."""
+    whole = generation([i * 0.5 for i in range(9)], [1 + 2 * i for i in range(9)], 8)
+    merged = generation([0.0, 1.0, 2.5, 4.0], [1, 5, 11, 17], 8)
     for done in (whole, merged):
         window = full_batch_window([done])
         assert window is not None
@@ -55,13 +52,17 @@ def test_merged_events_do_not_change_the_cost_of_a_cycle() -> None:
         assert window.tokens_per_step == pytest.approx(2.0)
 
 
+def test_cycles_are_counted_one_by_one_where_none_is_merged() -> None:
+    """Uneven cycles in a part of the request: sharing them out by tokens would be wrong."""
+    uneven = generation([0, 1, 2, 3, 4], [1, 6, 7, 8, 9], 4)
+    late = generation([2, 2.5, 3, 3.5, 4], [1, 2, 3, 4, 5], 4)
+    window = full_batch_window([uneven, late])
+    assert window is not None
+    assert window.steps == 2 + 4
+
+
 def test_batches_that_hardly_overlap_have_no_window() -> None:
-    assert (
-        full_batch_window(
-            [generation([0, 1], [1, 2], [0, 0]), generation([0.9, 2], [1, 2], [0, 0])]
-        )
-        is None
-    )
+    assert full_batch_window([generation([0, 1], [1, 2]), generation([0.9, 2], [1, 2])]) is None
 
 
 @pytest.mark.parametrize(
