@@ -216,26 +216,56 @@ def patched_sources() -> dict[str, str]:
     return {n: d.decode() for n, d in patched_contents(series, upstream).items() if d is not None}
 
 
+Bound = dict[str, tuple[str, str]]
+
+
 def door_calls(name: str, text: str) -> Iterator[tuple[str, str, str, ast.Call | None]]:
     """(where, module, function, call) for all that a patched file takes from our runtime."""
-    tree = ast.parse(text, name)
-    bound: dict[str, tuple[str, str]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sgl_entropy"):
-            for alias in node.names:
-                bound[alias.asname or alias.name] = (node.module or "", alias.name)
-                yield f"{name}:{node.lineno}", node.module or "", alias.name, None
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
+    for node, bound in scoped(ast.parse(text, name), {}):
+        where = f"{name}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ImportFrom):
+            yield from ((where, *target, None) for target in ours_in(node).values())
+        elif isinstance(node, ast.Call):
             function = node.func
+            attribute = ""
+            if isinstance(function, ast.Attribute):
+                function, attribute = function.value, function.attr
             if isinstance(function, ast.Name) and function.id in bound:
-                yield f"{name}:{node.lineno}", *bound[function.id], node
-                continue
-            if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
-                continue
-            if function.value.id in bound:
-                module = ".".join(bound[function.value.id])
-                yield f"{name}:{node.lineno}", module, function.attr, node
+                target = bound[function.id]
+                yield where, *((".".join(target), attribute) if attribute else target), node
+
+
+def scoped(node: ast.AST, outer: Bound) -> Iterator[tuple[ast.AST, Bound]]:
+    """Every node, with the names that stand for ours where it is: a local may hide an import."""
+    inside = list(own_nodes(node))
+    local = {a.arg for a in inside if isinstance(a, ast.arg)}
+    local |= {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound = {name: target for name, target in outer.items() if name not in local}
+    for each in inside:
+        if isinstance(each, ast.ImportFrom):
+            bound |= ours_in(each)
+    for each in inside:
+        if isinstance(each, SCOPES):
+            yield from scoped(each, bound)
+        else:
+            yield each, bound
+
+
+SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below ``scope``, down to and including scopes inside it, not what is in those."""
+    for child in ast.iter_child_nodes(scope):
+        yield child
+        if not isinstance(child, SCOPES):
+            yield from own_nodes(child)
+
+
+def ours_in(node: ast.ImportFrom) -> Bound:
+    if not (node.module or "").startswith("sgl_entropy"):
+        return {}
+    return {alias.asname or alias.name: (node.module or "", alias.name) for alias in node.names}
 
 
 def binds(call: ast.Call, definition: Definition) -> str:
