@@ -72,11 +72,7 @@ def _prepare_edsd(args: Any) -> None:
         raise DrafterError(
             "--speculative-algorithm EDSD needs --speculative-draft-model-path DRAFTER"
         )
-    if os.getenv("SGLANG_ENABLE_SPEC_V2", "").lower() in ("1", "true", "yes", "y"):
-        raise DrafterError(
-            "EDSD drafts in the scheduler's own step: unset SGLANG_ENABLE_SPEC_V2 (the overlapped "
-            "worker serves EAGLE alone)"
-        )
+    _refuse_overlap("EDSD")
     revision = args.speculative_draft_model_revision
     folder = local_folder(path, revision)
     # Reads and checks every tensor: a broken file ends here, before the target is loaded.
@@ -164,7 +160,16 @@ def _check_target(args: Any, drafter: DrafterConfig) -> None:
         )
 
 
+def _refuse_overlap(what: str) -> None:
+    if os.getenv("SGLANG_ENABLE_SPEC_V2", "").lower() in ("1", "true", "yes", "y"):
+        raise DrafterError(
+            f"{what} drafts in the scheduler's own step: unset SGLANG_ENABLE_SPEC_V2 (the "
+            "overlapped worker needs CUDA and serves EAGLE alone)"
+        )
+
+
 def _check_cpu(args: Any) -> None:
+    _refuse_overlap("speculation on the CPU engine")
     if args.speculative_algorithm == "EAGLE3" and args.speculative_draft_model_path is not None:
         # The baseline gets the same care here; elsewhere EAGLE-3 stays upstream's alone.
         path, revision = args.speculative_draft_model_path, args.speculative_draft_model_revision
