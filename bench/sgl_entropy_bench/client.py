@@ -41,7 +41,9 @@ class Generation:
     """One finished request.
 
     Times are seconds on time.monotonic's clock. ``output_ids`` is empty on the OpenAI routes,
-    which do not return token ids in this version. ``cycles`` counts draft-verify cycles.
+    which do not return token ids in this version. ``cycles`` counts draft-verify cycles and
+    ``emitted`` the tokens that came out of them; both are 0 without speculation and on the
+    OpenAI routes.
     """
 
     text: str
@@ -49,6 +51,7 @@ class Generation:
     prompt_tokens: int
     completion_tokens: int
     cycles: int
+    emitted: int
     finish: str
     begun_s: float
     first_s: float
@@ -150,12 +153,15 @@ class Client:
         reason = meta.get("finish_reason") or {}
         if reason.get("type") == "abort":
             raise ServerError(f"/generate: aborted: {reason.get('message')}", error_status(reason))
+        # An SGLang without our counters still counts cycles; the first token came before them.
+        cycles = meta.get("spec_verify_ct", 0)
         return Generation(
             text=last["text"],
             output_ids=tuple(last.get("output_ids", ())),
             prompt_tokens=meta["prompt_tokens"],
             completion_tokens=meta["completion_tokens"],
-            cycles=meta.get("spec_verify_ct", 0),
+            cycles=cycles,
+            emitted=meta.get("spec_emitted", meta["completion_tokens"] - 1) if cycles else 0,
             finish=reason.get("type", ""),
             begun_s=begun,
             first_s=arrivals[0].time_s,
@@ -203,6 +209,7 @@ class Client:
             prompt_tokens=usage["prompt_tokens"],
             completion_tokens=usage["completion_tokens"],
             cycles=0,
+            emitted=0,
             finish=finish,
             begun_s=begun,
             first_s=first or ended,

@@ -40,8 +40,8 @@ class Prompt:
 class Answer:
     """What one prompt gave over one route, and what it took.
 
-    ``token_ids`` is empty on the chat route, which returns none in this version; ``cycles``
-    likewise is counted on ``/generate`` alone.
+    ``token_ids`` is empty on the chat route, which returns none in this version; ``cycles`` and
+    the tokens that they ``emitted`` likewise are counted on ``/generate`` alone.
     """
 
     prompt: str
@@ -50,6 +50,7 @@ class Answer:
     token_ids: tuple[int, ...]
     tokens: int
     cycles: int
+    emitted: int
     seconds: float
 
     def same_output(self, other: Answer) -> bool:
@@ -78,6 +79,7 @@ def ask(client: Client, prompt: Prompt, route: str, template: ChatTemplate, limi
         done.output_ids,
         done.completion_tokens,
         done.cycles,
+        done.emitted,
         done.seconds,
     )
 
@@ -97,14 +99,13 @@ class ArmResult:
 
     @property
     def acceptance_length(self) -> float:
-        """tau: tokens over draft-verify cycles, pooled over requests; 1.0 without speculation.
+        """tau: the mean number of tokens that one draft-verify cycle emits, pooled over requests.
 
-        (SPEC section 6: completion tokens / verify cycles; ``/generate`` counts the cycles.)
+        1.0 without speculation, where a step emits one. (SPEC section 6; the token that comes out
+        of the prompt's processing belongs to no cycle.)
         """
-        counted = [answer for answer in self.answers if answer.cycles]
-        if not counted:
-            return 1.0
-        return sum(a.tokens for a in counted) / sum(a.cycles for a in counted)
+        cycles = sum(answer.cycles for answer in self.answers)
+        return sum(answer.emitted for answer in self.answers) / cycles if cycles else 1.0
 
 
 def differences(reference: ArmResult, other: ArmResult) -> list[dict[str, Any]]:

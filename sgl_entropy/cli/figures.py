@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 from sgl_entropy_bench.arms import Engine
@@ -13,11 +15,13 @@ from sgl_entropy.cli.demo import add_drafter_options, resolve
 
 FIGURES = {
     "lossless": "greedy token sequences of all arms and of transformers, batch 1 and 8",
+    "sampled": "50,000 draws of three tokens against the exact law (in a checkout)",
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
     "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
     "startup": "start-up time and memory with and without a drafter",
 }
-RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
 EXAMPLES = """examples:
   sgl-entropy figures lossless --prompts BENCHMARKS
   sgl-entropy figures speed --prompts BENCHMARKS --threads 2
@@ -56,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write, print the page; 1 where the figure is a check and fails."""
     from sgl_entropy.target import cache_dir
 
+    if args.name == "sampled":
+        return run_sampled(args.out.absolute(), args.quick)
     target, eagle3, edsd, threads = resolve(args)
     if args.prompts is not None and not args.prompts.is_dir():
         raise ValueError(f"--prompts {args.prompts}: no such folder")
@@ -76,3 +82,14 @@ def run(args: argparse.Namespace) -> int:
     if args.name == "lossless":
         return 1 if any(row["differences"] for row in data["runs"].values()) else 0
     return 0
+
+
+def run_sampled(out: Path, quick: bool) -> int:
+    """The figure that shares its servers and its exact law with the tests; its exit code.
+
+    Raises ValueError outside a checkout, where there are no tests.
+    """
+    if not (ROOT / "tests" / "engine" / "figure_sampled.py").is_file():
+        raise ValueError("the figure `sampled` uses the tests' tiny target: run it in a checkout")
+    command = [sys.executable, "-m", "tests.engine.figure_sampled", "--out", str(out)]
+    return subprocess.run([*command, *(["--draws", "3000"] if quick else [])], cwd=ROOT).returncode

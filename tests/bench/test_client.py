@@ -17,7 +17,8 @@ def test_generate_streams_ids_counts_and_times(fake_client: Fake) -> None:
     client = fake_client("--per-cycle", "3", "--cycle-s", "0.02")
     done = client.generate(text="a prompt", max_new_tokens=10)
     assert done.output_ids == tuple(tokens_for("a prompt", 10))
-    assert (done.completion_tokens, done.cycles, done.finish) == (10, 3, "length")
+    assert (done.completion_tokens, done.finish) == (10, "length")
+    assert (done.cycles, done.emitted) == (3, 9)
     assert [arrival.tokens for arrival in done.arrivals] == [1, 4, 7, 10]
     assert done.begun_s < done.first_s < done.ended_s
     assert done.seconds >= 0.08
@@ -26,7 +27,7 @@ def test_generate_streams_ids_counts_and_times(fake_client: Fake) -> None:
 def test_generate_takes_ids(fake_client: Fake) -> None:
     done = fake_client().generate(input_ids=[5, 6], max_new_tokens=4)
     assert done.output_ids == tuple(tokens_for("[5, 6]", 4))
-    assert done.cycles == 0
+    assert (done.cycles, done.emitted) == (0, 0)
 
 
 def test_generate_wants_one_prompt(fake_client: Fake) -> None:

@@ -28,10 +28,10 @@ from sgl_entropy import cli
 def arm(seconds: float, cycles: int = 0) -> ArmResult:
     """An arm with two prompts over both routes, 10 tokens each."""
     answers = [
-        Answer("p1", "chat", "one", (), 10, 0, seconds),
-        Answer("p2", "chat", "two", (), 10, 0, seconds),
-        Answer("p1", "generate", "one", tuple(range(10)), 10, cycles, seconds),
-        Answer("p2", "generate", "two", tuple(range(10)), 10, cycles, seconds),
+        Answer("p1", "chat", "one", (), 10, 0, 0, seconds),
+        Answer("p2", "chat", "two", (), 10, 0, 0, seconds),
+        Answer("p1", "generate", "one", tuple(range(10)), 10, cycles, 9, seconds),
+        Answer("p2", "generate", "two", tuple(range(10)), 10, cycles, 9, seconds),
     ]
     return ArmResult(tuple(answers), 1.0, 2**30)
 
@@ -50,18 +50,18 @@ def test_figures_from_recorded_arms() -> None:
         "speedup": 1.0,
         "outputs_equal": True,
     }
-    # 20 tokens over 8 cycles: the chat route counts no cycles and stays out of tau
+    # 18 tokens over 8 cycles: the chat route counts no cycles and stays out of tau
     assert figures["edsd"] == {
         "tokens_per_s": 40.0,
-        "acceptance_length": 2.5,
+        "acceptance_length": 2.25,
         "speedup": 2.0,
         "outputs_equal": True,
     }
 
 
 def test_acceptance_is_pooled_over_requests() -> None:
-    uneven = changed(arm(0.5, cycles=8), 3, tokens=30, cycles=2)
-    assert uneven.acceptance_length == pytest.approx((10 + 30) / (8 + 2))
+    uneven = changed(arm(0.5, cycles=8), 3, emitted=29, cycles=2)
+    assert uneven.acceptance_length == pytest.approx((9 + 29) / (8 + 2))
 
 
 def test_one_token_that_differs_is_found() -> None:
@@ -120,8 +120,8 @@ def test_the_whole_demo_against_the_fake_server(
         Engine(target), arms, 13, tmp_path / "logs", Progress(10.0, stream, 0.0), serve=serve
     )
     figures = summary(results)
-    # 1 token by the prefill and 12 in 4 cycles, so 13 / 4 by the definition in use
-    assert figures["eagle3"]["acceptance_length"] == pytest.approx(13 / 4)
+    # 1 token by the prompt's processing, and 12 in 4 cycles
+    assert figures["eagle3"]["acceptance_length"] == 3.0
     assert figures["eagle3"]["outputs_equal"]
     assert figures["eagle3"]["speedup"] > 1.2
     assert not figures["edsd"]["outputs_equal"]
