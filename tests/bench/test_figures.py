@@ -25,7 +25,10 @@ from sgl_entropy_bench.windows import full_batch_window
 
 def generation(times: Sequence[float], tokens: Sequence[int], cycles: int = 0) -> Generation:
     arrivals = tuple(Arrival(*row) for row in zip(times, tokens, strict=True))
-    return Generation("", (), 1, tokens[-1], cycles, "length", 0.0, times[0], times[-1], arrivals)
+    last = tokens[-1]
+    return Generation(
+        "", (), 1, last, cycles, last - 1, "length", 0.0, times[0], times[-1], arrivals
+    )
 
 
 def test_the_window_is_where_all_decode() -> None:
