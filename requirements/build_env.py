@@ -119,8 +119,7 @@ def build(venv: Path, torch_spec: str | None, pip_args: list[str]) -> None:
     )
     pins, project = venv / "pins.stamp", venv / "project.stamp"
     key = pins_key(requirements, spec)
-    # Compiling all that is installed takes longer than compiling what is imported, when it is.
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--no-compile", *pip_args]
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", *pip_args]
     if not stamped(pins, key):
         known_good = pins.exists() and pins.read_text().startswith(python_tag())
         if venv.exists() and not known_good:
