@@ -36,7 +36,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stop_at_eos": {"logit_bias": {EOS: 4.0}},
     "logit_bias": {"ignore_eos": True, "logit_bias": {"20": 3.0, "33": -9.0, "100": -4.5}},
     "stop_strings": {"ignore_eos": True, "stop": ["uG", "the"]},
-    "stop_token_ids": {"ignore_eos": True, "stop_token_ids": [100, 42]},
+    # One prompt's first token is a stop id: that request leaves before the first draft.
+    "stop_token_ids": {"stop_token_ids": [100, 42]},
     "min_new_tokens": {"min_new_tokens": 30, "logit_bias": {EOS: 6.0}},
     "min_new_tokens_and_stop_ids": {"min_new_tokens": 9, "stop_token_ids": [100, 42, 33]},
     "frequency_penalty": {"ignore_eos": True, "frequency_penalty": 0.7},
@@ -141,3 +142,21 @@ def test_a_grammar_with_no_way_on_ends_its_request_alone(drafting: EngineClient)
         assert len(ended["output_ids"]) <= 14
         assert ended["meta_info"]["finish_reason"]["type"] in ("abort", "stop")
     drafting.settle()
+
+
+@pytest.mark.parametrize("leaving", [0, 3, 7])
+def test_a_request_that_ends_at_its_first_token_leaves_the_others_alone(
+    none: EngineClient, drafting: EngineClient, leaving: int
+) -> None:
+    """Upstream cuts the last row of the draft state instead of the leaving request's."""
+    expected = [reply["output_ids"] for reply in none.batch(MIXED, 24, ignore_eos=True)]
+    body = {
+        "input_ids": MIXED,
+        "sampling_params": [
+            {"temperature": 0, "ignore_eos": True, "max_new_tokens": 1 if i == leaving else 24}
+            for i in range(len(MIXED))
+        ],
+    }
+    replies = drafting.http.post("/generate", body)
+    expected[leaving] = expected[leaving][:1]
+    assert [reply["output_ids"] for reply in replies] == expected

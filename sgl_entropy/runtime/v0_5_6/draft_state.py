@@ -1,0 +1,36 @@
+"""The draft state between cycles: which rows stay when requests leave a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sgl_entropy.runtime.v0_5_6 import ours
+
+
+def already_filtered(upstream: bool, rows: int, kept: int) -> bool:
+    """Whether ``EagleDraftInput`` holds the rows of the remaining requests alone.
+
+    Verification drops the rows of requests that it finished. A request that ends with its first
+    token (in the prompt's forward), and one that is retracted, leave theirs behind; upstream then
+    cuts the last rows off instead of the right ones, and the requests behind go on from each
+    other's tokens.
+
+    Args:
+        upstream: what SGLang believes.
+        rows: rows that the draft state holds.
+        kept: requests that stay.
+    """
+    return upstream and not (ours.active() and rows > kept)
+
+
+def keep_chosen_logprobs(req: Any, output: Any, row: int) -> None:
+    """Keep the log-probabilities of ``token_ids_logprob``, which upstream computes and drops.
+
+    Args:
+        output: ``LogitsProcessorOutput`` with one entry a verified token.
+        row: the token's entry.
+    """
+    if req.token_ids_logprob is None or not ours.active():
+        return
+    req.output_token_ids_logprobs_val.append(output.next_token_token_ids_logprobs_val[row])
+    req.output_token_ids_logprobs_idx.append(output.next_token_token_ids_logprobs_idx[row])
