@@ -1,0 +1,236 @@
+"""tau of a drafter offline: greedy chains against the target's own greedy answers.
+
+Greedy speculation never changes what the target writes, and a chain that starts behind a verified
+token sees the target's features of verified tokens and its own drafts alone. So the answers are
+generated once, every position's chain is drafted at once (``unroll``), and the verify loop walks
+over the answer: it emits a chain's accepted tokens plus one, and goes on behind them. The result
+is what a row-by-row loop counts; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgl_entropy.drafter.model import Drafter
+from sgl_entropy.drafter.plain_target import PlainTarget, TargetOutput
+from sgl_entropy.drafter.unroll import Unroll
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer with what a drafter taps.
+
+    Attributes:
+        tokens: int64 [n], prompt and answer.
+        prompt_length: tokens of the prompt.
+        features: [n - 1, taps * d_target], of every token but the last.
+    """
+
+    tokens: Tensor
+    prompt_length: int
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class ChainFigures:
+    """Counts of a verify loop; figures of several prompts add up.
+
+    Attributes:
+        tokens: emitted by draft-verify cycles (the prefill's own first token is not).
+        cycles: draft-verify cycles.
+        accepted_at: of the cycles whose first i drafts were accepted, those that also accepted
+            draft i, summed over cycles; one entry a draft position.
+    """
+
+    tokens: int
+    cycles: int
+    accepted_at: tuple[int, ...]
+
+    def __add__(self, other: ChainFigures) -> ChainFigures:
+        at = tuple(a + b for a, b in zip(self.accepted_at, other.accepted_at, strict=True))
+        return ChainFigures(self.tokens + other.tokens, self.cycles + other.cycles, at)
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens a cycle emits: pooled tokens / cycles. 0.0 without a cycle."""
+        return self.tokens / self.cycles if self.cycles else 0.0
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Conditional acceptance by draft position: given that all before it were accepted."""
+        reached = [self.cycles, *self.accepted_at[:-1]]
+        return [a / r if r else 0.0 for a, r in zip(self.accepted_at, reached, strict=True)]
+
+
+@torch.inference_mode()
+def greedy_answers(
+    target: PlainTarget,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    tap_layers: Sequence[int],
+    batch: int = 16,
+    report: Callable[[str], None] | None = None,
+) -> list[Answer]:
+    """The target's greedy answers (an end token included) with the taps' outputs.
+
+    Args:
+        prompts: token ids of each prompt.
+        batch: prompts answered together, neighbours by length.
+        report: called with a progress line after each batch.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        lengths = torch.tensor([len(prompts[i]) for i in part])
+        ids = torch.zeros((len(part), int(lengths.max())), dtype=torch.long)
+        for row, i in enumerate(part):
+            ids[row, : len(prompts[i])] = torch.tensor(prompts[i])
+        cache = target.new_cache(len(part))
+        out = target.forward(ids, torch.zeros_like(lengths), cache, tap_layers=tap_layers)
+        rows = torch.arange(len(part))
+        features = [_beside(out)]
+        new = [target.logits(out.final[rows, lengths - 1]).argmax(-1)]
+        for step in range(max_new_tokens - 1):
+            ended = torch.stack([_is_end(tokens, target) for tokens in new]).any(0)
+            if bool(ended.all()):
+                break
+            out = target.forward(new[-1][:, None], lengths + step, cache, tap_layers=tap_layers)
+            features.append(_beside(out))
+            new.append(target.logits(out.final[:, 0]).argmax(-1))
+        written = torch.stack(new, dim=1)
+        for row, i in enumerate(part):
+            ends = _is_end(written[row], target).nonzero()
+            count = int(ends[0]) + 1 if len(ends) else written.shape[1]
+            seen = features[0][row, : len(prompts[i])]
+            answer_rows = [block[row] for block in features[1:count]]
+            answers[i] = Answer(
+                torch.cat([torch.tensor(prompts[i]), written[row, :count]]),
+                len(prompts[i]),
+                torch.cat([seen, *answer_rows]),
+            )
+        if report is not None:
+            report(f"answers: {len(answers)} of {len(prompts)}")
+    return [answers[i] for i in range(len(prompts))]
+
+
+@torch.inference_mode()
+def chain_figures(drafter: Drafter, embedding: Tensor, answer: Answer, depth: int) -> ChainFigures:
+    """What a greedy chain of ``depth`` drafts accepts on one answer.
+
+    A cycle that would emit more tokens than the answer has left counts what is left.
+
+    Args:
+        embedding: the target's, [vocab, d].
+    """
+    n, start = len(answer.tokens), answer.prompt_length
+    chains = n - 1 - start
+    if chains < 1:
+        return ChainFigures(0, 0, (0,) * depth)
+    dtype = drafter.fc.weight.dtype
+    features = drafter.fuse_taps(answer.features[: n - 2].to(dtype))[None]
+    embeds = F.embedding(answer.tokens[1 : n - 1], embedding).to(dtype)[None]
+    # The chain of row t drafts tokens t + 2, ...: the first one starts at the prompt's last row.
+    starts = torch.arange(start - 1, n - 2)[None]
+    unroll = Unroll(drafter, embeds, features, starts)
+    drafted = [drafter.target_ids(drafter.logits(unroll.out)[0].argmax(-1))]
+    for _ in range(depth - 1):
+        unroll.advance(F.embedding(drafted[-1], embedding).to(dtype)[None])
+        drafted.append(drafter.target_ids(drafter.logits(unroll.out)[0].argmax(-1)))
+    return walk(torch.stack(drafted, dim=1), answer.tokens[start + 1 :])
+
+
+def walk(drafted: Tensor, truth: Tensor) -> ChainFigures:
+    """The verify loop over an answer.
+
+    Args:
+        drafted: int64 [m, depth]: row k holds the chain that starts where ``truth[k]`` is due.
+        truth: int64 [m]: the answer's tokens but the first.
+    """
+    chains, wanted = drafted.tolist(), truth.tolist()
+    depth = drafted.shape[1]
+    accepted_at = [0] * depth
+    at = cycles = 0
+    while at < len(wanted):
+        accepted = 0
+        while (
+            accepted < depth
+            and at + accepted < len(wanted)
+            and chains[at][accepted] == wanted[at + accepted]
+        ):
+            accepted_at[accepted] += 1
+            accepted += 1
+        at += accepted + 1
+        cycles += 1
+    return ChainFigures(len(wanted), cycles, tuple(accepted_at))
+
+
+def evaluate_chain(
+    target: PlainTarget,
+    drafter: Drafter,
+    prompts: Mapping[str, Sequence[Sequence[int]]],
+    depth: int = 4,
+    max_new_tokens: int = 96,
+    tap_layers: Sequence[int] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, ChainFigures]:
+    """Figures of greedy chains, by group of prompts (a benchmark each, say).
+
+    Args:
+        prompts: group -> prompts as token ids.
+        tap_layers: the drafter's taps; None = ``config.target_layer_ids``.
+    """
+    layers = drafter.config.target_layer_ids if tap_layers is None else tuple(tap_layers)
+    if layers is None:
+        raise ValueError("the drafter's config names no target_layer_ids: pass tap_layers")
+    flat = [(group, prompt) for group, held in prompts.items() for prompt in held]
+    answers = greedy_answers(
+        target, [prompt for _, prompt in flat], max_new_tokens, layers, report=report
+    )
+    return figures_by_group(drafter, target.embedding, [g for g, _ in flat], answers, depth)
+
+
+def figures_by_group(
+    drafter: Drafter,
+    embedding: Tensor,
+    groups: Sequence[str],
+    answers: Sequence[Answer],
+    depth: int,
+) -> dict[str, ChainFigures]:
+    """``chain_figures`` of each answer, added up by its group."""
+    out: dict[str, ChainFigures] = {}
+    for group, answer in zip(groups, answers, strict=True):
+        found = chain_figures(drafter, embedding, answer, depth)
+        out[group] = out[group] + found if group in out else found
+    return out
+
+
+def summary(figures: Mapping[str, ChainFigures]) -> dict[str, Any]:
+    """tau of each group, the mean of the groups' taus, and the pooled figures."""
+    groups = list(figures.values())
+    pooled = groups[0]
+    for one in groups[1:]:
+        pooled = pooled + one
+    return {
+        "tau": {group: round(one.tau, 4) for group, one in figures.items()},
+        "mean_of_groups": round(sum(one.tau for one in groups) / len(groups), 4),
+        "pooled": round(pooled.tau, 4),
+        "cycles": pooled.cycles,
+        "tokens": pooled.tokens,
+        "acceptance_by_position": [round(a, 4) for a in pooled.acceptance],
+    }
+
+
+def _beside(out: TargetOutput) -> Tensor:
+    """The taps side by side, [batch, n, taps * d]; without taps, no columns."""
+    return torch.cat(out.taps, dim=-1) if out.taps else out.final[..., :0]
+
+
+def _is_end(tokens: Tensor, target: PlainTarget) -> Tensor:
+    return torch.isin(tokens, torch.tensor(sorted(target.eos_ids), dtype=torch.long))
