@@ -1,0 +1,293 @@
+"""The training loop: one drafter, one process, resumable at any moment.
+
+Everything a step needs is a function of (settings, store, step number), and a checkpoint holds
+weights, optimizer state and step number: a run that was killed and resumed ends with the weights
+of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_entropy.drafter.config import DrafterConfig
+from sgl_entropy.drafter.model import Drafter, build_drafter
+from sgl_entropy.train.batches import collate, plan_epoch, split_validation
+from sgl_entropy.train.initial import initialise, tap_scales
+from sgl_entropy.train.objective import StepFigures, TargetSide, sum_figures, unrolled_loss
+from sgl_entropy.train.store import Entry, Store
+
+_CHECKPOINT = "checkpoint.pt"
+_LOG = "fit.jsonl"
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a drafter is fitted.
+
+    Attributes:
+        epochs: passes over the store.
+        steps: draft steps unrolled (training-time test), one entry an epoch; the last repeats.
+        rows: answer rows a step.
+        learning_rate: peak; warm-up is the first ``warmup`` of all steps, then a cosine down to
+            ``final_rate`` of the peak.
+        solved_rate: ``fc`` and EDFuse learn at this fraction of the rate: their least-squares
+            start has small entries, which full-size steps would wipe out.
+        clip: largest gradient norm.
+        decay: weight of draft step i is decay^i.
+        solved_start: start from least squares (``initial``) instead of random weights.
+        validation_every: one prompt in so many is held out.
+        dtype: of the matmuls; the master weights are float32.
+        checkpoint_seconds: time between checkpoints.
+        seed: of weights and batch order.
+    """
+
+    epochs: int = 4
+    steps: tuple[int, ...] = (3,)
+    rows: int = 510
+    learning_rate: float = 1e-3
+    warmup: float = 0.04
+    final_rate: float = 0.05
+    solved_rate: float = 0.3
+    clip: float = 1.0
+    decay: float = 0.8
+    solved_start: bool = True
+    validation_every: int = 50
+    dtype: str = "bfloat16"
+    checkpoint_seconds: float = 120.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = []
+        for name in ("epochs", "rows", "validation_every"):
+            if getattr(self, name) < 1:
+                wrong.append(f"fit.{name} must be at least 1, found {getattr(self, name)!r}")
+        if not self.steps or any(step < 1 for step in self.steps):
+            wrong.append(f"fit.steps must list numbers from 1, found {list(self.steps)!r}")
+        if not self.learning_rate > 0:
+            wrong.append(f"fit.learning_rate must be positive, found {self.learning_rate!r}")
+        if self.dtype not in ("bfloat16", "float32"):
+            wrong.append(f"fit.dtype must be bfloat16 or float32, found {self.dtype!r}")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+
+    def steps_in(self, epoch: int) -> int:
+        """Draft steps of an epoch, counted from 0."""
+        return self.steps[min(epoch, len(self.steps) - 1)]
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of optimizer step ``step`` (from 0) of ``total``."""
+        warm = max(1, round(self.warmup * total))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        along = (step - warm) / max(1, total - warm)
+        low = self.final_rate
+        return self.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * along)))
+
+
+class Fit:
+    """One drafter's training over one store.
+
+    Args:
+        config: the drafter to train; ``target_layer_ids`` must be among the store's taps.
+        vocabulary: int64 [draft vocab], its target ids, rising.
+        embedding, head: the target's, [vocab, d].
+        folder: checkpoint and log; an earlier checkpoint there is resumed.
+
+    Raises:
+        ValueError: the folder's checkpoint is of other settings, or the taps are not stored.
+    """
+
+    def __init__(
+        self,
+        config: DrafterConfig,
+        settings: FitSettings,
+        store: Store,
+        vocabulary: Tensor,
+        embedding: Tensor,
+        head: Tensor,
+        folder: Path,
+    ) -> None:
+        if config.target_layer_ids is None:
+            raise ValueError("training needs the tapped layers by number")
+        missing = set(config.target_layer_ids) - set(store.tap_layers)
+        if missing:
+            raise ValueError(
+                f"{store.folder} holds layers {list(store.tap_layers)}, not {sorted(missing)}"
+            )
+        self.config, self.settings, self.store, self.folder = config, settings, store, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.working = getattr(torch, settings.dtype)
+        self.train, self.validation = split_validation(store.entries, settings.validation_every)
+        self.drafter = build_drafter(config)
+        self.drafter.t2d[vocabulary] = True
+        self.drafter.d2t.copy_(vocabulary - torch.arange(len(vocabulary)))
+        self.step = 0
+        self.side = TargetSide(
+            embedding.to(self.working),
+            head[vocabulary].to(self.working),
+            torch.ones(config.tap_width),
+        )
+        self._identity = {
+            "drafter": config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
+            "settings": {k: v for k, v in asdict(settings).items() if k != "checkpoint_seconds"},
+            "samples": [len(self.train), sum(e.answer_rows for e in self.train)],
+        }
+        if not self._resume():
+            some = [self._sample(e) for e in self.train[:: max(1, len(self.train) // 96)]]
+            self.side = TargetSide(self.side.embedding, self.side.head, tap_scales(some))
+            initialise(self.drafter, self.side, some, settings.seed, solved=settings.solved_start)
+            self.optimizer = self._new_optimizer()
+
+    def run(
+        self,
+        report: Callable[[str], None] = print,
+        stop_after: int | None = None,
+    ) -> Drafter:
+        """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter."""
+        plans = [
+            plan_epoch(self.train, self.settings.rows, self.settings.seed, epoch)
+            for epoch in range(self.settings.epochs)
+        ]
+        total = sum(len(plan) for plan in plans)
+        done = 0
+        saved = noted = time.monotonic()
+        cost = sum(len(plan) * self.settings.steps_in(i) for i, plan in enumerate(plans))
+        run_cost, began = 0, time.monotonic()
+        recent: list[list[StepFigures]] = []
+        for epoch, plan in enumerate(plans):
+            steps = self.settings.steps_in(epoch)
+            for batch in plan:
+                done += 1
+                if done <= self.step:
+                    cost -= steps
+                    continue
+                recent.append(self._learn(batch, steps, total))
+                run_cost += steps
+                now = time.monotonic()
+                if now - noted > 15:
+                    left = (now - began) / run_cost * (cost - run_cost)
+                    self._note(report, epoch, total, recent, left)
+                    recent, noted = [], now
+                if now - saved > self.settings.checkpoint_seconds:
+                    self._save()
+                    saved = now
+                if stop_after is not None and self.step >= stop_after:
+                    self._save()
+                    return self.drafter
+            if self.step == done and plan and run_cost:
+                self._validate(report, epoch)
+        self._save()
+        return self.drafter
+
+    def _learn(self, entries: Sequence[Entry], steps: int, total: int) -> list[StepFigures]:
+        rate = self.settings.rate(self.step, total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        batch = collate([self._sample(e) for e in entries], steps)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.working == torch.bfloat16):
+            loss, figures = unrolled_loss(
+                self.drafter, self.side, batch, steps, self.settings.decay
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.step += 1
+        return figures
+
+    @torch.no_grad()
+    def _validate(self, report: Callable[[str], None], epoch: int) -> None:
+        if not self.validation:
+            return
+        figures = []
+        for entries in plan_epoch(self.validation, self.settings.rows, 0, 0):
+            batch = collate([self._sample(e) for e in entries], 3)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.working == torch.bfloat16):
+                figures.append(unrolled_loss(self.drafter, self.side, batch, 3)[1])
+        by_step = sum_figures(figures)
+        self._log({"epoch": epoch + 1, "step": self.step, "validation": by_step})
+        report(f"epoch {epoch + 1} validation: {_figures_text(by_step)}")
+
+    def _note(
+        self,
+        report: Callable[[str], None],
+        epoch: int,
+        total: int,
+        recent: list[list[StepFigures]],
+        left: float,
+    ) -> None:
+        by_step = sum_figures(recent)
+        self._log({"epoch": epoch + 1, "step": self.step, "train": by_step})
+        report(
+            f"epoch {epoch + 1} step {self.step}/{total} {_figures_text(by_step)} "
+            f"left {left / 60:.1f} min"
+        )
+
+    def _log(self, record: dict[str, Any]) -> None:
+        with (self.folder / _LOG).open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"time": round(time.time(), 1), **record}) + "\n")
+
+    def _sample(self, entry: Entry) -> Any:
+        return self.store.sample(entry, self.config.target_layer_ids)
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        solved: list[Tensor] = []
+        others: list[Tensor] = []
+        for name, weight in self.drafter.named_parameters():
+            (solved if name.startswith(("fc.", "edfuse.")) else others).append(weight)
+        return torch.optim.AdamW(
+            [
+                {"params": others, "factor": 1.0},
+                {"params": solved, "factor": self.settings.solved_rate},
+            ],
+            lr=self.settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            fused=True,
+        )
+
+    def _save(self) -> None:
+        path = self.folder / _CHECKPOINT
+        partial = path.with_suffix(".partial")
+        torch.save(
+            {
+                "identity": self._identity,
+                "step": self.step,
+                "drafter": self.drafter.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "tap_scale": self.side.tap_scale,
+            },
+            partial,
+        )
+        partial.rename(path)
+
+    def _resume(self) -> bool:
+        path = self.folder / _CHECKPOINT
+        if not path.is_file():
+            return False
+        held = torch.load(path, weights_only=True)
+        if held["identity"] != self._identity:
+            differ = [k for k in self._identity if held["identity"].get(k) != self._identity[k]]
+            raise ValueError(
+                f"{path} is of another run (its {', '.join(differ)} differ): "
+                f"remove it or train into another folder"
+            )
+        self.drafter.load_state_dict(held["drafter"])
+        self.side = TargetSide(self.side.embedding, self.side.head, held["tap_scale"])
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(held["optimizer"])
+        self.step = held["step"]
+        return True
+
+
+def _figures_text(by_step: Sequence[dict[str, float]]) -> str:
+    return " ".join(f"[{i}] {f['loss']:.3f} {f['accuracy']:.3f}" for i, f in enumerate(by_step))

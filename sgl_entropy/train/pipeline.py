@@ -1,0 +1,266 @@
+"""The stages of a training: prompts, answers with features, fit, export, evaluate.
+
+Each stage reads what the one before it left in the work folder and skips what is finished, so
+any of them can be killed and run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_entropy.drafter.config import Algorithm, DrafterConfig, default_eagle3_layer_ids
+from sgl_entropy.drafter.evaluate import evaluate_chain, summary
+from sgl_entropy.drafter.model import load_drafter
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.target import cache_dir, ensure_small_target
+from sgl_entropy.train.export import export_drafter
+from sgl_entropy.train.fit import Fit
+from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
+from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
+from sgl_entropy.train.settings import TrainSettings
+from sgl_entropy.train.store import Store, write_meta
+from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
+
+Report = Callable[[str], None]
+# Prompts sorted by length together while generating.
+_LENGTH_BLOCK = 640
+
+
+def target_folder(settings: TrainSettings) -> Path:
+    """The target to draft for; the small real one is converted on first use."""
+    return Path(settings.target).expanduser() if settings.target else ensure_small_target()
+
+
+def work_folder(settings: TrainSettings) -> Path:
+    """Where this training keeps its files."""
+    if settings.work:
+        return Path(settings.work).expanduser()
+    name = Path(settings.target).name if settings.target else "smollm2-135m"
+    return cache_dir() / f"train-{name}"
+
+
+def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
+    """The prompt file's prompts (written on first use) and its sha256."""
+    path = work_folder(settings) / "prompts.jsonl"
+    if not path.exists():
+        from transformers import AutoTokenizer
+
+        given = settings.prompts
+        if not given.questions and not given.conversations:
+            raise ValueError("set prompts.questions or prompts.conversations to a JSON Lines file")
+        texts = collect_texts(
+            Path(given.questions).expanduser() if given.questions else None,
+            Path(given.conversations).expanduser() if given.conversations else None,
+            given.seed,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(target_folder(settings))
+        prompts = tokenize(tokenizer, texts, given.max_tokens)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [json.dumps({"prompt_id": p.prompt_id, "tokens": list(p.tokens)}) for p in prompts]
+        partial = path.with_suffix(".partial")
+        partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        partial.rename(path)
+        report(f"{len(prompts)} prompts in {path}")
+    prompts = [Prompt(row["prompt_id"], tuple(row["tokens"])) for row in read_jsonl(path)]
+    return prompts, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def generate(settings: TrainSettings, report: Report = print) -> None:
+    """Answers with features, until ``generate.answer_tokens`` are stored or prompts run out.
+
+    An interrupt keeps every finished sequence; what is stored already is not done again.
+    """
+    given = settings.generate
+    target = target_folder(settings)
+    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    layers = settings.drafter.tap_layers(int(model["num_hidden_layers"]))
+    prompts, digest = load_prompts(settings, report)
+    folder = work_folder(settings) / "store"
+    meta = {
+        "format": 1,
+        "target": target.name,
+        "tap_layers": list(layers),
+        "hidden_size": int(model["hidden_size"]),
+        "max_new_tokens": given.max_new_tokens,
+        "dtype": given.dtype,
+        "prompts_sha256": digest,
+    }
+    write_meta(folder, meta)
+    done, stored = _stored(folder)
+    todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
+    wanted = given.answer_tokens - stored
+    if wanted <= 0 or not todo:
+        report(f"{stored} answer tokens stored, nothing to do")
+        return
+    # One thread a process, also in what the workers import.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    workers = []
+    for number in range(min(given.workers, len(todo))):
+        mine = in_length_blocks(todo[number :: given.workers], _LENGTH_BLOCK)
+        plan = WorkerPlan(
+            number,
+            str(target),
+            str(folder),
+            tuple(mine),
+            layers,
+            given.max_new_tokens,
+            given.slots,
+            -(-wanted // given.workers),
+            given.dtype,
+        )
+        workers.append(context.Process(target=run_worker, args=(plan,)))
+        workers[-1].start()
+    _watch(workers, folder, stored, given.answer_tokens, report)
+
+
+def _watch(workers: list[Any], folder: Path, before: int, wanted: int, report: Report) -> None:
+    began = time.monotonic()
+    try:
+        while any(worker.is_alive() for worker in workers):
+            for worker in workers:
+                worker.join(timeout=15 / len(workers))
+            stored = _stored(folder)[1]
+            rate = (stored - before) / (time.monotonic() - began)
+            left = f"{(wanted - stored) / rate / 60:.1f} min" if rate else "unknown"
+            report(f"{stored} of {wanted} answer tokens, {rate:.0f} tokens/s, left {left}")
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.terminate()  # a worker writes what is finished, then leaves
+        for worker in workers:
+            worker.join()
+        raise
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        raise RuntimeError(f"generation workers failed with exit codes {failed}; run it again")
+
+
+def _stored(folder: Path) -> tuple[set[int], int]:
+    """(prompt ids, answer tokens) of the finished shards."""
+    try:
+        store = Store(folder)
+    except ValueError:
+        return set(), 0
+    return {entry.prompt_id for entry in store.entries}, store.answer_tokens()
+
+
+def vocabulary(settings: TrainSettings, store: Store, vocab_size: int) -> Tensor:
+    """The draft vocabulary of the store: int64 [draft vocab], kept in the work folder."""
+    path = work_folder(settings) / f"vocabulary-{settings.drafter.draft_vocab_size}.json"
+    if path.is_file():
+        return torch.tensor(json.loads(path.read_text(encoding="utf-8")))
+    prompts, _ = load_prompts(settings, print)
+    answers = count_tokens(
+        (store.tokens(entry)[entry.prompt_length :] for entry in store.entries), vocab_size
+    )
+    asked = count_tokens((torch.tensor(prompt.tokens) for prompt in prompts), vocab_size)
+    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
+    eos = model.get("eos_token_id")
+    chosen = draft_vocabulary(
+        answers,
+        asked,
+        settings.drafter.draft_vocab_size,
+        settings.drafter.prompt_weight,
+        [eos] if isinstance(eos, int) else eos or [],
+    )
+    # Both drafters may be started at once: a file appears whole or not at all.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(chosen.tolist()) + "\n", encoding="utf-8")
+    partial.rename(path)
+    return chosen
+
+
+def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConfig:
+    """The drafter's sizes: the target's, but for one layer and the draft vocabulary."""
+    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
+    layers = int(model["num_hidden_layers"])
+    edsd = algorithm == "EDSD"
+    return DrafterConfig(
+        algorithm=algorithm,
+        hidden_size=model["hidden_size"],
+        intermediate_size=model["intermediate_size"],
+        num_attention_heads=model["num_attention_heads"],
+        num_key_value_heads=model.get("num_key_value_heads") or model["num_attention_heads"],
+        head_dim=model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"],
+        vocab_size=model["vocab_size"],
+        draft_vocab_size=settings.drafter.draft_vocab_size,
+        target_hidden_size=model["hidden_size"],
+        target_layer_ids=settings.drafter.edsd_layers if edsd else default_eagle3_layer_ids(layers),
+        rms_norm_eps=model["rms_norm_eps"],
+        rope_theta=model.get("rope_theta") or 10000.0,
+        max_position_embeddings=model["max_position_embeddings"],
+        fuse_size=(settings.drafter.fuse_size or model["intermediate_size"]) if edsd else None,
+    )
+
+
+def make_fit(settings: TrainSettings, algorithm: Algorithm) -> Fit:
+    """The (possibly resumed) training of one drafter on the work folder's store."""
+    work = work_folder(settings)
+    store = Store(work / "store")
+    config = drafter_config(settings, algorithm)
+    target = PlainTarget.from_folder(target_folder(settings))
+    chosen = vocabulary(settings, store, config.vocab_size)
+    return Fit(
+        config,
+        settings.fit,
+        store,
+        chosen,
+        target.embedding,
+        target.head,
+        work / algorithm.lower(),
+    )
+
+
+def fit(settings: TrainSettings, algorithm: Algorithm, report: Report = print) -> None:
+    """Train one drafter to the end of its epochs."""
+    make_fit(settings, algorithm).run(report)
+
+
+def export(settings: TrainSettings, algorithm: Algorithm, out: Path) -> None:
+    """Write the trained (or half-trained) drafter in the published layout."""
+    trained = make_fit(settings, algorithm)
+    if not trained.step:
+        raise ValueError(f"no checkpoint in {trained.folder}: run `sgl-entropy train fit` first")
+    export_drafter(trained.drafter, trained.side.tap_scale, out)
+
+
+def evaluate(settings: TrainSettings, folder: Path, report: Report = print) -> dict[str, Any]:
+    """tau of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``."""
+    from transformers import AutoTokenizer
+
+    given = settings.evaluate
+    files = sorted(Path(given.benchmarks).expanduser().glob("*.jsonl")) if given.benchmarks else []
+    if not files:
+        raise ValueError(
+            f"evaluate.benchmarks: expected a folder of JSON Lines files with `turns`, "
+            f"found {given.benchmarks!r}"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(target_folder(settings))
+    prompts = {
+        file.stem: [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": row["turns"][0]}], add_generation_prompt=True
+            )
+            for row in read_jsonl(file)[: given.prompts]
+        ]
+        for file in files
+    }
+    drafter = load_drafter(folder)
+    layers = drafter.config.target_layer_ids
+    target = PlainTarget.from_folder(target_folder(settings), getattr(torch, given.dtype))
+    if layers is None:
+        layers = default_eagle3_layer_ids(target.num_layers)
+    figures = evaluate_chain(
+        target, drafter, prompts, given.depth, given.max_new_tokens, layers, report
+    )
+    return summary(figures)

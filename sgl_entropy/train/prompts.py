@@ -1,0 +1,105 @@
+"""Prompts for the target: questions, users' turns and texts to summarise, from public sets.
+
+Only human text (and, as material to summarise, earlier answers of the set) is used; every answer
+that a drafter learns from is the target's own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.train.generate import Prompt
+
+SUMMARY_REQUESTS = (
+    "Summarize the following text:\n\n{}",
+    "Please write a short summary of this.\n\n{}",
+    "Summarize this article: {}",
+    "{}\n\nSum up the text above in a few sentences.",
+)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON Lines file.
+
+    Raises:
+        ValueError: not JSON Lines; names the line.
+        OSError: the file cannot be read.
+    """
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+    return rows
+
+
+def human_turns(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
+    """(turn number, text) of the users' turns of ShareGPT-form rows."""
+    for row in rows:
+        turns = [turn["value"] for turn in row["conversations"] if turn["from"] == "human"]
+        yield from enumerate(turns)
+
+
+def collect_texts(questions: Path | None, conversations: Path | None, seed: int) -> list[str]:
+    """User messages from both files, shuffled with ``seed``; either may be None.
+
+    Args:
+        questions: rows with ``question``; a seeded sixth part as large as the rest is taken.
+        conversations: rows with ``conversations`` of ``from`` (human, gpt) and ``value``: first
+            turns of any length, later turns that can stand alone (80 to 600 characters), and
+            long answers as texts to summarise.
+    """
+    chance = random.Random(seed)
+    texts: list[str] = []
+    if conversations is not None:
+        rows = read_jsonl(conversations)
+        first = [text for turn, text in human_turns(rows) if turn == 0 and len(text) >= 8]
+        later = [text for turn, text in human_turns(rows) if turn and 80 <= len(text) <= 600]
+        answers = [
+            turn["value"]
+            for row in rows
+            for turn in row["conversations"]
+            if turn["from"] == "gpt" and 1200 <= len(turn["value"]) <= 3000
+        ]
+        chance.shuffle(later)
+        chance.shuffle(answers)
+        texts += first + later[: len(first) // 3]
+        texts += [
+            chance.choice(SUMMARY_REQUESTS).format(text) for text in answers[: len(first) // 8]
+        ]
+    if questions is not None:
+        asked = [row["question"] for row in read_jsonl(questions)]
+        chance.shuffle(asked)
+        texts += asked[: max(1, len(texts) * 3 // 10)] if texts else asked
+    chance.shuffle(texts)
+    return texts
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[Prompt]:
+    """One user message each, in the chat template, ready to be answered.
+
+    Messages too long for ``max_tokens`` are cut in their middle of nowhere, before the template:
+    long prompts matter more than their last sentence.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+    """
+    empty = tokenizer.apply_chat_template(
+        [{"role": "user", "content": ""}], add_generation_prompt=True
+    )
+    room = max_tokens - len(empty)
+    prompts = []
+    for number, text in enumerate(texts):
+        ids = tokenizer(text[: room * 12], add_special_tokens=False).input_ids
+        if len(ids) > room:
+            text = tokenizer.decode(ids[:room])
+        message = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(message, add_generation_prompt=True)
+        prompts.append(Prompt(number, tuple(ids)))
+    return prompts

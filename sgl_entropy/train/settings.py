@@ -1,0 +1,202 @@
+"""One file says what a training is: sections with typed, checked keys, and flags that override.
+
+A settings file is TOML (or JSON) with the sections below; unknown sections and keys are refused,
+since a misspelt key would silently train something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from sgl_entropy.drafter.config import default_eagle3_layer_ids
+from sgl_entropy.train.fit import FitSettings
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """Where prompts come from; see ``prompts.collect_texts``.
+
+    Attributes:
+        questions: JSON Lines with ``question``; empty = none.
+        conversations: JSON Lines with ``conversations``; empty = none.
+        max_tokens: longer prompts are cut to this, template included.
+        seed: of choice and order.
+    """
+
+    questions: str = ""
+    conversations: str = ""
+    max_tokens: int = 640
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """How answers are generated.
+
+    Attributes:
+        answer_tokens: stop after about this many.
+        max_new_tokens: longest answer.
+        workers: processes, of one thread each.
+        slots: sequences a worker decodes at once.
+        dtype: of the target's weights and matmuls.
+    """
+
+    answer_tokens: int = 425_000
+    max_new_tokens: int = 192
+    workers: int = 2
+    slots: int = 96
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class DrafterSettings:
+    """The drafters' shape.
+
+    Attributes:
+        edsd_layers: the two layers (from 0) that EDSD taps; EAGLE-3 taps SGLang's default three.
+        fuse_size: m of EDFuse; 0 = the target's FFN size.
+        draft_vocab_size: tokens a drafter can propose.
+        prompt_weight: a token of a prompt counts this much when the draft vocabulary is chosen.
+    """
+
+    edsd_layers: tuple[int, ...] = (14, 27)
+    fuse_size: int = 0
+    draft_vocab_size: int = 8192
+    prompt_weight: float = 0.3
+
+    def tap_layers(self, num_target_layers: int) -> tuple[int, ...]:
+        """The layers whose outputs both drafters need."""
+        return tuple(sorted({*self.edsd_layers, *default_eagle3_layer_ids(num_target_layers)}))
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How tau is measured: the first turns of a few prompts of each benchmark, greedily.
+
+    Attributes:
+        benchmarks: a folder of JSON Lines files with ``turns``.
+        prompts: of each file, from its start.
+        depth: of the draft chain.
+        max_new_tokens: of each answer.
+        dtype: of the target; the drafter runs in float32.
+    """
+
+    benchmarks: str = ""
+    prompts: int = 20
+    depth: int = 4
+    max_new_tokens: int = 96
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything.
+
+    Attributes:
+        target: a Hugging Face llama folder; empty = the small real target.
+        work: folder for prompts, store, checkpoints and logs; empty = in the cache folder.
+    """
+
+    target: str = ""
+    work: str = ""
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
+    drafter: DrafterSettings = field(default_factory=DrafterSettings)
+    fit: FitSettings = field(default_factory=FitSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+
+def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> TrainSettings:
+    """Read a settings file and apply ``SECTION.KEY=VALUE`` overrides (values as in TOML).
+
+    Raises:
+        ValueError: not readable as TOML or JSON, unknown or ill-typed keys; all are named.
+    """
+    raw: dict[str, Any] = {} if path is None else _read(path)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"--set {override}: expected SECTION.KEY=VALUE")
+        *sections, name = key.split(".")
+        at = raw
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[name] = _value(text)
+    wrong: list[str] = []
+    settings = _build(TrainSettings, raw, "", wrong)
+    if settings is None or wrong:
+        source = "settings" if path is None else str(path)
+        raise ValueError("\n".join(f"{source}: {line}" for line in wrong))
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON: {error}") from None
+    else:
+        if sys.version_info < (3, 11):
+            raise ValueError(f"{path}: TOML needs Python 3.11 or newer; write the file as JSON")
+        import tomllib
+
+        try:
+            raw = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path}: not valid TOML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected sections")
+    return raw
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+_Section = TypeVar("_Section")
+
+
+def _build(
+    kind: type[_Section], raw: Mapping[str, Any], where: str, wrong: list[str]
+) -> _Section | None:
+    """``kind`` from ``raw``; what is wrong with it is added to ``wrong``."""
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = f"{where}{key}"
+        hint = hints.get(key)
+        if hint is None:
+            wrong.append(f"unknown key {name} (known: {', '.join(sorted(hints))})")
+        elif dataclasses.is_dataclass(hint):
+            if isinstance(value, Mapping):
+                values[key] = _build(hint, value, f"{name}.", wrong)  # type: ignore[arg-type]
+            else:
+                wrong.append(f"{name} must be a section, found {value!r}")
+        elif hint in (int, float, str, bool):
+            fits = type(value) is hint or (hint is float and type(value) is int)
+            if not fits:
+                wrong.append(f"{name} must be {hint.__name__}, found {value!r}")
+            values[key] = float(value) if fits and hint is float else value
+        else:  # a tuple of integers
+            fits = isinstance(value, list) and all(type(item) is int for item in value)
+            if not fits:
+                wrong.append(f"{name} must be a list of integers, found {value!r}")
+            values[key] = tuple(value) if fits else ()
+    if wrong:
+        return None
+    try:
+        return kind(**values)
+    except ValueError as error:
+        wrong += str(error).splitlines()
+        return None

@@ -1,0 +1,187 @@
+"""The feature store: answers by the target with the hidden states that drafters learn from.
+
+A folder of shards, each a safetensors file that holds whole sequences, flat:
+
+* ``tokens`` int32 [tokens]: prompt and answer of every sequence;
+* ``lengths``, ``prompt_lengths``, ``prompt_ids`` int64 [sequences];
+* ``features`` bfloat16 [rows, taps * d]: tapped layers' outputs, side by side in the order of
+  ``meta.json``'s ``tap_layers``, for all tokens of a sequence but the last (length - 1 rows);
+* ``final`` bfloat16 [answer rows, d]: the target's hidden states after its final norm at the
+  answer's tokens but the last (length - 1 - prompt length rows): its logits are ``lm_head`` of it.
+
+A shard appears under its name only when it is complete, so an interrupt loses what is in flight
+and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence: ``tokens`` int64 [n], ``features`` [n-1, taps*d], ``final`` [n-1-prompt, d]."""
+
+    prompt_id: int
+    prompt_length: int
+    tokens: Tensor
+    features: Tensor
+    final: Tensor
+
+    @property
+    def answer_rows(self) -> int:
+        """Draft positions to learn from: answer tokens but the first."""
+        return self.final.shape[0]
+
+
+def write_shard(path: Path, samples: Sequence[Sample]) -> None:
+    """Write ``samples`` under ``path`` at once or not at all."""
+    tensors = {
+        "tokens": torch.cat([s.tokens for s in samples]).to(torch.int32),
+        "lengths": torch.tensor([len(s.tokens) for s in samples]),
+        "prompt_lengths": torch.tensor([s.prompt_length for s in samples]),
+        "prompt_ids": torch.tensor([s.prompt_id for s in samples]),
+        "features": torch.cat([s.features for s in samples]).to(torch.bfloat16),
+        "final": torch.cat([s.final for s in samples]).to(torch.bfloat16),
+    }
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.rename(path)
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Record what the store was made with; a store made otherwise is refused.
+
+    Raises:
+        ValueError: the folder holds a store of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / META
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != meta:
+            differ = [key for key in {*found, *meta} if found.get(key) != meta.get(key)]
+            raise ValueError(
+                f"{folder} was generated with other settings ({', '.join(sorted(differ))}): "
+                f"use another work folder, or the settings of {path}"
+            )
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    partial.rename(path)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What ``write_meta`` recorded.
+
+    Raises:
+        ValueError: nothing was generated there.
+    """
+    path = folder / META
+    if not path.is_file():
+        raise ValueError(f"{path} not found: run `sgl-entropy train generate` first")
+    meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return meta
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a sample lies: its shard and its offsets there."""
+
+    shard: Path
+    prompt_id: int
+    prompt_length: int
+    length: int
+    token_start: int
+    feature_start: int
+    final_start: int
+
+    @property
+    def answer_rows(self) -> int:
+        return self.length - 1 - self.prompt_length
+
+
+class Store:
+    """The samples of a folder, read on demand through memory maps.
+
+    Attributes:
+        entries: every sample, in the order of their prompt ids.
+        tap_layers: the layers whose outputs ``features`` holds.
+        width: d.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            ValueError: no meta file or no shards.
+        """
+        self.folder = folder
+        self.meta = read_meta(folder)
+        self.tap_layers: tuple[int, ...] = tuple(self.meta["tap_layers"])
+        self.width = int(self.meta["hidden_size"])
+        self._open: dict[Path, Any] = {}
+        self.entries = sorted(self._index(), key=lambda entry: entry.prompt_id)
+        if not self.entries:
+            raise ValueError(f"{folder} holds no shards: run `sgl-entropy train generate` first")
+
+    def _index(self) -> Iterator[Entry]:
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(shard, framework="pt") as file:
+                columns = [
+                    file.get_tensor(name).tolist()
+                    for name in ("prompt_ids", "prompt_lengths", "lengths")
+                ]
+            token = feature = final = 0
+            for prompt_id, prompt_length, length in zip(*columns, strict=True):
+                yield Entry(shard, prompt_id, prompt_length, length, token, feature, final)
+                token += length
+                feature += length - 1
+                final += length - 1 - prompt_length
+
+    def _file(self, entry: Entry) -> Any:
+        if entry.shard not in self._open:
+            self._open[entry.shard] = safe_open(entry.shard, framework="pt")
+        return self._open[entry.shard]
+
+    def tokens(self, entry: Entry) -> Tensor:
+        """Prompt and answer of one sample: int64 [length]."""
+        tokens = self._file(entry).get_slice("tokens")
+        held: Tensor = tokens[entry.token_start : entry.token_start + entry.length]
+        return held.long()
+
+    def sample(self, entry: Entry, columns: Sequence[int] | None = None) -> Sample:
+        """Read one sample.
+
+        Args:
+            columns: ids of the tapped layers wanted in ``features``, in this order; None = all.
+        """
+        file = self._file(entry)
+        rows = slice(entry.feature_start, entry.feature_start + entry.length - 1)
+        features = file.get_slice("features")[rows]
+        if columns is not None:
+            at = [self.tap_layers.index(layer) for layer in columns]
+            features = features.view(len(features), len(self.tap_layers), self.width)[:, at]
+            features = features.reshape(len(features), -1)
+        final_end = entry.final_start + entry.answer_rows
+        return Sample(
+            entry.prompt_id,
+            entry.prompt_length,
+            self.tokens(entry),
+            features,
+            file.get_slice("final")[entry.final_start : final_end],
+        )
+
+    def answer_tokens(self) -> int:
+        """Answer tokens held, the first of each answer included."""
+        return sum(entry.length - entry.prompt_length for entry in self.entries)

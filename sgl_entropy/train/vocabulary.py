@@ -1,0 +1,43 @@
+"""The draft vocabulary: which target tokens a drafter can propose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def count_tokens(pieces: Iterable[Tensor], vocab_size: int) -> Tensor:
+    """How often each token occurs: float64 [vocab_size]."""
+    counts = torch.zeros(vocab_size, dtype=torch.float64)
+    for tokens in pieces:
+        counts += torch.bincount(tokens.reshape(-1).long(), minlength=vocab_size)
+    return counts
+
+
+def draft_vocabulary(
+    answers: Tensor, other: Tensor, size: int, other_weight: float, always: Iterable[int] = ()
+) -> Tensor:
+    """The ``size`` most frequent tokens, sorted by id (SPEC, EDTrain); d2t is token - index.
+
+    The target's answers alone rank the tail by luck (a name seen twice): text of the same kind
+    that needs no generation, at a small weight, ranks it better [ours].
+
+    Args:
+        answers, other: counts [vocab]; ``other`` counts ``other_weight`` times.
+        always: ids that are in whatever their counts (ends of an answer).
+
+    Returns:
+        int64 [size], rising.
+
+    Raises:
+        ValueError: ``size`` exceeds the vocabulary.
+    """
+    if not 0 < size <= len(answers):
+        raise ValueError(f"draft vocabulary must be 1..{len(answers)} tokens, found {size}")
+    score = answers + other_weight * other
+    score[list(always)] = float("inf")
+    # Equal scores: the lower id, which BPE learned earlier and is the more common token.
+    order = torch.argsort(score, descending=True, stable=True)
+    return order[:size].sort().values

@@ -1,0 +1,128 @@
+"""The training loop on a tiny target: it learns, resumes exactly, exports what it trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgl_entropy.drafter.evaluate import chain_figures, greedy_answers
+from sgl_entropy.drafter.model import load_drafter
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.train.batches import collate
+from sgl_entropy.train.export import export_drafter, fold_tap_scale
+from sgl_entropy.train.fit import Fit, FitSettings
+from sgl_entropy.train.objective import unrolled_loss
+from sgl_entropy.train.store import Store
+from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
+from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
+
+SETTINGS = FitSettings(
+    epochs=3, steps=(1, 2), rows=40, learning_rate=3e-3, validation_every=12, dtype="float32"
+)
+ARMS = [("EDSD", (1, 2)), ("EAGLE3", TAPS)]
+
+
+def start(
+    store: Store,
+    target: PlainTarget,
+    folder: Path,
+    arm: tuple[str, tuple[int, ...]],
+    settings: FitSettings = SETTINGS,
+) -> Fit:
+    answers = count_tokens((store.tokens(e)[e.prompt_length :] for e in store.entries), VOCAB)
+    chosen = draft_vocabulary(answers, torch.zeros(VOCAB), 96, 0.0, [2])
+    return Fit(tiny_config(*arm), settings, store, chosen, target.embedding, target.head, folder)
+
+
+def training_loss(fit: Fit) -> float:
+    samples = [fit.store.sample(e, fit.config.target_layer_ids) for e in fit.train]
+    with torch.no_grad():
+        return float(unrolled_loss(fit.drafter, fit.side, collate(samples, 2), 2)[0])
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=["edsd", "eagle3"])
+def test_it_learns(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, arm: tuple[str, tuple[int, ...]]
+) -> None:
+    """Random start, so that all of the fall is the loop's. The target is random too: what can be
+    learned is these very answers."""
+    settings = replace(
+        SETTINGS, epochs=12, steps=(2,), solved_start=False, solved_rate=1.0, learning_rate=6e-3
+    )
+    fit = start(tiny_store, tiny_target, tmp_path, arm, settings)
+    before = training_loss(fit)
+    fit.run(lambda line: None)
+    # Cross-entropy never falls below the entropy of the target.
+    assert training_loss(fit) < 0.85 * before
+    rows = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if "validation" in row] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=["edsd", "eagle3"])
+def test_resumed_equals_unbroken(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, arm: tuple[str, tuple[int, ...]]
+) -> None:
+    unbroken = start(tiny_store, tiny_target, tmp_path / "a", arm).run(lambda line: None)
+    for stop in (2, 5, None):
+        part = start(tiny_store, tiny_target, tmp_path / "b", arm)
+        resumed = part.run(lambda line: None, stop_after=stop)
+    for (name, one), (_, two) in zip(
+        unbroken.state_dict().items(), resumed.state_dict().items(), strict=True
+    ):
+        assert torch.equal(one, two), name
+
+
+def test_a_checkpoint_of_other_settings_is_refused(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    start(tiny_store, tiny_target, tmp_path, ARMS[0]).run(lambda line: None, stop_after=1)
+    with pytest.raises(ValueError, match="settings differ"):
+        start(tiny_store, tiny_target, tmp_path, ARMS[0], replace(SETTINGS, rows=41))
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=["edsd", "eagle3"])
+def test_export_reloads_and_drafts_the_same(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, arm: tuple[str, tuple[int, ...]]
+) -> None:
+    settings = replace(SETTINGS, epochs=10, learning_rate=6e-3, solved_rate=1.0)
+    trained = start(tiny_store, tiny_target, tmp_path / "fit", arm, settings)
+    drafter = trained.run(lambda line: None)
+    scale = trained.side.tap_scale
+    assert float(scale.max() / scale.min()) > 1.05, "scales alike would hide a missing fold"
+    export_drafter(drafter, scale, tmp_path / "out", torch.float32)
+    loaded = load_drafter(tmp_path / "out")
+    taps = torch.randn(7, 32 * len(arm[1]))
+    torch.testing.assert_close(loaded.fuse_taps(taps), drafter.fuse_taps(taps / scale))
+    export_drafter(drafter, scale, tmp_path / "half")
+    half = load_drafter(tmp_path / "half")
+    for (name, one), (_, two) in zip(
+        loaded.state_dict().items(), half.state_dict().items(), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=2**-8, atol=1e-30, msg=name)
+    # Folded and exported, it still drafts what the target writes far better than chance.
+    prompts = [p.tokens for p in tiny_prompts()]
+    answers = greedy_answers(tiny_target, prompts, 20, arm[1])
+    figures = [chain_figures(half, tiny_target.embedding, a, 3) for a in answers]
+    assert sum(f.accepted_at[0] for f in figures) / sum(f.cycles for f in figures) > 0.1
+
+
+def test_scale_folding_is_exact_in_powers_of_two() -> None:
+    fc, h = torch.randn(8, 12), torch.randn(5, 12)
+    scale = 2.0 ** torch.randint(-6, 7, (12,))
+    torch.testing.assert_close(
+        h @ fold_tap_scale(fc, scale).T, (h / scale) @ fc.T, rtol=1e-6, atol=1e-5
+    )
+    assert torch.equal(fold_tap_scale(fc, scale) * scale, fc)
+
+
+def test_rate_warms_up_and_falls() -> None:
+    settings = FitSettings(learning_rate=1.0, warmup=0.1, final_rate=0.05)
+    rates = [settings.rate(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.05, abs=0.01)

@@ -1,0 +1,78 @@
+"""Continuous batching must write what transformers' own greedy generation writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.train.generate import Prompt, in_length_blocks
+from sgl_entropy.train.store import Store, write_meta
+from tests.train.conftest import TAPS, tiny_prompts
+
+
+def test_answers_and_features_equal_transformers(tiny_folder: Path, tiny_store: Store) -> None:
+    """Five slots for 24 prompts: refills, ragged lengths, the shrinking tail, ends of answers."""
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_folder)
+    prompts = {prompt.prompt_id: prompt for prompt in tiny_prompts()}
+    ended = 0
+    for entry in tiny_store.entries:
+        sample = tiny_store.sample(entry)
+        prompt = torch.tensor([prompts[entry.prompt_id].tokens])
+        with torch.no_grad():
+            wanted = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=20,
+                do_sample=False,
+                pad_token_id=2,
+            )[0]
+            states = model(wanted[None], output_hidden_states=True).hidden_states
+        assert sample.tokens.tolist() == wanted.tolist()
+        ended += int(wanted[-1]) == model.config.eos_token_id
+        n = len(wanted)
+        features = torch.cat([states[layer + 1][0, : n - 1] for layer in TAPS], dim=-1)
+        # The store holds bfloat16: 8 bits of mantissa.
+        torch.testing.assert_close(sample.features.float(), features, rtol=8e-3, atol=2e-3)
+        final = states[-1][0, sample.prompt_length : n - 1]
+        torch.testing.assert_close(sample.final.float(), final, rtol=8e-3, atol=2e-3)
+    assert {e.prompt_id for e in tiny_store.entries} <= set(prompts)
+    assert len(tiny_store.entries) >= 20
+    assert ended, "no answer ended by itself: the test would not notice a missed end token"
+
+
+def test_ragged_extend_equals_one_pass(tiny_target: PlainTarget) -> None:
+    """Rows added behind prompts of different lengths see exactly their own prefix."""
+    torch.manual_seed(3)
+    ids = torch.randint(3, 160, (3, 9))
+    lengths = torch.tensor([9, 4, 6])
+    more = torch.randint(3, 160, (3, 3))
+    cache = tiny_target.new_cache(3)
+    tiny_target.forward(ids, torch.zeros(3, dtype=torch.long), cache)
+    out = tiny_target.forward(more, lengths, cache)
+    for row, length in enumerate(lengths.tolist()):
+        whole = torch.cat([ids[row, :length], more[row]])[None]
+        start = torch.zeros(1, dtype=torch.long)
+        alone = tiny_target.forward(whole, start, tiny_target.new_cache(1))
+        torch.testing.assert_close(out.final[row], alone.final[0, length:])
+
+
+def test_length_blocks_keep_every_prompt_and_match_neighbours() -> None:
+    prompts = [Prompt(i, (0,) * (1 + (i * 37) % 50)) for i in range(100)]
+    ordered = in_length_blocks(prompts, 40)
+    assert sorted(p.prompt_id for p in ordered) == list(range(100))
+    assert {p.prompt_id for p in ordered[:40]} == set(range(40))
+    lengths = [len(p.tokens) for p in ordered]
+    assert lengths[:40] == sorted(lengths[:40])
+    assert lengths[40:80] == sorted(lengths[40:80], reverse=True)
+
+
+def test_a_store_of_other_settings_is_refused(tmp_path: Path) -> None:
+    write_meta(tmp_path, {"hidden_size": 32, "max_new_tokens": 20})
+    write_meta(tmp_path, {"hidden_size": 32, "max_new_tokens": 20})
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        write_meta(tmp_path, {"hidden_size": 32, "max_new_tokens": 21})
