@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -170,7 +171,7 @@ def test_verify_tree_walks_while_the_target_agrees(
             path = [node]
             while parents[b][path[0]] != -1:
                 path.insert(0, parents[b][path[0]])
-            agrees = all(tokens[b][i] == wanted[b][up] for up, i in zip(path, path[1:]))
+            agrees = all(tokens[b][i] == wanted[b][up] for up, i in itertools.pairwise(path))
             if agrees and len(path) <= steps + 1:
                 paths.append(path)
         best = max(paths, key=len)
