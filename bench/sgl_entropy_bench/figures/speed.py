@@ -37,6 +37,7 @@ from sgl_entropy_bench.windows import Window, full_batch_window
 ROUNDS = {1: 15, 2: 8, 4: 6, 8: 5, 16: 4}
 QUICK_ROUNDS = {1: 3, 8: 2}
 PLAIN = "none"
+WARM_UP_TOKENS = 8
 
 
 def measure(plan: Plan, rounds: Mapping[int, int] | None = None) -> tuple[dict[str, Any], str]:
@@ -57,6 +58,10 @@ def measure(plan: Plan, rounds: Mapping[int, int] | None = None) -> tuple[dict[s
         total = sum(weights[size] * count for size, count in rounds.items())
         spent = 0.0
         for size, groups in batches(usable, rounds).items():
+            # A few tokens first: the kernels of a batch size are made when it is first seen.
+            for server in servers.values():
+                with running(server):
+                    run_batch(server, [texts[p] for p in groups[0]], WARM_UP_TOKENS)
             for index, group in enumerate(groups):
                 names = list(servers)
                 shift = index % len(names)
