@@ -83,11 +83,11 @@ def initialise(
     ones = torch.ones(len(f), 1)
     fuse = drafter.edfuse
     # Random parts with unit variance on the data, so that products carry both sides.
-    for weight, data, bias in (
+    for matrix, data, bias in (
         (fuse.gate_proj.weight, f, _GATE_BIAS),
         (fuse.up_proj.weight, e, 1.0),
     ):
-        weight.mul_(d**0.5 / data.pow(2).sum(-1).mean().sqrt())
-        weight.add_(bias * ridge(data, ones))
+        matrix.mul_(d**0.5 / data.pow(2).sum(-1).mean().sqrt())
+        matrix.add_(bias * ridge(data, ones))
     product = F.silu(fuse.gate_proj(f)) * fuse.up_proj(e)
     fuse.down_proj.weight.copy_(ridge(product, y, strength=1e-2))
