@@ -124,3 +124,9 @@ def only_once(fleet: Fleet) -> Iterator[Callable[[str], EngineClient]]:
     yield start
     for name in names:
         fleet.stop(name)
+
+
+@pytest.fixture(scope="session", params=COMPARED[:3])
+def sampling_server(request: pytest.FixtureRequest, fleet: Fleet) -> EngineClient:
+    """Without speculation, with a chain and with a tree: what sampling distinguishes."""
+    return fleet.client(request.param)

@@ -21,7 +21,7 @@ from tests.engine.conftest import Fleet
 from tests.unit.chi_square import p_value
 
 PROMPT = pair.token_ids("Hello wor")
-DRAWS = 2400
+DRAWS = 1800
 Law = dict[tuple[int, ...], float]
 
 
@@ -121,20 +121,20 @@ def known(drawn: list[tuple[int, ...]], law: Law) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_draws_follow_the_exact_joint_distribution(
-    fleet: Fleet, any_server: EngineClient, name: str
+    fleet: Fleet, sampling_server: EngineClient, name: str
 ) -> None:
     law = joint(fleet.target, SETTINGS[name])
-    drawn = draw(any_server, SETTINGS[name], DRAWS)
+    drawn = draw(sampling_server, SETTINGS[name], DRAWS)
     assert len(set(drawn)) > 10, "too few outcomes to test anything"
     assert p_value(known(drawn, law), law) > 1e-5
 
 
 def test_the_statistic_sees_a_server_that_samples_wrongly(
-    fleet: Fleet, any_server: EngineClient
+    fleet: Fleet, sampling_server: EngineClient
 ) -> None:
     """The same draws against a temperature 8 % off: the test above would have failed."""
     law = joint(fleet.target, Setting(temperature=1.3 / 1.08, top_p=0.9))
-    drawn = draw(any_server, SETTINGS["hot"], DRAWS)
+    drawn = draw(sampling_server, SETTINGS["hot"], DRAWS)
     assert p_value(known(drawn, law), law) < 1e-5
 
 
