@@ -190,14 +190,17 @@ def plan(target: Path, prompts: Path, fake_python: str, tmp_path: Path) -> Plan:
 def test_speed_against_the_fake_server(plan: Plan) -> None:
     data, page = speed.measure(plan, {1: 2, 4: 2})
     one = data["batch_sizes"]["1"]
-    # 3 tokens a cycle; the fake's cycle takes as long with a drafter as without
+    # 3 tokens a cycle. Times are this machine's: how busy it is, is nobody's business here.
     assert one["edsd"]["acceptance_length"] == pytest.approx(3.0, rel=0.15)
-    assert one["edsd"]["decode_speedup"] > 1.5
+    assert one["edsd"]["batches"] == one["edsd"]["windows"] == 2
     assert one["none"]["step_cost"] == 1.0
     assert one["none"]["decode_speedup_paired"]["median"] == 1.0
-    assert 0.5 < one["edsd"]["step_cost"] < 2.0
-    assert data["break_even_batch_size"] == {"eagle3": None, "edsd": None}
-    assert "edsd pays at every measured batch size" in page
+    for row in (one["edsd"], data["batch_sizes"]["4"]["eagle3"]):
+        assert row["decode_speedup"] == pytest.approx(
+            row["acceptance_length"] / row["step_cost"], rel=0.01
+        )
+    assert set(data["break_even_batch_size"]) == {"eagle3", "edsd"}
+    assert "none, batch 4" in page
     path = write_results(plan, "speed", data, page)
     assert path.name == "speed-quick.md"
     written = json.loads(path.with_suffix(".json").read_text())
