@@ -101,9 +101,10 @@ def report(meta_info: dict[str, Any], message: Any, index: int) -> None:
     meta_info["spec_accepted_by_position"] = counters["accepted_by_position"]
 
 
-def totals() -> dict[str, Any]:
-    """This rank's counters since the start, for ``/get_server_info``."""
-    return TOTALS.to_dict()
+def publish(state: dict[str, Any]) -> None:
+    """Add this rank's counters since the start to the state that ``/get_server_info`` shows."""
+    if ours.active():
+        state["sgl_entropy_counters"] = TOTALS.to_dict()
 
 
 def export(scheduler: Any) -> None:

@@ -145,7 +145,8 @@ class EdsdDraftModel(nn.Module):
                 self.hot_token_id = tensor + torch.arange(tensor.shape[0])
             elif name in _STACKED:
                 whole, part = _STACKED[name]
-                parameters[whole].weight_loader(parameters[whole], tensor, part)
+                load_part: Any = getattr(parameters[whole], "weight_loader")  # noqa: B009
+                load_part(parameters[whole], tensor, part)
             elif name != "t2d":
                 parameter = parameters[name]
                 loader = getattr(parameter, "weight_loader", default_weight_loader)
