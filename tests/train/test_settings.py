@@ -1,0 +1,73 @@
+"""Settings refuse what they do not know; stages take up what is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgl_entropy.train import pipeline
+from sgl_entropy.train.settings import load_settings
+from sgl_entropy.train.store import Store
+from sgl_entropy.train.vocabulary import draft_vocabulary
+from tests.train.conftest import tiny_prompts
+
+
+def test_file_and_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"fit": {"epochs": 7, "steps": [1, 2]}, "work": "w"}))
+    settings = load_settings(path, ["fit.epochs=2", "generate.workers=1", "target=/t"])
+    assert (settings.fit.epochs, settings.fit.steps, settings.work) == (2, (1, 2), "w")
+    assert (settings.generate.workers, settings.target) == (1, "/t")
+
+
+def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"fit": {"epoch": 7, "rows": "many"}, "generate": 3, "fitt": {}}))
+    with pytest.raises(ValueError, match=r"fit\.epoch ") as error:
+        load_settings(path)
+    for part in ("fit.rows must be int", "generate must be a section", "unknown key fitt"):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"fit\.epochs must be at least 1"):
+        load_settings(None, ["fit.epochs=0"])
+    with pytest.raises(ValueError, match=r"SECTION\.KEY=VALUE"):
+        load_settings(None, ["fit.epochs"])
+
+
+def test_draft_vocabulary_takes_the_frequent_and_sorts_by_id() -> None:
+    answers = torch.tensor([5.0, 0.0, 9.0, 1.0, 0.0, 0.0])
+    other = torch.tensor([0.0, 0.0, 0.0, 0.0, 30.0, 10.0])
+    assert draft_vocabulary(answers, other, 3, 0.1).tolist() == [0, 2, 4]
+    assert draft_vocabulary(answers, other, 3, 0.0).tolist() == [0, 2, 3]
+    assert draft_vocabulary(answers, other, 3, 0.0, always=[5]).tolist() == [0, 2, 5]
+    with pytest.raises(ValueError, match="7"):
+        draft_vocabulary(answers, other, 7, 0.0)
+
+
+def test_generation_goes_on_where_it_was(tiny_folder: Path, tmp_path: Path) -> None:
+    """A second run with a larger budget answers the other prompts, and none twice."""
+    rows = [{"prompt_id": p.prompt_id, "tokens": p.tokens} for p in tiny_prompts()]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    base = [
+        f"target={tiny_folder}",
+        f"work={tmp_path}",
+        "drafter.edsd_layers=[1, 2]",
+        "generate.max_new_tokens=12",
+        "generate.workers=1",
+        "generate.slots=4",
+        'generate.dtype="float32"',
+    ]
+    for budget in (40, 10_000):
+        settings = load_settings(None, [*base, f"generate.answer_tokens={budget}"])
+        pipeline.generate(settings, lambda line: None)
+        store = Store(tmp_path / "store")
+        ids = [entry.prompt_id for entry in store.entries]
+        assert len(set(ids)) == len(ids)
+        if budget == 40:
+            assert 40 <= store.answer_tokens() < 150
+            first = set(ids)
+    assert first < set(ids)
+    assert len(ids) >= 20
+    assert store.tap_layers == (0, 1, 2)
