@@ -34,7 +34,7 @@ from sgl_entropy_bench.tables import markdown_table
 from sgl_entropy_bench.windows import Window, full_batch_window
 
 # batch size -> batches of that size: about as many seconds for each
-ROUNDS = {1: 15, 2: 8, 4: 6, 8: 5, 16: 4}
+ROUNDS = {1: 10, 2: 5, 4: 4, 8: 4, 16: 3}
 QUICK_ROUNDS = {1: 3, 8: 2}
 PLAIN = "none"
 WARM_UP_TOKENS = 8
@@ -43,7 +43,7 @@ WARM_UP_TOKENS = 8
 def measure(plan: Plan, rounds: Mapping[int, int] | None = None) -> tuple[dict[str, Any], str]:
     """Returns the data (by batch size and arm) and the page."""
     rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
-    limit, per_benchmark = (24, 6) if plan.quick else (96, 30)
+    limit, per_benchmark = (24, 6) if plan.quick else (96, 12)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
     template = ChatTemplate(plan.engine.target)
     texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
