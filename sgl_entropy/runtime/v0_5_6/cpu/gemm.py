@@ -20,6 +20,9 @@ from sgl_entropy.runtime.v0_5_6.cpu.standins import plain_layers
 
 # Rows for which oneDNN lays the weight out: a chain of depth 4 and its bonus token.
 _ROWS = 5
+# oneDNN compiles and keeps a kernel for every row count: beyond a few rows they are rounded up to
+# multiples of _STEP, and prefills above _MOST rows go the plain way, which is as fast there.
+_STEP, _MOST = 8, 96
 _PACKED = "_sgl_entropy_packed"
 
 _active = (
@@ -45,7 +48,8 @@ def linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> tor
             when the weight was replaced or written to.
         x: [..., in].
     """
-    if not serves(layer) or x.dtype != layer.weight.dtype or x.numel() == 0:
+    rows = x.numel() // x.shape[-1]
+    if not serves(layer) or x.dtype != layer.weight.dtype or not 0 < rows <= _MOST:
         return plain_linear(x, layer.weight, bias)
     weight = layer.weight
     key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
@@ -53,4 +57,9 @@ def linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> tor
     if packed is None or packed[0] != key:
         packed = (key, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS))
         layer.__dict__[_PACKED] = packed
-    return torch.ops.mkldnn._linear_pointwise(x, packed[1], bias, "none", [], "")
+    padding = -rows % _STEP if rows > _STEP else 0
+    if not padding:
+        return torch.ops.mkldnn._linear_pointwise(x, packed[1], bias, "none", [], "")
+    flat = torch.nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, padding))
+    out = torch.ops.mkldnn._linear_pointwise(flat, packed[1], bias, "none", [], "")
+    return out[:rows].reshape(*x.shape[:-1], -1)
