@@ -17,3 +17,12 @@ def active() -> bool:
     if cpu_engine_asked() or os.getenv("SGL_ENTROPY_COUNTERS") == "1":
         return True
     return get_global_server_args().speculative_algorithm == "EDSD"
+
+
+def may_sleep(waiting: list[object]) -> bool:
+    """Whether an idle scheduler may sleep (``--sleep-on-idle``).
+
+    Upstream's sleeps for up to a second also while requests wait: when all running ones end at
+    once, the loop passes through idle before it admits the next.
+    """
+    return not waiting or not active()
