@@ -80,7 +80,12 @@ with Server("fake", command, port, Path({str(tmp_path / "log")!r})).start() as s
     time.sleep(60)
 """
     owner = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert owner.stdout is not None
     pids = [int(word) for word in owner.stdout.readline().split()]
