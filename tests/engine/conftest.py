@@ -19,7 +19,7 @@ from tests.engine.client import EngineClient
 PLAIN = ("--disable-overlap-schedule",)
 # Little memory and small prompt chunks: retraction and chunked prefill on short requests.
 SMALL = ("--chunked-prefill-size", "32", "--schedule-conservativeness", "0.01")
-SMALL_POOL = 640
+SMALL_POOL = 400
 # Started together, two at a time, as most tests compare all of them.
 COMPARED = ("none", "edsd_chain", "edsd_tree", "eagle3")
 

@@ -37,7 +37,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "temperature_infinite": (with_sampling(temperature=math.inf), "temperature"),
     "temperature_words": (with_sampling(temperature="hot"), "temperature"),
     "top_p_zero": (with_sampling(top_p=0.0), "top_p"),
-    "top_k_zero": (with_sampling(top_k=0), "top_k"),
+    "top_k_zero": (with_sampling(temperature=1.0, top_k=0), "top_k"),
     "min_p_nan": (with_sampling(min_p=math.nan), "min_p"),
     "penalty_absurd": (with_sampling(frequency_penalty=99.0), "frequency_penalty"),
     "bias_nan": (with_sampling(logit_bias={"9": math.nan}), "logit_bias"),
