@@ -143,7 +143,7 @@ def test_the_statistic_sees_drafts_accepted_too_often(fleet: Fleet) -> None:
     law = joint(fleet.target, SETTINGS["hot"])
     rng = random.Random(0)
     sequences, weights = list(law), list(law.values())
-    drawn = rng.choices(sequences, weights, k=DRAWS)
+    drawn = rng.choices(sequences, weights, k=20_000)
     assert p_value(drawn, law) > 1e-5
     likeliest = max(law, key=lambda sequence: law[sequence])
     drawn = [likeliest if rng.random() < 1 / 12 else sequence for sequence in drawn]
