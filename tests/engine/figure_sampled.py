@@ -59,7 +59,7 @@ def main() -> int:
                     "# Sampled output against the exact joint distribution",
                     "First three tokens of a tiny target's answers, chi-square against the law "
                     "computed by transformers from the same weights; outcomes expected fewer "
-                    "than five times are pooled. A server that sampled 8 % off in temperature "
+                    "than five times are pooled. A server that sampled 25 % off in temperature "
                     "fails the same test (tests/engine/test_sampling.py).",
                     markdown_table(
                         ("arm", "temperature", "top-p", "draws", "possible outcomes", "p value"),
