@@ -7,11 +7,12 @@ of an unbroken one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.drafter.config import DrafterConfig
-from sgl_entropy.drafter.model import Drafter, build_drafter
+from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
+from sgl_entropy.train.arithmetic import DTYPES, resolve_dtype
 from sgl_entropy.train.batches import collate, plan_epoch, split_validation
-from sgl_entropy.train.initial import initialise, tap_scales
+from sgl_entropy.train.initial import initialise, start_from, tap_scales
 from sgl_entropy.train.objective import StepFigures, TargetSide, sum_figures, unrolled_loss
 from sgl_entropy.train.store import Entry, Store
 
@@ -44,8 +46,10 @@ class FitSettings:
         clip: largest gradient norm.
         decay: weight of draft step i is decay^i.
         solved_start: start from least squares (``initial``) instead of random weights.
+        start: a drafter's folder to start from instead: a second round on data that it has not
+            seen. Its draft vocabulary is kept. Empty = none.
         validation_every: one prompt in so many is held out.
-        dtype: of the matmuls; the master weights are float32.
+        dtype: of the matmuls, auto = the faster one here; the master weights are float32.
         checkpoint_seconds: time between checkpoints.
         seed: of weights and batch order.
     """
@@ -60,8 +64,9 @@ class FitSettings:
     clip: float = 1.0
     decay: float = 0.8
     solved_start: bool = True
+    start: str = ""
     validation_every: int = 50
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     checkpoint_seconds: float = 120.0
     seed: int = 0
 
@@ -74,8 +79,8 @@ class FitSettings:
             wrong.append(f"fit.steps must list numbers from 1, found {list(self.steps)!r}")
         if not self.learning_rate > 0:
             wrong.append(f"fit.learning_rate must be positive, found {self.learning_rate!r}")
-        if self.dtype not in ("bfloat16", "float32"):
-            wrong.append(f"fit.dtype must be bfloat16 or float32, found {self.dtype!r}")
+        if self.dtype not in DTYPES:
+            wrong.append(f"fit.dtype must be one of {DTYPES}, found {self.dtype!r}")
         if wrong:
             raise ValueError("\n".join(wrong))
 
@@ -123,8 +128,11 @@ class Fit:
             raise ValueError(
                 f"{store.folder} holds layers {list(store.tap_layers)}, not {sorted(missing)}"
             )
-        self.config, self.settings, self.store, self.folder = config, settings, store, folder
         folder.mkdir(parents=True, exist_ok=True)
+        held = self._held(folder)
+        made_with = held["identity"]["settings"]["dtype"] if held else None
+        settings = replace(settings, dtype=resolve_dtype(settings.dtype, made_with))
+        self.config, self.settings, self.store, self.folder = config, settings, store, folder
         self.working = getattr(torch, settings.dtype)
         self.train, self.validation = split_validation(store.entries, settings.validation_every)
         self.drafter = build_drafter(config)
@@ -136,16 +144,27 @@ class Fit:
             head[vocabulary].to(self.working),
             torch.ones(config.tap_width),
         )
+        # Where the starting drafter lies does not matter; its weights do.
+        passing = ("checkpoint_seconds", "start")
         self._identity = {
             "drafter": config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
-            "settings": {k: v for k, v in asdict(settings).items() if k != "checkpoint_seconds"},
+            "settings": {k: v for k, v in asdict(settings).items() if k not in passing},
+            "start": _digest(Path(settings.start).expanduser()) if settings.start else "",
             "samples": [len(self.train), sum(e.answer_rows for e in self.train)],
         }
-        if not self._resume():
+        if held is None:
             some = [self._sample(e) for e in self.train[:: max(1, len(self.train) // 96)]]
             self.side = TargetSide(self.side.embedding, self.side.head, tap_scales(some))
-            initialise(self.drafter, self.side, some, settings.seed, solved=settings.solved_start)
+            if settings.start:
+                earlier = load_drafter(Path(settings.start).expanduser())
+                start_from(self.drafter, earlier, self.side.tap_scale)
+            else:
+                initialise(
+                    self.drafter, self.side, some, settings.seed, solved=settings.solved_start
+                )
             self.optimizer = self._new_optimizer()
+        else:
+            self._resume(held)
 
     def run(
         self,
@@ -270,15 +289,20 @@ class Fit:
         )
         partial.rename(path)
 
-    def _resume(self) -> bool:
-        path = self.folder / _CHECKPOINT
+    @staticmethod
+    def _held(folder: Path) -> dict[str, Any] | None:
+        """The folder's checkpoint."""
+        path = folder / _CHECKPOINT
         if not path.is_file():
-            return False
-        held = torch.load(path, weights_only=True)
+            return None
+        held: dict[str, Any] = torch.load(path, weights_only=True)
+        return held
+
+    def _resume(self, held: dict[str, Any]) -> None:
         if held["identity"] != self._identity:
             differ = [k for k in self._identity if held["identity"].get(k) != self._identity[k]]
             raise ValueError(
-                f"{path} is of another run (its {', '.join(differ)} differ): "
+                f"{self.folder / _CHECKPOINT} is of another run (its {', '.join(differ)} differ): "
                 f"remove it or train into another folder"
             )
         self.drafter.load_state_dict(held["drafter"])
@@ -286,7 +310,12 @@ class Fit:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(held["optimizer"])
         self.step = held["step"]
-        return True
+
+
+def _digest(folder: Path) -> str:
+    """sha256 of a drafter's weights."""
+    sums = [hashlib.sha256(f.read_bytes()) for f in sorted(folder.glob("*.safetensors"))]
+    return "-".join(digest.hexdigest() for digest in sums)
 
 
 def _figures_text(by_step: Sequence[dict[str, float]]) -> str:

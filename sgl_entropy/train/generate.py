@@ -9,6 +9,7 @@ than a second process costs.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 import time
 from collections.abc import Sequence
@@ -146,13 +147,19 @@ class WorkerPlan:
 
 
 class _Stop:
-    """Set by SIGINT or SIGTERM: finish the step, write what is finished, leave."""
+    """SIGINT, SIGTERM or the end of the parent: finish the step, write what is finished, leave."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self._asked = False
+        self._parent = multiprocessing.parent_process()
         self._before = {
             name: signal.signal(name, self._ask) for name in (signal.SIGINT, signal.SIGTERM)
         }
+
+    @property
+    def asked(self) -> bool:
+        """Whether it is time to leave. A killed parent leaves no worker behind."""
+        return self._asked or (self._parent is not None and not self._parent.is_alive())
 
     def restore(self) -> None:
         """Give the signals back to whoever handled them."""
@@ -160,7 +167,7 @@ class _Stop:
             signal.signal(name, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self._asked = True
 
 
 def run_worker(plan: WorkerPlan) -> None:

@@ -91,3 +91,27 @@ def initialise(
         matrix.add_(bias * ridge(data, ones))
     product = F.silu(fuse.gate_proj(f)) * fuse.up_proj(e)
     fuse.down_proj.weight.copy_(ridge(product, y, strength=1e-2))
+
+
+@torch.no_grad()
+def start_from(drafter: Drafter, earlier: Drafter, tap_scale: Tensor) -> None:
+    """Copy the weights of an exported drafter, its ``fc`` unfolded for ``tap_scale``.
+
+    Args:
+        earlier: of the same sizes, taps and draft vocabulary; its ``fc`` takes unscaled taps.
+        tap_scale: float32 [taps * d], by which the taps are divided in this training.
+
+    Raises:
+        ValueError: sizes, taps or draft vocabulary differ; all that differ are named.
+    """
+    wanted = drafter.config.to_dict(torch_dtype="float32")
+    found = earlier.config.to_dict(torch_dtype="float32")
+    differ = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+    if not differ and drafter.config.fuse_size != earlier.config.fuse_size:
+        differ = ["fuse_size"]
+    if not differ and not torch.equal(drafter.d2t, earlier.d2t):
+        differ = ["the draft vocabulary"]
+    if differ:
+        raise ValueError(f"fit.start: the drafter to start from differs in {', '.join(differ)}")
+    drafter.load_state_dict(earlier.state_dict())
+    drafter.fc.weight.mul_(tap_scale)

@@ -23,12 +23,13 @@ from sgl_entropy.drafter.evaluate import evaluate_chain, summary
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.target import cache_dir, ensure_small_target
+from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import TrainSettings
-from sgl_entropy.train.store import Store, write_meta
+from sgl_entropy.train.store import Store, made_with, write_meta
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 
 Report = Callable[[str], None]
@@ -50,7 +51,7 @@ def work_folder(settings: TrainSettings) -> Path:
 
 
 def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
-    """The prompt file's prompts (written on first use) and its sha256."""
+    """The prompt file's prompts (written on first use), less the skipped ones, and its sha256."""
     path = work_folder(settings) / "prompts.jsonl"
     if not path.exists():
         from transformers import AutoTokenizer
@@ -72,6 +73,10 @@ def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt],
         partial.rename(path)
         report(f"{len(prompts)} prompts in {path}")
     prompts = [Prompt(row["prompt_id"], tuple(row["tokens"])) for row in read_jsonl(path)]
+    skip = settings.prompts.skip
+    if skip >= len(prompts):
+        raise ValueError(f"prompts.skip is {skip}, and {path} holds {len(prompts)} prompts")
+    prompts = prompts[skip:]
     return prompts, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -86,13 +91,14 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     layers = settings.drafter.tap_layers(int(model["num_hidden_layers"]))
     prompts, digest = load_prompts(settings, report)
     folder = work_folder(settings) / "store"
+    dtype = resolve_dtype(given.dtype, made_with(folder))
     meta = {
         "format": 1,
         "target": target.name,
         "tap_layers": list(layers),
         "hidden_size": int(model["hidden_size"]),
         "max_new_tokens": given.max_new_tokens,
-        "dtype": given.dtype,
+        "dtype": dtype,
         "prompts_sha256": digest,
     }
     write_meta(folder, meta)
@@ -117,7 +123,7 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
             given.max_new_tokens,
             given.slots,
             -(-wanted // given.workers),
-            given.dtype,
+            dtype,
         )
         workers.append(context.Process(target=run_worker, args=(plan,)))
         workers[-1].start()
@@ -209,7 +215,11 @@ def make_fit(settings: TrainSettings, algorithm: Algorithm) -> Fit:
     store = Store(work / "store")
     config = drafter_config(settings, algorithm)
     target = PlainTarget.from_folder(target_folder(settings))
-    chosen = vocabulary(settings, store, config.vocab_size)
+    if settings.fit.start:
+        earlier = load_drafter(Path(settings.fit.start).expanduser())
+        chosen = earlier.target_ids(torch.arange(earlier.config.draft_vocab_size))
+    else:
+        chosen = vocabulary(settings, store, config.vocab_size)
     return Fit(
         config,
         settings.fit,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from sgl_entropy.drafter.config import default_eagle3_layer_ids
+from sgl_entropy.train.arithmetic import DTYPES
 from sgl_entropy.train.fit import FitSettings
 
 
@@ -26,13 +27,20 @@ class PromptSettings:
         questions: JSON Lines with ``question``; empty = none.
         conversations: JSON Lines with ``conversations``; empty = none.
         max_tokens: longer prompts are cut to this, template included.
+        skip: leave out this many prompts from the start of the order: what an earlier round has
+            learned from already.
         seed: of choice and order.
     """
 
     questions: str = ""
     conversations: str = ""
     max_tokens: int = 640
+    skip: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.skip < 0:
+            raise ValueError(f"prompts.skip must be at least 0, found {self.skip!r}")
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,25 @@ class GenerateSettings:
         max_new_tokens: longest answer.
         workers: processes, of one thread each.
         slots: sequences a worker decodes at once.
-        dtype: of the target's weights and matmuls.
+        dtype: of the target's weights and matmuls; auto = the faster one here.
     """
 
     answer_tokens: int = 425_000
     max_new_tokens: int = 192
     workers: int = 2
     slots: int = 96
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"generate.{name} must be at least 1, found {getattr(self, name)!r}"
+            for name in ("answer_tokens", "max_new_tokens", "workers", "slots")
+            if getattr(self, name) < 1
+        ]
+        if self.dtype not in DTYPES:
+            wrong.append(f"generate.dtype must be one of {DTYPES}, found {self.dtype!r}")
+        if wrong:
+            raise ValueError("\n".join(wrong))
 
 
 @dataclass(frozen=True)
@@ -91,7 +110,7 @@ class EvaluateSettings:
     prompts: int = 20
     depth: int = 4
     max_new_tokens: int = 96
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

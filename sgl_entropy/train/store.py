@@ -95,6 +95,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
+def made_with(folder: Path) -> str | None:
+    """The target's dtype of an existing store; None where there is none."""
+    return read_meta(folder).get("dtype") if (folder / META).is_file() else None
+
+
 @dataclass(frozen=True)
 class Entry:
     """Where a sample lies: its shard and its offsets there."""

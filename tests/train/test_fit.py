@@ -110,6 +110,43 @@ def test_export_reloads_and_drafts_the_same(
     assert sum(f.accepted_at[0] for f in figures) / sum(f.cycles for f in figures) > 0.1
 
 
+@pytest.mark.parametrize("arm", ARMS, ids=["edsd", "eagle3"])
+def test_a_second_round_starts_where_the_first_ended(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, arm: tuple[str, tuple[int, ...]]
+) -> None:
+    first = start(tiny_store, tiny_target, tmp_path / "a", arm)
+    first.run(lambda line: None)
+    export_drafter(first.drafter, first.side.tap_scale, tmp_path / "out", torch.float32)
+    again = replace(SETTINGS, start=str(tmp_path / "out"))
+    second = start(tiny_store, tiny_target, tmp_path / "b", arm, again)
+    assert training_loss(second) == pytest.approx(training_loss(first), rel=1e-5)
+    second.run(lambda line: None, stop_after=2)
+    # The same weights elsewhere are the same start; other weights are another run.
+    (tmp_path / "out").rename(tmp_path / "moved")
+    moved = replace(SETTINGS, start=str(tmp_path / "moved"))
+    assert start(tiny_store, tiny_target, tmp_path / "b", arm, moved).step == 2
+    export_drafter(second.drafter, second.side.tap_scale, tmp_path / "moved", torch.float32)
+    with pytest.raises(ValueError, match="start differ"):
+        start(tiny_store, tiny_target, tmp_path / "b", arm, moved)
+
+
+def test_a_start_that_does_not_fit_is_refused(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    """Other taps, and another draft vocabulary of the same size."""
+    first = start(tiny_store, tiny_target, tmp_path / "a", ARMS[0])
+    export_drafter(first.drafter, first.side.tap_scale, tmp_path / "out", torch.float32)
+    settings = replace(SETTINGS, start=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"differs in .*architectures"):
+        start(tiny_store, tiny_target, tmp_path / "b", ARMS[1], settings)
+    with pytest.raises(ValueError, match="differs in target_layer_ids"):
+        start(tiny_store, tiny_target, tmp_path / "c", ("EDSD", (0, 2)), settings)
+    first.drafter.d2t.add_(1)
+    export_drafter(first.drafter, first.side.tap_scale, tmp_path / "out", torch.float32)
+    with pytest.raises(ValueError, match="differs in the draft vocabulary"):
+        start(tiny_store, tiny_target, tmp_path / "d", ARMS[0], settings)
+
+
 def test_scale_folding_is_exact_in_powers_of_two() -> None:
     fc, h = torch.randn(8, 12), torch.randn(5, 12)
     scale = 2.0 ** torch.randint(-6, 7, (12,))

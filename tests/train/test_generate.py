@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,3 +82,50 @@ def test_a_store_of_other_settings_is_refused(tmp_path: Path) -> None:
     write_meta(tmp_path, {"hidden_size": 32, "max_new_tokens": 20})
     with pytest.raises(ValueError, match="max_new_tokens"):
         write_meta(tmp_path, {"hidden_size": 32, "max_new_tokens": 21})
+
+
+def test_a_killed_parent_leaves_no_worker_and_loses_no_answer(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, which nothing can catch: the workers notice, write what is finished and leave."""
+    given = tiny_prompts()
+    rows = [
+        {"prompt_id": i, "tokens": given[i % len(given)].tokens} for i in range(200 * len(given))
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    overrides = [
+        f"target={tiny_folder}",
+        f"work={tmp_path}",
+        "drafter.edsd_layers=[1, 2]",
+        "generate.max_new_tokens=100",
+        "generate.answer_tokens=1000000000",
+        "generate.dtype=float32",
+        "generate.slots=4",
+    ]
+    sets = [word for override in overrides for word in ("--set", override)]
+    command = [sys.executable, "-m", "sgl_entropy", "train", "generate", *sets]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        _wait(lambda: any((tmp_path / "store").glob("*.safetensors")))
+        workers = _children(parent.pid)
+        assert len(workers) >= 2
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    _wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=30)
+    # What was under way is written too, under its own name, and whole.
+    ids = [entry.prompt_id for entry in Store(tmp_path / "store").entries]
+    assert len(ids) > 64
+    assert len(set(ids)) == len(ids)
+    assert not list((tmp_path / "store").glob("*.partial"))
+
+
+def _wait(done: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.1)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

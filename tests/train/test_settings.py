@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.train import pipeline
+from sgl_entropy.train import arithmetic, pipeline
+from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.settings import load_settings
 from sgl_entropy.train.store import Store
 from sgl_entropy.train.vocabulary import draft_vocabulary
@@ -32,6 +33,13 @@ def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:
         assert part in str(error.value)
     with pytest.raises(ValueError, match=r"fit\.epochs must be at least 1"):
         load_settings(None, ["fit.epochs=0"])
+    with pytest.raises(ValueError, match=r"generate\.slots must be at least 1"):
+        load_settings(None, ["generate.slots=0"])
+    with pytest.raises(ValueError, match=r"prompts\.skip must be at least 0"):
+        load_settings(None, ["prompts.skip=-1"])
+    for section in ("fit", "generate"):
+        with pytest.raises(ValueError, match=rf"{section}\.dtype must be one of"):
+            load_settings(None, [f"{section}.dtype=float16"])
     with pytest.raises(ValueError, match=r"SECTION\.KEY=VALUE"):
         load_settings(None, ["fit.epochs"])
 
@@ -44,6 +52,33 @@ def test_draft_vocabulary_takes_the_frequent_and_sorts_by_id() -> None:
     assert draft_vocabulary(answers, other, 3, 0.0, always=[5]).tolist() == [0, 2, 5]
     with pytest.raises(ValueError, match="7"):
         draft_vocabulary(answers, other, 7, 0.0)
+
+
+def test_skipped_prompts_are_left_out(tmp_path: Path) -> None:
+    rows = [{"prompt_id": p.prompt_id, "tokens": p.tokens} for p in tiny_prompts()]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    settings = load_settings(None, [f"work={tmp_path}", "prompts.skip=20"])
+    prompts, _ = pipeline.load_prompts(settings, print)
+    assert [prompt.prompt_id for prompt in prompts] == [20, 21, 22, 23]
+    settings = load_settings(None, [f"work={tmp_path}", "prompts.skip=24"])
+    with pytest.raises(ValueError, match="holds 24 prompts"):
+        pipeline.load_prompts(settings, print)
+
+
+def test_auto_takes_the_faster_arithmetic_unless_something_was_made_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
+    monkeypatch.setattr(arithmetic, "matmul_seconds", seconds.__getitem__)
+    assert resolve_dtype("auto") == "bfloat16"
+    assert resolve_dtype("auto", "float32") == "float32"
+    assert resolve_dtype("float32", "bfloat16") == "float32"
+    seconds[torch.bfloat16] = 0.95  # faster, but not by what it costs
+    assert resolve_dtype("auto") == "float32"
+
+
+def test_the_clock_is_read() -> None:
+    assert 0 < arithmetic.matmul_seconds(torch.float32, tries=1) < 5
 
 
 def test_generation_goes_on_where_it_was(tiny_folder: Path, tmp_path: Path) -> None:
