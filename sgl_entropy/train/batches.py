@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgl_entropy.train.schedules import learned_rows
 from sgl_entropy.train.store import Entry, Sample
 
 # Sequences sorted by length together: large enough to pad little, small enough to mix.
@@ -60,6 +61,7 @@ class Batch:
         chains: int64 [batch], how many of them are real.
         final: [real chains, d], the target's final states that step 0 learns from, sequence by
             sequence; step j of a chain learns from the row j further on.
+        learned: bool [real chains], which of those rows are learned from (Mask-p).
     """
 
     following: Tensor
@@ -67,6 +69,7 @@ class Batch:
     starts: Tensor
     chains: Tensor
     final: Tensor
+    learned: Tensor
 
     @property
     def real(self) -> Tensor:
@@ -74,8 +77,12 @@ class Batch:
         return torch.arange(self.starts.shape[1]) < self.chains[:, None]
 
 
-def collate(samples: Sequence[Sample], steps: int) -> Batch:
-    """Pad samples to a batch that ``steps`` draft steps can be run on."""
+def collate(samples: Sequence[Sample], steps: int, masked_percent: float = 0.0) -> Batch:
+    """Pad samples to a batch that ``steps`` draft steps can be run on.
+
+    Args:
+        masked_percent: of each sample's rows, the most uncertain ones, that are not learned from.
+    """
     count, rows = len(samples), max(len(s.tokens) for s in samples) - 2
     chains = torch.tensor([s.answer_rows for s in samples])
     widest = int(chains.max())
@@ -89,4 +96,6 @@ def collate(samples: Sequence[Sample], steps: int) -> Batch:
         first = sample.prompt_length - 1
         # Padding chains repeat the last real start, so that they stay in bounds.
         starts[i] = (first + torch.arange(widest)).clamp(max=first + sample.answer_rows - 1)
-    return Batch(following, features, starts, chains, torch.cat([s.final for s in samples]))
+    final = torch.cat([s.final for s in samples])
+    learned = torch.cat([learned_rows(s.entropy, masked_percent) for s in samples])
+    return Batch(following, features, starts, chains, final, learned)

@@ -25,6 +25,7 @@ from sgl_entropy.train.arithmetic import DTYPES, resolve_dtype
 from sgl_entropy.train.batches import collate, plan_epoch, split_validation
 from sgl_entropy.train.initial import initialise, start_from, tap_scales
 from sgl_entropy.train.objective import StepFigures, TargetSide, sum_figures, unrolled_loss
+from sgl_entropy.train.schedules import ROUNDINGS, masked_percent, unrolled_steps
 from sgl_entropy.train.store import Entry, Store
 
 _CHECKPOINT = "checkpoint.pt"
@@ -38,6 +39,12 @@ class FitSettings:
     Attributes:
         epochs: passes over the store.
         steps: draft steps unrolled (training-time test), one entry an epoch; the last repeats.
+        max_steps: EDTrain's Step-n instead: steps rise from 1 in the first epoch to this in the
+            last. 0 = off, ``steps`` are taken.
+        step_rounding: of Step-n between them: floor (the paper) or ceil (the authors' code).
+        mask_gamma: EDTrain's Mask-p: epoch t (from 0) of T leaves out the (T - t - 1) *
+            ``mask_gamma`` percent of each sample's rows where the target is least certain; the
+            paper takes 3. 0 = off.
         rows: answer rows a step.
         learning_rate: peak; warm-up is the first ``warmup`` of all steps, then a cosine down to
             ``final_rate`` of the peak.
@@ -56,6 +63,9 @@ class FitSettings:
 
     epochs: int = 4
     steps: tuple[int, ...] = (3,)
+    max_steps: int = 0
+    step_rounding: str = "floor"
+    mask_gamma: float = 0.0
     rows: int = 510
     learning_rate: float = 1e-3
     warmup: float = 0.04
@@ -77,6 +87,17 @@ class FitSettings:
                 wrong.append(f"fit.{name} must be at least 1, found {getattr(self, name)!r}")
         if not self.steps or any(step < 1 for step in self.steps):
             wrong.append(f"fit.steps must list numbers from 1, found {list(self.steps)!r}")
+        if self.max_steps < 0:
+            wrong.append(f"fit.max_steps must be at least 0, found {self.max_steps!r}")
+        if self.step_rounding not in ROUNDINGS:
+            wrong.append(
+                f"fit.step_rounding must be one of {ROUNDINGS}, found {self.step_rounding!r}"
+            )
+        if not 0 <= masked_percent(0, self.epochs, self.mask_gamma) < 100:
+            wrong.append(
+                f"fit.mask_gamma must leave something of the first of {self.epochs} epochs "
+                f"(0 <= (epochs - 1) * mask_gamma < 100), found {self.mask_gamma!r}"
+            )
         if not self.learning_rate > 0:
             wrong.append(f"fit.learning_rate must be positive, found {self.learning_rate!r}")
         if self.dtype not in DTYPES:
@@ -86,6 +107,8 @@ class FitSettings:
 
     def steps_in(self, epoch: int) -> int:
         """Draft steps of an epoch, counted from 0."""
+        if self.max_steps:
+            return unrolled_steps(epoch, self.epochs, self.max_steps, self.step_rounding)
         return self.steps[min(epoch, len(self.steps) - 1)]
 
     def rate(self, step: int, total: int) -> float:
@@ -139,6 +162,7 @@ class Fit:
         self.drafter.t2d[vocabulary] = True
         self.drafter.d2t.copy_(vocabulary - torch.arange(len(vocabulary)))
         self.step = 0
+        self.costs: dict[str, dict[str, int]] = {}
         self.side = TargetSide(
             embedding.to(self.working),
             head[vocabulary].to(self.working),
@@ -189,7 +213,9 @@ class Fit:
                 if done <= self.step:
                     cost -= steps
                     continue
-                recent.append(self._learn(batch, steps, total))
+                figures = self._learn(batch, epoch, total)
+                recent.append(figures)
+                self._count(epoch, figures)
                 run_cost += steps
                 now = time.monotonic()
                 if now - noted > 15:
@@ -207,21 +233,41 @@ class Fit:
         self._save()
         return self.drafter
 
-    def _learn(self, entries: Sequence[Entry], steps: int, total: int) -> list[StepFigures]:
+    def _learn(self, entries: Sequence[Entry], epoch: int, total: int) -> list[StepFigures]:
+        steps = self.settings.steps_in(epoch)
+        masked = masked_percent(epoch, self.settings.epochs, self.settings.mask_gamma)
         rate = self.settings.rate(self.step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        batch = collate([self._sample(e) for e in entries], steps)
+        batch = collate([self._sample(e) for e in entries], steps, masked)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.working == torch.bfloat16):
             loss, figures = unrolled_loss(
                 self.drafter, self.side, batch, steps, self.settings.decay
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
-        self.optimizer.step()
+        if loss.requires_grad:  # a batch may hold no row to learn from
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
+            # Before the weights are touched: a checkpoint never holds what such a step leaves.
+            if not math.isfinite(loss.item()) or not math.isfinite(float(norm)):
+                raise RuntimeError(self._broken(entries, loss.item(), float(norm)))
+            self.optimizer.step()
         self.step += 1
         return figures
+
+    def _broken(self, entries: Sequence[Entry], loss: float, norm: float) -> str:
+        where = ", ".join(f"{entry.shard.name} prompt {entry.prompt_id}" for entry in entries)
+        return (
+            f"step {self.step + 1}: the loss is {loss} and its gradient's norm {norm}; the batch: "
+            f"{where}. Nothing of it was learned: {self.folder} holds the last good checkpoint. "
+            f"Lower fit.learning_rate, or look at these samples"
+        )
+
+    def _count(self, epoch: int, figures: Sequence[StepFigures]) -> None:
+        """Add a batch to what its epoch cost: rows run through the layer, and through the head."""
+        cost = self.costs.setdefault(str(epoch + 1), {"layer_rows": 0, "head_rows": 0})
+        cost["layer_rows"] += sum(f.rows for f in figures)
+        cost["head_rows"] += sum(f.counted for f in figures)
 
     @torch.no_grad()
     def _validate(self, report: Callable[[str], None], epoch: int) -> None:
@@ -233,7 +279,8 @@ class Fit:
             with torch.autocast("cpu", torch.bfloat16, enabled=self.working == torch.bfloat16):
                 figures.append(unrolled_loss(self.drafter, self.side, batch, 3)[1])
         by_step = sum_figures(figures)
-        self._log({"epoch": epoch + 1, "step": self.step, "validation": by_step})
+        cost = self.costs.get(str(epoch + 1), {})
+        self._log({"epoch": epoch + 1, "step": self.step, "validation": by_step, **cost})
         report(f"epoch {epoch + 1} validation: {_figures_text(by_step)}")
 
     def _note(
@@ -281,6 +328,7 @@ class Fit:
             {
                 "identity": self._identity,
                 "step": self.step,
+                "costs": self.costs,
                 "drafter": self.drafter.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "tap_scale": self.side.tap_scale,
@@ -310,6 +358,7 @@ class Fit:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(held["optimizer"])
         self.step = held["step"]
+        self.costs = held["costs"]
 
 
 def _digest(folder: Path) -> str:

@@ -20,6 +20,7 @@ from types import FrameType
 import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.train.store import Sample, write_shard
 
 # Finished sequences a shard holds, and the most (padded) prompt rows of one prefill.
@@ -60,6 +61,7 @@ class Batch:
         self.tokens = torch.zeros((slots, longest), dtype=torch.long)
         self.features = torch.zeros((slots, longest, width), dtype=torch.bfloat16)
         self.final = torch.zeros((slots, longest, target.hidden_size), dtype=torch.bfloat16)
+        self.entropy = torch.zeros((slots, longest))
         self.lengths = torch.ones(slots, dtype=torch.long)
         self.prompts: list[Prompt | None] = [None] * slots
 
@@ -92,7 +94,9 @@ class Batch:
         out = self.target.forward(ids, at, self.cache, tap_layers=self.tap_layers)
         self.features[rows, at] = torch.cat(out.taps, dim=-1)[:, 0].to(torch.bfloat16)
         self.final[rows, at] = out.final[:, 0].to(torch.bfloat16)
-        self.tokens[rows, at + 1] = self.target.logits(out.final[:, 0]).argmax(-1)
+        logits = self.target.logits(out.final[:, 0])
+        self.entropy[rows, at] = shannon_entropy(logits)
+        self.tokens[rows, at + 1] = logits.argmax(-1)
         busy = torch.tensor([prompt is not None for prompt in self.prompts])
         self.lengths += busy
 
@@ -115,6 +119,7 @@ class Batch:
                         self.tokens[slot, :n].clone(),
                         self.features[slot, : n - 1].clone(),
                         self.final[slot, start : n - 1].clone(),
+                        self.entropy[slot, start : n - 1].clone(),
                     )
                 )
             self.prompts[slot] = None
@@ -126,7 +131,7 @@ class Batch:
         busy = [slot for slot, prompt in enumerate(self.prompts) if prompt is not None]
         at = torch.tensor(busy)
         self.cache.keep(at)
-        for name in ("tokens", "features", "final", "lengths"):
+        for name in ("tokens", "features", "final", "entropy", "lengths"):
             setattr(self, name, getattr(self, name)[at])
         self.prompts = [self.prompts[slot] for slot in busy]
 

@@ -2,8 +2,9 @@
 
 EDSD paper, section 3.3, and EAGLE-3: step i is fed the drafter's own output of step i - 1, tokens
 and targets move on by one each step, and the loss weights are 0.8^i. A position counts when the
-target's most likely token is in the draft vocabulary (ours: each step is normalised by the number
-of its counted positions, so that masking never shrinks the loss).
+target's most likely token is in the draft vocabulary and the epoch does not leave it out for its
+entropy (Mask-p; the mask moves with the target row, as tokens do). Ours: each step is normalised
+by the number of its counted positions, so that masking never shrinks the loss.
 """
 
 from __future__ import annotations
@@ -47,13 +48,16 @@ def unrolled_loss(
     """The weighted loss of ``steps`` draft steps.
 
     Returns:
-        sum_i decay^i * (mean soft cross-entropy over step i's counted rows), and the figures.
+        sum_i decay^i * (mean soft cross-entropy over step i's counted rows), and the figures; the
+        loss has no gradient where no step counts a row.
     """
     rows = batch.features.shape[1]
     # The id of a target token in the draft vocabulary, -1 outside.
     t2d = drafter.t2d
     draft_id = torch.where(t2d, torch.cumsum(t2d, 0) - 1, -1)
-    final = batch.final.to(side.head.dtype)
+    # Rows that are left out are never looked up: their distributions are not computed.
+    final = batch.final[batch.learned].to(side.head.dtype)
+    learned_at = torch.cumsum(batch.learned, 0) - 1
     probability = torch.softmax(F.linear(final, side.head).float(), dim=-1).to(final.dtype)
     first_row = torch.cumsum(batch.chains, 0) - batch.chains
     own_row = first_row[:, None] + torch.arange(batch.starts.shape[1])
@@ -72,16 +76,18 @@ def unrolled_loss(
         real = torch.arange(batch.starts.shape[1]) < (batch.chains - step)[:, None]
         # With greedy answers the token that follows is the target's most likely one.
         label = draft_id[batch.following.gather(1, batch.starts + step + 1)]
-        counted = real & (label >= 0)
+        target_row = (own_row + step).clamp(max=len(batch.learned) - 1)
+        counted = real & (label >= 0) & batch.learned[target_row]
         count = int(counted.sum())
         if not count:
-            break
+            figures.append(StepFigures(0, 0.0, 0, int(real.sum())))
+            continue
         hidden = drafter.norm(unroll.out[counted])
         loss, best = soft_cross_entropy(
             hidden,
             drafter.lm_head.weight,
             working,
-            probability[own_row[counted] + step],
+            probability[learned_at[target_row[counted]]],
             1.0 / count,
         )
         total = total + decay**step * loss

@@ -29,7 +29,7 @@ from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import TrainSettings
-from sgl_entropy.train.store import Store, made_with, write_meta
+from sgl_entropy.train.store import FORMAT, Store, made_with, write_meta
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 
 Report = Callable[[str], None]
@@ -93,7 +93,7 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     folder = work_folder(settings) / "store"
     dtype = resolve_dtype(given.dtype, made_with(folder))
     meta = {
-        "format": 1,
+        "format": FORMAT,
         "target": target.name,
         "tap_layers": list(layers),
         "hidden_size": int(model["hidden_size"]),

@@ -7,7 +7,8 @@ A folder of shards, each a safetensors file that holds whole sequences, flat:
 * ``features`` bfloat16 [rows, taps * d]: tapped layers' outputs, side by side in the order of
   ``meta.json``'s ``tap_layers``, for all tokens of a sequence but the last (length - 1 rows);
 * ``final`` bfloat16 [answer rows, d]: the target's hidden states after its final norm at the
-  answer's tokens but the last (length - 1 - prompt length rows): its logits are ``lm_head`` of it.
+  answer's tokens but the last (length - 1 - prompt length rows): its logits are ``lm_head`` of it;
+* ``entropy`` float32 [answer rows]: Shannon entropy (nats, whole vocabulary) of those logits.
 
 A shard appears under its name only when it is complete, so an interrupt loses what is in flight
 and nothing else.
@@ -27,17 +28,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 META = "meta.json"
+# 2: shards hold entropies.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence: ``tokens`` int64 [n], ``features`` [n-1, taps*d], ``final`` [n-1-prompt, d]."""
+    """One sequence: ``tokens`` int64 [n], ``features`` [n-1, taps*d], ``final`` [n-1-prompt, d],
+    ``entropy`` float32 [n-1-prompt]."""
 
     prompt_id: int
     prompt_length: int
     tokens: Tensor
     features: Tensor
     final: Tensor
+    entropy: Tensor
 
     @property
     def answer_rows(self) -> int:
@@ -54,6 +59,7 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         "prompt_ids": torch.tensor([s.prompt_id for s in samples]),
         "features": torch.cat([s.features for s in samples]).to(torch.bfloat16),
         "final": torch.cat([s.final for s in samples]).to(torch.bfloat16),
+        "entropy": torch.cat([s.entropy for s in samples]).float(),
     }
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
@@ -178,13 +184,14 @@ class Store:
             at = [self.tap_layers.index(layer) for layer in columns]
             features = features.view(len(features), len(self.tap_layers), self.width)[:, at]
             features = features.reshape(len(features), -1)
-        final_end = entry.final_start + entry.answer_rows
+        answer = slice(entry.final_start, entry.final_start + entry.answer_rows)
         return Sample(
             entry.prompt_id,
             entry.prompt_length,
             self.tokens(entry),
             features,
-            file.get_slice("final")[entry.final_start : final_end],
+            file.get_slice("final")[answer],
+            file.get_slice("entropy")[answer],
         )
 
     def answer_tokens(self) -> int:

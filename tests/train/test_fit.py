@@ -12,10 +12,11 @@ import torch
 from sgl_entropy.drafter.evaluate import chain_figures, greedy_answers
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train.batches import collate
+from sgl_entropy.train.batches import collate, plan_epoch
 from sgl_entropy.train.export import export_drafter, fold_tap_scale
 from sgl_entropy.train.fit import Fit, FitSettings
 from sgl_entropy.train.objective import unrolled_loss
+from sgl_entropy.train.schedules import learned_rows
 from sgl_entropy.train.store import Store
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
@@ -154,6 +155,53 @@ def test_scale_folding_is_exact_in_powers_of_two() -> None:
         h @ fold_tap_scale(fc, scale).T, (h / scale) @ fc.T, rtol=1e-6, atol=1e-5
     )
     assert torch.equal(fold_tap_scale(fc, scale) * scale, fc)
+
+
+def test_a_poisoned_sample_stops_the_run_and_is_named(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    """A NaN in the store: the batch is named, and neither weights nor checkpoint take harm."""
+    fit = start(tiny_store, tiny_target, tmp_path, ARMS[0])
+    fit.run(lambda line: None, stop_after=3)
+    before = {name: value.clone() for name, value in fit.drafter.state_dict().items()}
+    whole = fit._sample
+    fit._sample = lambda entry: replace(whole(entry), features=whole(entry).features * torch.nan)
+    plan = plan_epoch(fit.train, SETTINGS.rows, SETTINGS.seed, 0)
+    with pytest.raises(RuntimeError, match=rf"step 4: .* prompt {plan[3][0].prompt_id}\b"):
+        fit.run(lambda line: None)
+    assert all(torch.equal(before[k], v) for k, v in fit.drafter.state_dict().items())
+    assert start(tiny_store, tiny_target, tmp_path, ARMS[0]).step == 3
+
+
+def test_a_batch_with_nothing_to_learn_from_changes_nothing(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    """No token of the answers is in the draft vocabulary."""
+    fit = start(tiny_store, tiny_target, tmp_path, ARMS[0])
+    fit.drafter.t2d.zero_()
+    before = fit.drafter.fc.weight.clone()
+    fit.run(lambda line: None, stop_after=2)
+    assert fit.step == 2
+    assert torch.equal(fit.drafter.fc.weight, before)
+
+
+def test_edtrain_follows_its_schedules(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    """What an epoch costs is what its schedule says, counted from the store itself."""
+    settings = replace(SETTINGS, epochs=3, max_steps=5, mask_gamma=20.0)
+    fit = start(tiny_store, tiny_target, tmp_path, ARMS[0], settings)
+    fit.run(lambda line: None)
+    rows = [entry.answer_rows for entry in fit.train]
+    for epoch, (steps, masked) in enumerate([(1, 40.0), (3, 20.0), (5, 0.0)], 1):
+        cost = fit.costs[str(epoch)]
+        assert cost["layer_rows"] == sum(max(0, n - i) for n in rows for i in range(steps))
+        in_vocabulary = 0
+        for entry in fit.train:
+            s = tiny_store.sample(entry)
+            kept = learned_rows(s.entropy, masked) & fit.drafter.t2d[s.tokens[-s.answer_rows :]]
+            in_vocabulary += sum(int(kept[i:].sum()) for i in range(steps))
+        assert cost["head_rows"] == in_vocabulary
 
 
 def test_rate_warms_up_and_falls() -> None:

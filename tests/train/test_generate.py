@@ -46,6 +46,8 @@ def test_answers_and_features_equal_transformers(tiny_folder: Path, tiny_store: 
         torch.testing.assert_close(sample.features.float(), features, rtol=8e-3, atol=2e-3)
         final = states[-1][0, sample.prompt_length : n - 1]
         torch.testing.assert_close(sample.final.float(), final, rtol=8e-3, atol=2e-3)
+        law = torch.distributions.Categorical(logits=model.lm_head(final).double())
+        torch.testing.assert_close(sample.entropy.double(), law.entropy(), rtol=1e-4, atol=1e-4)
     assert {e.prompt_id for e in tiny_store.entries} <= set(prompts)
     assert len(tiny_store.entries) >= 20
     assert ended, "no answer ended by itself: the test would not notice a missed end token"

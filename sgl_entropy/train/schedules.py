@@ -1,0 +1,52 @@
+"""EDTrain's two schedules: which tokens an epoch leaves out, and how many draft steps it unrolls.
+
+EDSD paper, section 3.2, equations 5 and 6. Both are pure functions of the epoch, so that a
+resumed run follows them exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUNDINGS = ("floor", "ceil")
+
+
+def masked_percent(epoch: int, epochs: int, gamma: float) -> float:
+    """Mask-p: percent of a sample's loss positions that epoch ``epoch`` (from 0) leaves out.
+
+    p_t = max(0, T - t - 1) * gamma (equation 5); the last epoch sees everything.
+    """
+    return max(0, epochs - epoch - 1) * gamma
+
+
+def unrolled_steps(epoch: int, epochs: int, most: int, rounding: str = "floor") -> int:
+    """Step-n: draft steps of epoch ``epoch`` (from 0), rising from 1 to ``most``.
+
+    n_t = floor(1 + (S_max - 1) * t / (T - 1)) (equation 6); the authors' code rounds up. A
+    single epoch has no rise and gets ``most`` (ours).
+    """
+    if epochs < 2:
+        return most
+    risen = (most - 1) * epoch
+    # Integers throughout: a float quotient a hair below a whole number would lose a step.
+    return 1 + (risen // (epochs - 1) if rounding == "floor" else -(-risen // (epochs - 1)))
+
+
+def learned_rows(entropy: Tensor, percent: float) -> Tensor:
+    """Which loss positions of one sample stay when its most uncertain ones are left out.
+
+    Args:
+        entropy: [rows], the target's entropy at each loss position, nats.
+        percent: share to leave out, rounded down to whole positions (ours); of equal entropies
+            the later position goes first (ours), so that the choice is unique.
+
+    Returns:
+        bool [rows].
+    """
+    kept = torch.ones(len(entropy), dtype=torch.bool)
+    out = int(len(entropy) * percent / 100)
+    if out:
+        order = torch.argsort(entropy, stable=True)
+        kept[order[len(entropy) - out :]] = False
+    return kept
