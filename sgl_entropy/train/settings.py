@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from sgl_entropy.drafter.config import default_eagle3_layer_ids
 from sgl_entropy.train.arithmetic import DTYPES
-from sgl_entropy.train.fit import FitSettings
+from sgl_entropy.train.fit_settings import FitSettings
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.batches import collate, plan_epoch
 from sgl_entropy.train.export import export_drafter, fold_tap_scale
-from sgl_entropy.train.fit import Fit, FitSettings
+from sgl_entropy.train.fit import Fit
+from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.objective import unrolled_loss
 from sgl_entropy.train.schedules import learned_rows
 from sgl_entropy.train.store import Store

@@ -1,0 +1,98 @@
+"""How a drafter is fitted: one checked object, read from the settings file's ``fit`` section."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sgl_entropy.train.arithmetic import DTYPES
+from sgl_entropy.train.schedules import ROUNDINGS, masked_percent, unrolled_steps
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a drafter is fitted.
+
+    Attributes:
+        epochs: passes over the store.
+        steps: draft steps unrolled (training-time test), one entry an epoch; the last repeats.
+        max_steps: EDTrain's Step-n instead: steps rise from 1 in the first epoch to this in the
+            last. 0 = off, ``steps`` are taken.
+        step_rounding: of Step-n between them: floor (the paper) or ceil (the authors' code).
+        mask_gamma: EDTrain's Mask-p: epoch t (from 0) of T leaves out the (T - t - 1) *
+            ``mask_gamma`` percent of each sample's rows where the target is least certain; the
+            paper takes 3. 0 = off.
+        rows: answer rows a step.
+        learning_rate: peak; warm-up is the first ``warmup`` of all steps, then a cosine down to
+            ``final_rate`` of the peak.
+        solved_rate: ``fc`` and EDFuse learn at this fraction of the rate: their least-squares
+            start has small entries, which full-size steps would wipe out.
+        clip: largest gradient norm.
+        decay: weight of draft step i is decay^i.
+        solved_start: start from least squares (``initial``) instead of random weights.
+        start: a drafter's folder to start from instead: a second round on data that it has not
+            seen. Its draft vocabulary is kept. Empty = none.
+        validation_every: one prompt in so many is held out.
+        dtype: of the matmuls, auto = the faster one here; the master weights are float32.
+        checkpoint_seconds: time between checkpoints.
+        seed: of weights and batch order.
+    """
+
+    epochs: int = 4
+    steps: tuple[int, ...] = (3,)
+    max_steps: int = 0
+    step_rounding: str = "floor"
+    mask_gamma: float = 0.0
+    rows: int = 510
+    learning_rate: float = 1e-3
+    warmup: float = 0.04
+    final_rate: float = 0.05
+    solved_rate: float = 0.3
+    clip: float = 1.0
+    decay: float = 0.8
+    solved_start: bool = True
+    start: str = ""
+    validation_every: int = 50
+    dtype: str = "auto"
+    checkpoint_seconds: float = 120.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = []
+        for name in ("epochs", "rows", "validation_every"):
+            if getattr(self, name) < 1:
+                wrong.append(f"fit.{name} must be at least 1, found {getattr(self, name)!r}")
+        if not self.steps or any(step < 1 for step in self.steps):
+            wrong.append(f"fit.steps must list numbers from 1, found {list(self.steps)!r}")
+        if self.max_steps < 0:
+            wrong.append(f"fit.max_steps must be at least 0, found {self.max_steps!r}")
+        if self.step_rounding not in ROUNDINGS:
+            wrong.append(
+                f"fit.step_rounding must be one of {ROUNDINGS}, found {self.step_rounding!r}"
+            )
+        if not 0 <= masked_percent(0, self.epochs, self.mask_gamma) < 100:
+            wrong.append(
+                f"fit.mask_gamma must leave something of the first of {self.epochs} epochs "
+                f"(0 <= (epochs - 1) * mask_gamma < 100), found {self.mask_gamma!r}"
+            )
+        if not self.learning_rate > 0:
+            wrong.append(f"fit.learning_rate must be positive, found {self.learning_rate!r}")
+        if self.dtype not in DTYPES:
+            wrong.append(f"fit.dtype must be one of {DTYPES}, found {self.dtype!r}")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+
+    def steps_in(self, epoch: int) -> int:
+        """Draft steps of an epoch, counted from 0."""
+        if self.max_steps:
+            return unrolled_steps(epoch, self.epochs, self.max_steps, self.step_rounding)
+        return self.steps[min(epoch, len(self.steps) - 1)]
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of optimizer step ``step`` (from 0) of ``total``."""
+        warm = max(1, round(self.warmup * total))
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        along = (step - warm) / max(1, total - warm)
+        low = self.final_rate
+        return self.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * along)))
