@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
+from urllib.parse import urlsplit
 
 Json = dict[str, Any]
 
@@ -72,6 +73,22 @@ class Client:
         self.host = host
         self.port = port
         self.timeout_s = timeout_s
+
+    @classmethod
+    def from_url(cls, url: str, timeout_s: float = 600.0) -> Client:
+        """A client of the server at ``http://HOST:PORT``.
+
+        Raises:
+            ValueError: another scheme, no host, a bad port, or a path.
+        """
+        parts = urlsplit(url)
+        try:
+            port = parts.port or 80
+        except ValueError:
+            port = -1
+        if parts.scheme != "http" or not parts.hostname or port < 0 or parts.path.strip("/"):
+            raise ValueError(f"expected a server as http://HOST:PORT, found {url!r}")
+        return cls(parts.hostname, port, timeout_s)
 
     def healthy(self) -> bool:
         """Whether ``/health`` says that the server is up."""

@@ -1,4 +1,4 @@
-"""``sgl-entropy drafter``: look at a drafter, check it against a target, rename its layout."""
+"""``sgl-entropy drafter``: look at a drafter, check and measure it, rename its layout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.cli import drafter_eval
 from sgl_entropy.drafter.check import check_drafter
 from sgl_entropy.drafter.convert import convert
 from sgl_entropy.drafter.info import drafter_info
@@ -17,6 +18,8 @@ from sgl_entropy.drafter.layouts import LAYOUTS
 EPILOG = """examples:
   sgl-entropy drafter info DRAFTER
   sgl-entropy drafter check DRAFTER --target TARGET
+  sgl-entropy drafter eval DRAFTER --target TARGET --texts mt_bench.jsonl gsm8k.jsonl
+  sgl-entropy drafter eval DRAFTER --target TARGET --texts prompts.txt --server http://HOST:PORT
   sgl-entropy drafter convert EAGLE3_FROM_VLLM DRAFTER --to published"""
 
 
@@ -36,6 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--target", required=True, help="the target's Hugging Face folder")
     _add_json(check)
     check.set_defaults(action_function=_check)
+
+    evaluate = actions.add_parser("eval", help="tau and acceptance, offline or from a server")
+    drafter_eval.configure(evaluate)
+    evaluate.set_defaults(action_function=drafter_eval.run)
 
     rename = actions.add_parser("convert", help="rename between known layouts")
     rename.add_argument("source", help="the drafter's folder")

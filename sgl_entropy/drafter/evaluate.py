@@ -19,7 +19,9 @@ from torch import Tensor
 
 from sgl_entropy.drafter.model import Drafter
 from sgl_entropy.drafter.plain_target import PlainTarget, TargetOutput
+from sgl_entropy.drafter.uncertainty import FirstDrafts
 from sgl_entropy.drafter.unroll import Unroll
+from sgl_entropy.entropy import shannon_entropy
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Answer:
         tokens: int64 [n], prompt and answer.
         prompt_length: tokens of the prompt.
         features: [n - 1, taps * d_target], of every token but the last.
+        entropy: float32 [n - 1 - prompt], the target's at each answer token but the first, nats.
     """
 
     tokens: Tensor
     prompt_length: int
     features: Tensor
+    entropy: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,16 @@ def greedy_answers(
         rows = torch.arange(len(part))
         features = [_beside(out)]
         new = [target.logits(out.final[rows, lengths - 1]).argmax(-1)]
+        entropy: list[Tensor] = []
         for step in range(max_new_tokens - 1):
             ended = torch.stack([_is_end(tokens, target) for tokens in new]).any(0)
             if bool(ended.all()):
                 break
             out = target.forward(new[-1][:, None], lengths + step, cache, tap_layers=tap_layers)
             features.append(_beside(out))
-            new.append(target.logits(out.final[:, 0]).argmax(-1))
+            logits = target.logits(out.final[:, 0])
+            entropy.append(shannon_entropy(logits))
+            new.append(logits.argmax(-1))
         written = torch.stack(new, dim=1)
         for row, i in enumerate(part):
             ends = _is_end(written[row], target).nonzero()
@@ -114,15 +121,23 @@ def greedy_answers(
                 torch.cat([torch.tensor(prompts[i]), written[row, :count]]),
                 len(prompts[i]),
                 torch.cat([seen, *answer_rows]),
+                torch.tensor([float(step[row]) for step in entropy[: count - 1]]),
             )
         if report is not None:
             report(f"answers: {len(answers)} of {len(prompts)}")
     return [answers[i] for i in range(len(prompts))]
 
 
-@torch.inference_mode()
 def chain_figures(drafter: Drafter, embedding: Tensor, answer: Answer, depth: int) -> ChainFigures:
-    """What a greedy chain of ``depth`` drafts accepts on one answer.
+    """``draft_answer`` without the uncertainties."""
+    return draft_answer(drafter, embedding, answer, depth)[0]
+
+
+@torch.inference_mode()
+def draft_answer(
+    drafter: Drafter, embedding: Tensor, answer: Answer, depth: int
+) -> tuple[ChainFigures, FirstDrafts]:
+    """What a greedy chain of ``depth`` drafts accepts on one answer, and its first drafts.
 
     A cycle that would emit more tokens than the answer has left counts what is left.
 
@@ -132,18 +147,22 @@ def chain_figures(drafter: Drafter, embedding: Tensor, answer: Answer, depth: in
     n, start = len(answer.tokens), answer.prompt_length
     chains = n - 1 - start
     if chains < 1:
-        return ChainFigures(0, 0, (0,) * depth)
+        empty = torch.zeros(0)
+        return ChainFigures(0, 0, (0,) * depth), FirstDrafts(empty, empty, empty.bool())
     dtype = drafter.fc.weight.dtype
     features = drafter.fuse_taps(answer.features[: n - 2].to(dtype))[None]
     embeds = F.embedding(answer.tokens[1 : n - 1], embedding).to(dtype)[None]
     # The chain of row t drafts tokens t + 2, ...: the first one starts at the prompt's last row.
     starts = torch.arange(start - 1, n - 2)[None]
     unroll = Unroll(drafter, embeds, features, starts)
-    drafted = [drafter.target_ids(drafter.logits(unroll.out)[0].argmax(-1))]
+    logits = drafter.logits(unroll.out)[0]
+    drafted = [drafter.target_ids(logits.argmax(-1))]
+    truth = answer.tokens[start + 1 :]
+    first = FirstDrafts(answer.entropy, shannon_entropy(logits), drafted[0] == truth)
     for _ in range(depth - 1):
         unroll.advance(F.embedding(drafted[-1], embedding).to(dtype)[None])
         drafted.append(drafter.target_ids(drafter.logits(unroll.out)[0].argmax(-1)))
-    return walk(torch.stack(drafted, dim=1), answer.tokens[start + 1 :])
+    return walk(torch.stack(drafted, dim=1), truth), first
 
 
 def walk(drafted: Tensor, truth: Tensor) -> ChainFigures:

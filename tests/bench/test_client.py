@@ -80,3 +80,12 @@ def test_nobody_listening_is_not_healthy() -> None:
     assert not client.healthy()
     with pytest.raises(ServerError, match="ConnectionRefusedError"):
         client.get("/health")
+
+
+def test_a_server_by_its_url() -> None:
+    client = Client.from_url("http://127.0.0.1:30000/")
+    assert (client.host, client.port) == ("127.0.0.1", 30000)
+    assert Client.from_url("http://host").port == 80
+    for wrong in ("localhost:3", "https://host:1", "http://", "http://host:x", "http://host/v1"):
+        with pytest.raises(ValueError, match="http://HOST:PORT"):
+            Client.from_url(wrong)

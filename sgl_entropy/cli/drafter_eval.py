@@ -1,0 +1,159 @@
+"""``sgl-entropy drafter eval``: tau and acceptance, offline or from a running server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.texts import read_texts, text_files
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``drafter eval``."""
+    parser.add_argument("drafter", type=Path, help="the drafter's folder")
+    parser.add_argument(
+        "--target", type=Path, required=True, help="the target's folder (its tokenizer, too)"
+    )
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="prompts, a group a file: JSON Lines with turns, conversations, question or text, "
+        "or plain lines; a folder stands for its files",
+    )
+    parser.add_argument("--server", metavar="URL", help="ask this server instead, which drafts")
+    parser.add_argument("--depth", type=int, default=4, help="of the chain, offline (default: 4)")
+    parser.add_argument(
+        "--max-prompts", type=int, default=20, metavar="N", help="of each file (default: 20)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=96, metavar="N", help="of an answer (default: 96)"
+    )
+    parser.add_argument(
+        "--max-prompt-tokens", type=int, default=2048, metavar="N", help="leave out longer prompts"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print a table, write what was asked for."""
+    for name in ("depth", "max_prompts", "max_new_tokens", "max_prompt_tokens", "threads"):
+        if getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least 1, found {getattr(args, name)}")
+    files = text_files(args.texts)
+    groups = {f.stem: [text.prompt for text in read_texts(f, args.max_prompts)] for f in files}
+    if len(groups) < len(files):
+        raise ValueError("two of the files have the same name: rename one, names are the groups")
+
+    import torch
+
+    from sgl_entropy.drafter.evaluation import chat_prompts, offline, report
+
+    torch.set_num_threads(args.threads)
+    prompts = chat_prompts(args.target, groups, args.max_prompt_tokens)
+    drafts = None
+    if args.server:
+        counted = _ask_server(args, prompts)
+    else:
+        counted, drafts = offline(
+            args.target,
+            args.drafter,
+            prompts,
+            args.depth,
+            args.max_new_tokens,
+            getattr(torch, args.dtype),
+            _progress,
+        )
+    figures = {
+        "drafter": str(args.drafter),
+        "target": str(args.target),
+        "source": args.server or "offline",
+        "max_new_tokens": args.max_new_tokens,
+        **report(counted, drafts),
+    }
+    text = json.dumps(figures, indent=1)
+    if args.json == "-":
+        print(text)
+        return 0
+    if args.json:
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
+    print(_table(figures))
+    return 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _ask_server(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> list[Any]:
+    """The server's own counters of each prompt, greedy, one prompt at a time.
+
+    Raises ValueError where the server counts no cycles.
+    """
+    from sgl_entropy_bench.client import Client, ServerError
+
+    from sgl_entropy.drafter.evaluate import ChainFigures
+
+    client = Client.from_url(args.server)
+    try:
+        info = client.get("/get_server_info")
+    except (ServerError, OSError) as error:
+        raise ValueError(f"--server {args.server}: {error}") from None
+    served = info.get("speculative_draft_model_path")
+    if not served:
+        raise ValueError(f"--server {args.server}: it serves no drafter")
+    if Path(served).name != args.drafter.name:
+        raise ValueError(f"--server {args.server} drafts with {served}, not with {args.drafter}")
+    counted: list[Any] = []
+    depth = int(info["speculative_num_steps"])
+    total = sum(map(len, prompts.values()))
+    for group, held in prompts.items():
+        for ids in held:
+            meta = client.generate(input_ids=ids, max_new_tokens=args.max_new_tokens).meta
+            if meta["completion_tokens"] > 1 and "spec_cycles" not in meta:
+                raise ValueError(
+                    f"--server {args.server} does not count cycles: patch its SGLang "
+                    f"(`sgl-entropy patch apply`); for EAGLE-3 on a GPU also set "
+                    f"SGL_ENTROPY_COUNTERS=1"
+                )
+            accepted = meta.get("spec_accepted_by_position") or [0] * depth
+            figures = ChainFigures(
+                meta.get("spec_emitted", 0), meta.get("spec_cycles", 0), tuple(accepted)
+            )
+            counted.append((group, figures))
+            if len(counted) % 10 == 0 or len(counted) == total:
+                _progress(f"server: {len(counted)} of {total} prompts")
+    return counted
+
+
+def _table(figures: dict[str, Any]) -> str:
+    rows = [("group", "prompts", "tau", "95 % interval", "acceptance by position")]
+    every = [*figures["groups"].items(), ("all, pooled", figures)]
+    for name, row in every:
+        rows.append(
+            (
+                name,
+                str(row["prompts"]),
+                f"{row['acceptance_length']:.3f}",
+                f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}",
+                " ".join(f"{a:.2f}" for a in row["by_position"]),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    lines.append(f"mean of the groups: {figures['mean_of_groups']:.3f}")
+    if deciles := figures.get("by_target_entropy_decile"):
+        lines.append("first draft accepted, by target entropy (nats):")
+        for row in deciles:
+            low, high = row["entropy"]
+            bar = "#" * round(40 * row["acceptance"])
+            lines.append(f"  {low:6.3f} to {high:6.3f}  {row['acceptance']:.2f}  {bar}")
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,143 @@
+"""What ``sgl-entropy drafter eval`` reports: tau with an interval, by position, by uncertainty.
+
+The counts come from the plain drafter (``offline``) or from a server's own counters
+(``sgl_entropy/cli/drafter_eval.py`` asks it); both end in ``report``, so that they can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgl_entropy.drafter.config import default_eagle3_layer_ids
+from sgl_entropy.drafter.errors import DrafterError
+from sgl_entropy.drafter.evaluate import ChainFigures, draft_answer, greedy_answers
+from sgl_entropy.drafter.model import load_drafter
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.drafter.uncertainty import FirstDrafts, by_decile, heat_map, ratio_interval
+
+# (group, its figures) of one prompt
+Counted = tuple[str, ChainFigures]
+
+
+def chat_prompts(
+    target: Path, groups: Mapping[str, Sequence[str]], max_prompt_tokens: int
+) -> dict[str, list[list[int]]]:
+    """Token ids of each prompt as one user message in the target's own chat template.
+
+    Args:
+        groups: name -> prompts as text.
+        max_prompt_tokens: longer prompts are left out: cut ones would be other prompts.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or a group keeps no prompt.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    if not tokenizer.chat_template:
+        raise ValueError(f"{target}: its tokenizer has no chat template to put prompts into")
+    out: dict[str, list[list[int]]] = {}
+    for name, texts in groups.items():
+        ids = [
+            list(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": text}], add_generation_prompt=True
+                )
+            )
+            for text in texts
+        ]
+        out[name] = [one for one in ids if len(one) <= max_prompt_tokens]
+        if not out[name]:
+            raise ValueError(f"{name}: every prompt is longer than {max_prompt_tokens} tokens")
+    return out
+
+
+def offline(
+    target_folder: Path,
+    drafter_folder: Path,
+    prompts: Mapping[str, Sequence[Sequence[int]]],
+    depth: int,
+    max_new_tokens: int,
+    dtype: torch.dtype = torch.float32,
+    report: Callable[[str], None] | None = None,
+) -> tuple[list[Counted], FirstDrafts]:
+    """Greedy chains of ``depth`` drafts by the plain drafter against the plain target.
+
+    Raises:
+        DrafterError: drafter and target do not fit, or are not read here.
+    """
+    drafter = load_drafter(drafter_folder)
+    target = PlainTarget.from_folder(target_folder, dtype)
+    layers = drafter.config.target_layer_ids
+    if layers is None:
+        layers = default_eagle3_layer_ids(target.num_layers)
+    width = drafter.config.tap_width // len(layers)
+    vocab = target.embedding.shape[0]
+    if width != target.hidden_size or drafter.config.vocab_size != vocab:
+        raise DrafterError(
+            f"{drafter_folder} drafts for a target of hidden size {width} and "
+            f"{drafter.config.vocab_size} tokens; {target_folder} has {target.hidden_size} and "
+            f"{vocab}"
+        )
+    if max(layers) >= target.num_layers:
+        raise DrafterError(
+            f"{drafter_folder} taps layer {max(layers)}; {target_folder} has {target.num_layers}"
+        )
+    flat = [(group, prompt) for group, held in prompts.items() for prompt in held]
+    longest = max(len(prompt) for _, prompt in flat) + max_new_tokens
+    if longest > target.max_positions:
+        raise ValueError(
+            f"the longest prompt and {max_new_tokens} new tokens need {longest} positions; the "
+            f"target has {target.max_positions}"
+        )
+    answers = greedy_answers(
+        target, [prompt for _, prompt in flat], max_new_tokens, layers, report=report
+    )
+    found = [draft_answer(drafter, target.embedding, answer, depth) for answer in answers]
+    counted = [(group, one[0]) for (group, _), one in zip(flat, found, strict=True)]
+    return counted, FirstDrafts.joined([one[1] for one in found])
+
+
+def report(counted: Sequence[Counted], drafts: FirstDrafts | None = None) -> dict[str, Any]:
+    """The figures as JSON takes them.
+
+    Returns:
+        ``acceptance_length`` (pooled), its ``interval`` (95 %, over prompts), ``by_position``
+        (acceptance given that all before it were accepted), ``cycles``, ``tokens``, the same of
+        each of the ``groups``, ``mean_of_groups``; with ``drafts``, also
+        ``by_target_entropy_decile`` and ``heat_map``.
+
+    Raises:
+        ValueError: no cycle was counted.
+    """
+    names = list(dict.fromkeys(group for group, _ in counted))
+    groups = {name: _figures([one for group, one in counted if group == name]) for name in names}
+    means = [group["acceptance_length"] for group in groups.values()]
+    out: dict[str, Any] = {
+        **_figures([one for _, one in counted]),
+        "mean_of_groups": round(sum(means) / len(means), 4),
+        "groups": groups,
+    }
+    if drafts is not None:
+        out["by_target_entropy_decile"] = by_decile(drafts.target_entropy, drafts.accepted)
+        out["heat_map"] = heat_map(drafts)
+    return out
+
+
+def _figures(parts: Sequence[ChainFigures]) -> dict[str, Any]:
+    pooled = parts[0]
+    for one in parts[1:]:
+        pooled = pooled + one
+    low, high = ratio_interval([p.tokens for p in parts], [p.cycles for p in parts])
+    return {
+        "acceptance_length": round(pooled.tau, 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "by_position": [round(a, 4) for a in pooled.acceptance],
+        "cycles": pooled.cycles,
+        "tokens": pooled.tokens,
+        "prompts": len(parts),
+    }

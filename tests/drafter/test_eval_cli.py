@@ -1,0 +1,107 @@
+"""``drafter eval`` as a script meets it: its JSON, its table, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sgl_entropy.cli import main
+from tests.engine import pair
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target, both drafters and two files of prompts."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("eval")
+    target = pair.write_target(folder / "target")
+    pair.write_edsd(folder / "edsd", target)
+    pair.write_eagle3(folder / "eagle3", target)
+    rows = [{"turns": [text]} for text in ("Hello", "The quick brown fox", "0", "x" * 60)]
+    (folder / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "lines.txt").write_text('{"a": 1}\nabc abc abc\n')
+    return folder
+
+
+def evaluate(folder: Path, drafter: str, *more: str) -> dict[str, Any]:
+    out = folder / "out.json"
+    files = [str(folder / "chat.jsonl"), str(folder / "lines.txt")]
+    words = ["drafter", "eval", str(folder / drafter), "--target", str(folder / "target")]
+    assert main([*words, "--texts", *files, "--json", str(out), *more]) == 0
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.parametrize("drafter", ["edsd", "eagle3"])
+def test_figures_add_up(folder: Path, drafter: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate(folder, drafter, "--max-new-tokens", "40")
+    groups = found["groups"]
+    assert list(groups) == ["chat", "lines"]
+    assert [group["prompts"] for group in groups.values()] == [4, 2]
+    for name in ("tokens", "cycles"):
+        assert found[name] == sum(group[name] for group in groups.values())
+    assert found["acceptance_length"] == pytest.approx(found["tokens"] / found["cycles"], abs=1e-4)
+    assert found["acceptance_length"] > 1.2, "a drafter that is never right shows nothing"
+    low, high = found["interval"]
+    assert low <= found["acceptance_length"] <= high
+    assert len(found["by_position"]) == 4
+    # Every answer token but the first is a position, in the deciles and in the map.
+    deciles = found["by_target_entropy_decile"]
+    assert sum(row["positions"] for row in deciles) == found["tokens"]
+    assert sum(map(sum, found["heat_map"]["positions"])) == found["tokens"]
+    assert deciles[0]["acceptance"] > deciles[-1]["acceptance"], "certain tokens are easier"
+    table = capsys.readouterr().out
+    assert f"{groups['chat']['acceptance_length']:.3f}" in table
+    assert "mean of the groups" in table
+
+
+def test_fewer_and_deeper(folder: Path) -> None:
+    found = evaluate(folder, "edsd", "--max-prompts", "1", "--depth", "2", "--max-new-tokens", "9")
+    assert found["prompts"] == 2
+    assert len(found["by_position"]) == 2
+    assert found["tokens"] <= 2 * 8
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["drafter", "eval", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_bad_input_is_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drafter, target = str(folder / "edsd"), str(folder / "target")
+    texts = str(folder / "lines.txt")
+    base = (drafter, "--target", target, "--texts", texts)
+    assert "--depth must be at least 1" in refused(capsys, *base, "--depth", "0")
+    assert "every prompt is longer" in refused(capsys, *base, "--max-prompt-tokens", "3")
+    assert "need 5" in refused(capsys, *base, "--max-new-tokens", "501")
+    assert "no draft-verify cycle" in refused(capsys, *base, "--max-new-tokens", "1")
+    missing = str(folder / "none.txt")
+    assert "no such file" in refused(capsys, drafter, "--target", target, "--texts", missing)
+    assert "http://HOST:PORT" in refused(capsys, *base, "--server", "localhost:3")
+    assert "--server http://127.0.0.1:9" in refused(capsys, *base, "--server", "http://127.0.0.1:9")
+    twice = str(folder / "other" / "lines.txt")
+    (folder / "other").mkdir()
+    shutil.copy(texts, twice)
+    assert "the same name" in refused(capsys, *base, twice)
+
+
+def test_a_foreign_target_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, key, value, message in (
+        ("narrow", "num_hidden_layers", 3, "taps layer 3"),
+        ("untemplated", "", None, "no chat template"),
+    ):
+        target = tmp_path / name
+        shutil.copytree(folder / "target", target)
+        file = target / ("config.json" if key else "tokenizer_config.json")
+        settings = json.loads(file.read_text())
+        settings = settings | {key: value} if key else {**settings, "chat_template": None}
+        file.write_text(json.dumps(settings))
+        words = (str(folder / "edsd"), "--target", str(target))
+        assert message in refused(capsys, *words, "--texts", str(folder / "lines.txt"))
