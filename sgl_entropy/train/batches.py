@@ -27,8 +27,26 @@ def split_validation(entries: Sequence[Entry], every: int) -> tuple[list[Entry],
     return kept, held
 
 
-def plan_epoch(entries: Sequence[Entry], rows: int, seed: int, epoch: int) -> list[list[Entry]]:
-    """Batches of about ``rows`` answer rows, each of sequences of similar length, shuffled."""
+def first_chain(prompt_length: int, prompt_from: int | None) -> int:
+    """The row where a sequence's first chain starts.
+
+    Args:
+        prompt_from: None = the prompt's last row, so that answers alone are drafted; otherwise
+            this row of the prompt (or its last, in a shorter one).
+    """
+    last = prompt_length - 1
+    return last if prompt_from is None else min(prompt_from, last)
+
+
+def chain_count(entry: Entry, prompt_from: int | None) -> int:
+    """Chains of a sequence: from its first to the last that has a token to be judged by."""
+    return entry.length - 2 - first_chain(entry.prompt_length, prompt_from)
+
+
+def plan_epoch(
+    entries: Sequence[Entry], rows: int, seed: int, epoch: int, prompt_from: int | None = None
+) -> list[list[Entry]]:
+    """Batches of about ``rows`` chains, each of sequences of similar length, shuffled."""
     chance = random.Random(f"{seed}-{epoch}")
     order = list(entries)
     chance.shuffle(order)
@@ -40,11 +58,12 @@ def plan_epoch(entries: Sequence[Entry], rows: int, seed: int, epoch: int) -> li
         batch: list[Entry] = []
         held = 0
         for entry in block:
-            if batch and held + entry.answer_rows / 2 > rows:
+            chains = chain_count(entry, prompt_from)
+            if batch and held + chains / 2 > rows:
                 batches.append(batch)
                 batch, held = [], 0
             batch.append(entry)
-            held += entry.answer_rows
+            held += chains
         batches.append(batch)
     chance.shuffle(batches)
     return batches
@@ -57,10 +76,11 @@ class Batch:
     Attributes:
         following: int64 [batch, rows + steps]: the token after each row's.
         features: [batch, rows, taps * d], of every row.
-        starts: int64 [batch, chains]: rows where chains start, the prompt's last one first.
+        starts: int64 [batch, chains]: rows where chains start, in order.
         chains: int64 [batch], how many of them are real.
         final: [real chains, d], the target's final states that step 0 learns from, sequence by
             sequence; step j of a chain learns from the row j further on.
+        best: int64 [real chains], the target's most likely token at those rows.
         learned: bool [real chains], which of those rows are learned from (Mask-p).
     """
 
@@ -69,6 +89,7 @@ class Batch:
     starts: Tensor
     chains: Tensor
     final: Tensor
+    best: Tensor
     learned: Tensor
 
     @property
@@ -77,14 +98,21 @@ class Batch:
         return torch.arange(self.starts.shape[1]) < self.chains[:, None]
 
 
-def collate(samples: Sequence[Sample], steps: int, masked_percent: float = 0.0) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    steps: int,
+    masked_percent: float = 0.0,
+    prompt_from: int | None = None,
+) -> Batch:
     """Pad samples to a batch that ``steps`` draft steps can be run on.
 
     Args:
         masked_percent: of each sample's rows, the most uncertain ones, that are not learned from.
+        prompt_from: see ``first_chain``.
     """
     count, rows = len(samples), max(len(s.tokens) for s in samples) - 2
-    chains = torch.tensor([s.answer_rows for s in samples])
+    firsts = [first_chain(s.prompt_length, prompt_from) for s in samples]
+    chains = torch.tensor([len(s.tokens) - 2 - f for s, f in zip(samples, firsts, strict=True)])
     widest = int(chains.max())
     following = torch.zeros((count, rows + steps + 1), dtype=torch.long)
     features = torch.zeros((count, rows, samples[0].features.shape[1]), dtype=torch.bfloat16)
@@ -93,9 +121,15 @@ def collate(samples: Sequence[Sample], steps: int, masked_percent: float = 0.0) 
         n = len(sample.tokens)
         following[i, : n - 1] = sample.tokens[1:]
         features[i, : n - 2] = sample.features[: n - 2]
-        first = sample.prompt_length - 1
         # Padding chains repeat the last real start, so that they stay in bounds.
-        starts[i] = (first + torch.arange(widest)).clamp(max=first + sample.answer_rows - 1)
-    final = torch.cat([s.final for s in samples])
-    learned = torch.cat([learned_rows(s.entropy, masked_percent) for s in samples])
-    return Batch(following, features, starts, chains, final, learned)
+        starts[i] = (firsts[i] + torch.arange(widest)).clamp(max=n - 3)
+    judged = [(s, slice(first + 1, None)) for s, first in zip(samples, firsts, strict=True)]
+    return Batch(
+        following,
+        features,
+        starts,
+        chains,
+        torch.cat([s.final[rows] for s, rows in judged]),
+        torch.cat([s.best[rows] for s, rows in judged]),
+        torch.cat([learned_rows(s.entropy[rows], masked_percent) for s, rows in judged]),
+    )

@@ -27,7 +27,7 @@ from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.initial import initialise, start_from, tap_scales
 from sgl_entropy.train.objective import StepFigures, TargetSide, sum_figures, unrolled_loss
 from sgl_entropy.train.schedules import masked_percent
-from sgl_entropy.train.store import Entry, Store
+from sgl_entropy.train.store import Entry, Store, shared_prefix
 
 _CHECKPOINT = "checkpoint.pt"
 _LOG = "fit.jsonl"
@@ -70,6 +70,7 @@ class Fit:
         self.config, self.settings, self.store, self.folder = config, settings, store, folder
         self.working = getattr(torch, settings.dtype)
         self.train, self.validation = split_validation(store.entries, settings.validation_every)
+        self.prompt_from = shared_prefix(store) - 1 if settings.prompt_rows else None
         self.drafter = build_drafter(config)
         self.drafter.t2d[vocabulary] = True
         self.drafter.d2t.copy_(vocabulary - torch.arange(len(vocabulary)))
@@ -109,7 +110,7 @@ class Fit:
     ) -> Drafter:
         """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter."""
         plans = [
-            plan_epoch(self.train, self.settings.rows, self.settings.seed, epoch)
+            plan_epoch(self.train, self.settings.rows, self.settings.seed, epoch, self.prompt_from)
             for epoch in range(self.settings.epochs)
         ]
         total = sum(len(plan) for plan in plans)
@@ -151,7 +152,7 @@ class Fit:
         rate = self.settings.rate(self.step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        batch = collate([self._sample(e) for e in entries], steps, masked)
+        batch = collate([self._sample(e) for e in entries], steps, masked, self.prompt_from)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.working == torch.bfloat16):
             loss, figures = unrolled_loss(
                 self.drafter, self.side, batch, steps, self.settings.decay

@@ -22,7 +22,10 @@ class FitSettings:
         mask_gamma: EDTrain's Mask-p: epoch t (from 0) of T leaves out the (T - t - 1) *
             ``mask_gamma`` percent of each sample's rows where the target is least certain; the
             paper takes 3. 0 = off.
-        rows: answer rows a step.
+        rows: chains a step (one starts at every row that is learned from).
+        prompt_rows: also learn from prompts, from where they begin to differ: text that the
+            target did not write, but whose next tokens it has judged all the same. Several times
+            the rows for the same generated tokens (ours).
         learning_rate: peak; warm-up is the first ``warmup`` of all steps, then a cosine down to
             ``final_rate`` of the peak.
         solved_rate: ``fc`` and EDFuse learn at this fraction of the rate: their least-squares
@@ -44,6 +47,7 @@ class FitSettings:
     step_rounding: str = "floor"
     mask_gamma: float = 0.0
     rows: int = 510
+    prompt_rows: bool = False
     learning_rate: float = 1e-3
     warmup: float = 0.04
     final_rate: float = 0.05

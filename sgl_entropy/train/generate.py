@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import Tensor
 
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.entropy import shannon_entropy
@@ -26,6 +27,8 @@ from sgl_entropy.train.store import Sample, write_shard
 # Finished sequences a shard holds, and the most (padded) prompt rows of one prefill.
 SHARD_SEQUENCES = 64
 PREFILL_ROWS = 2048
+# Rows whose logits over the whole vocabulary are held at once.
+_LOGIT_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Batch:
         self.features = torch.zeros((slots, longest, width), dtype=torch.bfloat16)
         self.final = torch.zeros((slots, longest, target.hidden_size), dtype=torch.bfloat16)
         self.entropy = torch.zeros((slots, longest))
+        self.best = torch.zeros((slots, longest), dtype=torch.long)
         self.lengths = torch.ones(slots, dtype=torch.long)
         self.prompts: list[Prompt | None] = [None] * slots
 
@@ -79,9 +83,15 @@ class Batch:
         out = self.target.forward(ids, starts, self.cache, slots=at, tap_layers=self.tap_layers)
         self.tokens[at, :longest] = ids
         self.features[at, :longest] = torch.cat(out.taps, dim=-1).to(torch.bfloat16)
+        self.final[at, :longest] = out.final.to(torch.bfloat16)
         lengths = torch.tensor([len(prompt.tokens) for prompt in prompts])
-        last = out.final[torch.arange(len(prompts)), lengths - 1]
-        self.tokens[at, lengths] = self.target.logits(last).argmax(-1)
+        real = torch.arange(longest) < lengths[:, None]
+        # Logits of a few rows at a time: those of a whole prefill would take a gigabyte.
+        parts = [self._judge(part) for part in torch.split(out.final[real], _LOGIT_ROWS)]
+        sequence, column = real.nonzero(as_tuple=True)
+        self.entropy[at[sequence], column] = torch.cat([entropy for entropy, _ in parts])
+        self.best[at[sequence], column] = torch.cat([best for _, best in parts])
+        self.tokens[at, lengths] = self.best[at, lengths - 1]
         self.lengths[at] = lengths + 1
         for slot, prompt in zip(slots, prompts, strict=True):
             self.prompts[slot] = prompt
@@ -94,11 +104,15 @@ class Batch:
         out = self.target.forward(ids, at, self.cache, tap_layers=self.tap_layers)
         self.features[rows, at] = torch.cat(out.taps, dim=-1)[:, 0].to(torch.bfloat16)
         self.final[rows, at] = out.final[:, 0].to(torch.bfloat16)
-        logits = self.target.logits(out.final[:, 0])
-        self.entropy[rows, at] = shannon_entropy(logits)
-        self.tokens[rows, at + 1] = logits.argmax(-1)
+        self.entropy[rows, at], best = self._judge(out.final[:, 0])
+        self.best[rows, at] = self.tokens[rows, at + 1] = best
         busy = torch.tensor([prompt is not None for prompt in self.prompts])
         self.lengths += busy
+
+    def _judge(self, final: Tensor) -> tuple[Tensor, Tensor]:
+        """(entropy, most likely token) of the target at rows [n, d]."""
+        logits = self.target.logits(final)
+        return shannon_entropy(logits), logits.argmax(-1)
 
     def take_finished(self, max_new_tokens: int) -> list[Sample]:
         """Remove the sequences that ended; answers of one token teach nothing and are dropped."""
@@ -118,8 +132,9 @@ class Batch:
                         start,
                         self.tokens[slot, :n].clone(),
                         self.features[slot, : n - 1].clone(),
-                        self.final[slot, start : n - 1].clone(),
-                        self.entropy[slot, start : n - 1].clone(),
+                        self.final[slot, : n - 1].clone(),
+                        self.entropy[slot, : n - 1].clone(),
+                        self.best[slot, : n - 1].clone(),
                     )
                 )
             self.prompts[slot] = None
@@ -131,7 +146,7 @@ class Batch:
         busy = [slot for slot, prompt in enumerate(self.prompts) if prompt is not None]
         at = torch.tensor(busy)
         self.cache.keep(at)
-        for name in ("tokens", "features", "final", "entropy", "lengths"):
+        for name in ("tokens", "features", "final", "entropy", "best", "lengths"):
             setattr(self, name, getattr(self, name)[at])
         self.prompts = [self.prompts[slot] for slot in busy]
 

@@ -66,7 +66,7 @@ def initialise(
         first, rows = s.prompt_length - 1, s.answer_rows
         taps.append(s.features[first : first + rows])
         tokens.append(s.tokens[first + 1 : first + 1 + rows])
-        wanted.append(s.final)
+        wanted.append(s.final[first + 1 : first + 1 + rows])
     x = torch.cat(taps).float() / side.tap_scale
     y = torch.cat(wanted).float()
     size = float(y.pow(2).mean().sqrt())

@@ -74,9 +74,8 @@ def unrolled_loss(
             tokens = batch.following.gather(1, batch.starts + step)
             unroll.advance(F.embedding(tokens, side.embedding))
         real = torch.arange(batch.starts.shape[1]) < (batch.chains - step)[:, None]
-        # With greedy answers the token that follows is the target's most likely one.
-        label = draft_id[batch.following.gather(1, batch.starts + step + 1)]
         target_row = (own_row + step).clamp(max=len(batch.learned) - 1)
+        label = draft_id[batch.best[target_row]]
         counted = real & (label >= 0) & batch.learned[target_row]
         count = int(counted.sum())
         if not count:

@@ -6,9 +6,11 @@ A folder of shards, each a safetensors file that holds whole sequences, flat:
 * ``lengths``, ``prompt_lengths``, ``prompt_ids`` int64 [sequences];
 * ``features`` bfloat16 [rows, taps * d]: tapped layers' outputs, side by side in the order of
   ``meta.json``'s ``tap_layers``, for all tokens of a sequence but the last (length - 1 rows);
-* ``final`` bfloat16 [answer rows, d]: the target's hidden states after its final norm at the
-  answer's tokens but the last (length - 1 - prompt length rows): its logits are ``lm_head`` of it;
-* ``entropy`` float32 [answer rows]: Shannon entropy (nats, whole vocabulary) of those logits.
+* ``final`` bfloat16 [rows, d]: the target's hidden states after its final norm: its logits are
+  ``lm_head`` of them;
+* ``entropy`` float32 [rows], ``best`` int32 [rows]: Shannon entropy (nats, whole vocabulary) of
+  those logits, and the most likely token. In a greedy answer that is the token that follows; in a
+  prompt, which the target did not write, it need not be.
 
 A shard appears under its name only when it is complete, so an interrupt loses what is in flight
 and nothing else.
@@ -28,14 +30,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 META = "meta.json"
-# 2: shards hold entropies.
+# 2: shards hold entropies and best tokens, and final states of prompts too.
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence: ``tokens`` int64 [n], ``features`` [n-1, taps*d], ``final`` [n-1-prompt, d],
-    ``entropy`` float32 [n-1-prompt]."""
+    """One sequence of n tokens: ``tokens`` int64 [n], and for each but the last: ``features``
+    [n-1, taps*d], ``final`` [n-1, d], ``entropy`` float32 [n-1], ``best`` int64 [n-1]."""
 
     prompt_id: int
     prompt_length: int
@@ -43,11 +45,12 @@ class Sample:
     features: Tensor
     final: Tensor
     entropy: Tensor
+    best: Tensor
 
     @property
     def answer_rows(self) -> int:
-        """Draft positions to learn from: answer tokens but the first."""
-        return self.final.shape[0]
+        """Draft positions of the answer: its tokens but the first."""
+        return len(self.tokens) - 1 - self.prompt_length
 
 
 def write_shard(path: Path, samples: Sequence[Sample]) -> None:
@@ -60,6 +63,7 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         "features": torch.cat([s.features for s in samples]).to(torch.bfloat16),
         "final": torch.cat([s.final for s in samples]).to(torch.bfloat16),
         "entropy": torch.cat([s.entropy for s in samples]).float(),
+        "best": torch.cat([s.best for s in samples]).to(torch.int32),
     }
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
@@ -115,8 +119,7 @@ class Entry:
     prompt_length: int
     length: int
     token_start: int
-    feature_start: int
-    final_start: int
+    row_start: int
 
     @property
     def answer_rows(self) -> int:
@@ -153,12 +156,11 @@ class Store:
                     file.get_tensor(name).tolist()
                     for name in ("prompt_ids", "prompt_lengths", "lengths")
                 ]
-            token = feature = final = 0
+            token = row = 0
             for prompt_id, prompt_length, length in zip(*columns, strict=True):
-                yield Entry(shard, prompt_id, prompt_length, length, token, feature, final)
+                yield Entry(shard, prompt_id, prompt_length, length, token, row)
                 token += length
-                feature += length - 1
-                final += length - 1 - prompt_length
+                row += length - 1
 
     def _file(self, entry: Entry) -> Any:
         if entry.shard not in self._open:
@@ -178,22 +180,35 @@ class Store:
             columns: ids of the tapped layers wanted in ``features``, in this order; None = all.
         """
         file = self._file(entry)
-        rows = slice(entry.feature_start, entry.feature_start + entry.length - 1)
+        rows = slice(entry.row_start, entry.row_start + entry.length - 1)
         features = file.get_slice("features")[rows]
         if columns is not None:
             at = [self.tap_layers.index(layer) for layer in columns]
             features = features.view(len(features), len(self.tap_layers), self.width)[:, at]
             features = features.reshape(len(features), -1)
-        answer = slice(entry.final_start, entry.final_start + entry.answer_rows)
         return Sample(
             entry.prompt_id,
             entry.prompt_length,
             self.tokens(entry),
             features,
-            file.get_slice("final")[answer],
-            file.get_slice("entropy")[answer],
+            file.get_slice("final")[rows],
+            file.get_slice("entropy")[rows],
+            file.get_slice("best")[rows].long(),
         )
 
     def answer_tokens(self) -> int:
         """Answer tokens held, the first of each answer included."""
         return sum(entry.length - entry.prompt_length for entry in self.entries)
+
+
+def shared_prefix(store: Store, most: int = 64) -> int:
+    """Tokens that the prompts begin with in common (a chat template's head), at least 1.
+
+    Args:
+        most: sequences that are compared, spread over the store.
+    """
+    step = max(1, len(store.entries) // most)
+    prompts = [store.tokens(e)[: e.prompt_length] for e in store.entries[::step]]
+    length = min(len(prompt) for prompt in prompts)
+    same = torch.stack([prompt[:length] for prompt in prompts])
+    return max(1, int((same == same[0]).all(0).cumprod(0).sum()))

@@ -18,7 +18,7 @@ from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.objective import unrolled_loss
 from sgl_entropy.train.schedules import learned_rows
-from sgl_entropy.train.store import Store
+from sgl_entropy.train.store import Sample, Store, shared_prefix, write_meta, write_shard
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
 
@@ -200,9 +200,50 @@ def test_edtrain_follows_its_schedules(
         in_vocabulary = 0
         for entry in fit.train:
             s = tiny_store.sample(entry)
-            kept = learned_rows(s.entropy, masked) & fit.drafter.t2d[s.tokens[-s.answer_rows :]]
+            rows_judged = slice(s.prompt_length, None)
+            kept = (
+                learned_rows(s.entropy[rows_judged], masked) & fit.drafter.t2d[s.best][rows_judged]
+            )
             in_vocabulary += sum(int(kept[i:].sum()) for i in range(steps))
         assert cost["head_rows"] == in_vocabulary
+
+
+def test_prompts_are_learned_from_where_they_differ(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, epochs=2, steps=(2,), prompt_rows=True)
+    fit = start(tiny_store, tiny_target, tmp_path, ARMS[0], settings)
+    assert fit.prompt_from == 0, "these prompts share nothing"
+    fit.run(lambda line: None, stop_after=2)
+    resumed = start(tiny_store, tiny_target, tmp_path, ARMS[0], settings)
+    resumed.run(lambda line: None)
+    # All rows but the last two of each sequence start a chain of two steps.
+    chains = [entry.length - 2 for entry in fit.train]
+    for epoch in ("1", "2"):
+        assert resumed.costs[epoch]["layer_rows"] == sum(2 * n - 1 for n in chains)
+
+
+def test_the_shared_head_of_prompts_is_found(tmp_path: Path) -> None:
+    write_meta(tmp_path, {"tap_layers": [0], "hidden_size": 2})
+    rows = [(9, 8, 7, 1, 2), (9, 8, 7, 3, 3, 3), (9, 8, 7, 1, 4)]
+    samples = [
+        Sample(i, len(row) - 2, torch.tensor(row), *_filler(len(row) - 1))
+        for i, row in enumerate(rows)
+    ]
+    write_shard(tmp_path / "a.safetensors", samples)
+    assert shared_prefix(Store(tmp_path)) == 3
+    other = Sample(3, 3, torch.tensor((1, 8, 7, 1, 2)), *_filler(4))
+    write_shard(tmp_path / "b.safetensors", [other])
+    assert shared_prefix(Store(tmp_path)) == 1, "at least the first token"
+
+
+def _filler(rows: int) -> tuple[torch.Tensor, ...]:
+    return (
+        torch.zeros(rows, 2),
+        torch.zeros(rows, 2),
+        torch.zeros(rows),
+        torch.zeros(rows, dtype=torch.long),
+    )
 
 
 def test_rate_warms_up_and_falls() -> None:

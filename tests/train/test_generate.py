@@ -41,13 +41,17 @@ def test_answers_and_features_equal_transformers(tiny_folder: Path, tiny_store: 
         assert sample.tokens.tolist() == wanted.tolist()
         ended += int(wanted[-1]) == model.config.eos_token_id
         n = len(wanted)
+        answered = n - entry.prompt_length
         features = torch.cat([states[layer + 1][0, : n - 1] for layer in TAPS], dim=-1)
         # The store holds bfloat16: 8 bits of mantissa.
         torch.testing.assert_close(sample.features.float(), features, rtol=8e-3, atol=2e-3)
-        final = states[-1][0, sample.prompt_length : n - 1]
+        final = states[-1][0, : n - 1]
         torch.testing.assert_close(sample.final.float(), final, rtol=8e-3, atol=2e-3)
-        law = torch.distributions.Categorical(logits=model.lm_head(final).double())
+        logits = model.lm_head(final)
+        law = torch.distributions.Categorical(logits=logits.double())
         torch.testing.assert_close(sample.entropy.double(), law.entropy(), rtol=1e-4, atol=1e-4)
+        assert torch.equal(sample.best, logits.argmax(-1))
+        assert torch.equal(sample.best[entry.prompt_length - 1 :], sample.tokens[-answered:])
     assert {e.prompt_id for e in tiny_store.entries} <= set(prompts)
     assert len(tiny_store.entries) >= 20
     assert ended, "no answer ended by itself: the test would not notice a missed end token"

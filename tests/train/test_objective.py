@@ -35,7 +35,11 @@ def test_soft_cross_entropy_equals_autograd(spread: float) -> None:
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("masked", [0.0, 40.0])
+@pytest.mark.parametrize(
+    ("masked", "prompt_from"),
+    [(0.0, None), (40.0, None), (40.0, 0), (0.0, 4)],
+    ids=["all", "masked", "prompts-masked", "prompts-from-4"],
+)
 @pytest.mark.parametrize(
     ("algorithm", "layers"), [("EDSD", (1, 2)), ("EAGLE3", TAPS)], ids=["edsd", "eagle3"]
 )
@@ -45,6 +49,7 @@ def test_unrolled_loss_equals_a_loop_over_rows(
     algorithm: str,
     layers: tuple[int, ...],
     masked: float,
+    prompt_from: int | None,
 ) -> None:
     """Every chain alone, row by row through the reference forward and its cache."""
     torch.manual_seed(1)
@@ -57,30 +62,33 @@ def test_unrolled_loss_equals_a_loop_over_rows(
     samples = [tiny_store.sample(entry, layers) for entry in tiny_store.entries[:3]]
     steps = 3
     with torch.no_grad():
-        loss, figures = unrolled_loss(drafter, side, collate(samples, steps, masked), steps)
+        batch = collate(samples, steps, masked, prompt_from)
+        loss, figures = unrolled_loss(drafter, side, batch, steps)
 
     sums, counts, right = [0.0] * steps, [0] * steps, [0] * steps
     with torch.no_grad():
         for s in samples:
             f0 = drafter.fuse_taps(s.features.float() / scale)
-            out = int(s.answer_rows * masked / 100)
-            uncertain = sorted(range(s.answer_rows), key=lambda i: float(s.entropy[i]))
-            left_out = set(uncertain[s.answer_rows - out :])
-            for chain in range(s.answer_rows):
-                row = s.prompt_length - 1 + chain
+            first = s.prompt_length - 1 if prompt_from is None else prompt_from
+            first = min(first, s.prompt_length - 1)
+            last = len(s.tokens) - 2  # the last row that a draft is judged by
+            uncertain = sorted(range(first + 1, last + 1), key=lambda i: float(s.entropy[i]))
+            left_out = set(uncertain[len(uncertain) - int(len(uncertain) * masked / 100) :])
+            for row in range(first, last):
                 embeds = tiny_target.embedding[s.tokens[1 : row + 2]]
                 features = f0[: row + 1]
-                for step in range(min(steps, s.answer_rows - chain)):
+                for step in range(min(steps, last - row)):
                     n = row + 1 + step
                     outs = drafter(embeds[None], features[None], torch.arange(n)[None])
-                    label = int(s.tokens[row + 2 + step])
-                    if bool(drafter.t2d[label]) and chain + step not in left_out:
+                    label = int(s.best[row + 1 + step])
+                    if bool(drafter.t2d[label]) and row + 1 + step not in left_out:
                         logits = drafter.logits(outs[0, -1])
-                        p = torch.softmax(side.head @ s.final[chain + step].float(), -1)
+                        p = torch.softmax(side.head @ s.final[row + 1 + step].float(), -1)
                         sums[step] -= float((p * torch.log_softmax(logits, -1)).sum())
                         counts[step] += 1
                         right[step] += int(chosen[logits.argmax()]) == label
-                    embeds = torch.cat([embeds, tiny_target.embedding[label][None]])
+                    token = int(s.tokens[row + 2 + step])
+                    embeds = torch.cat([embeds, tiny_target.embedding[token][None]])
                     features = torch.cat([features, outs[0, -1:]])
     assert [f.counted for f in figures] == counts
     assert [f.right for f in figures] == right
