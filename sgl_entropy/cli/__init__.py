@@ -19,6 +19,7 @@ from sgl_entropy import __version__
 VERBS = {
     "patch": "apply, check or revert the patch series on an installed SGLang",
     "drafter": "inspect, check, convert and evaluate drafter checkpoints",
+    "select": "choose the two layers of a target that a drafter taps (EDSelect)",
     "train": "train a drafter: answers by the target, features, fit, export",
     "target": "fetch and convert the small real target used by the demo and the tests",
     "demo": "serve the small target with and without drafters and print the comparison",

@@ -75,7 +75,9 @@ class Fit:
         self.drafter.t2d[vocabulary] = True
         self.drafter.d2t.copy_(vocabulary - torch.arange(len(vocabulary)))
         self.step = 0
+        # Of all runs together, as a resumed one continues: rows by epoch, and seconds.
         self.costs: dict[str, dict[str, int]] = {}
+        self.seconds = 0.0
         self.side = TargetSide(
             embedding.to(self.working),
             head[vocabulary].to(self.working),
@@ -126,7 +128,9 @@ class Fit:
                 if done <= self.step:
                     cost -= steps
                     continue
+                before = time.monotonic()
                 figures = self._learn(batch, epoch, total)
+                self.seconds += time.monotonic() - before
                 recent.append(figures)
                 self._count(epoch, figures)
                 run_cost += steps
@@ -145,6 +149,21 @@ class Fit:
                 self._validate(report, epoch)
         self._save()
         return self.drafter
+
+    def flops(self) -> float:
+        """Floating-point operations of the rows trained so far: 6 a weight and row, forward and
+        backward, of the layer (fusion included) and of the head. Attention scores, ``fc`` and the
+        target's side are left out: a few percent, the same for all schedules."""
+        layer = head = 0
+        for name, weight in self.drafter.named_parameters():
+            if name.startswith("lm_head."):
+                head += weight.numel()
+            elif weight.dim() == 2 and not name.startswith("fc."):
+                layer += weight.numel()
+        rows = self.costs.values()
+        return 6.0 * (
+            layer * sum(c["layer_rows"] for c in rows) + head * sum(c["head_rows"] for c in rows)
+        )
 
     def _learn(self, entries: Sequence[Entry], epoch: int, total: int) -> list[StepFigures]:
         steps = self.settings.steps_in(epoch)
@@ -242,6 +261,7 @@ class Fit:
                 "identity": self._identity,
                 "step": self.step,
                 "costs": self.costs,
+                "seconds": self.seconds,
                 "drafter": self.drafter.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "tap_scale": self.side.tap_scale,
@@ -271,7 +291,7 @@ class Fit:
         self.optimizer = self._new_optimizer()
         self.optimizer.load_state_dict(held["optimizer"])
         self.step = held["step"]
-        self.costs = held["costs"]
+        self.costs, self.seconds = held["costs"], held["seconds"]
 
 
 def _digest(folder: Path) -> str:

@@ -88,7 +88,10 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     given = settings.generate
     target = target_folder(settings)
     model = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    layers = settings.drafter.tap_layers(int(model["num_hidden_layers"]))
+    count = int(model["num_hidden_layers"])
+    layers = tuple(sorted({*settings.drafter.tap_layers(count), *given.extra_layers}))
+    if not 0 <= layers[0] <= layers[-1] < count:
+        raise ValueError(f"layers {list(layers)} are to be stored; the target has 0 to {count - 1}")
     prompts, digest = load_prompts(settings, report)
     folder = work_folder(settings) / "store"
     dtype = resolve_dtype(given.dtype, made_with(folder))
@@ -201,7 +204,7 @@ def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConf
         vocab_size=model["vocab_size"],
         draft_vocab_size=settings.drafter.draft_vocab_size,
         target_hidden_size=model["hidden_size"],
-        target_layer_ids=settings.drafter.edsd_layers if edsd else default_eagle3_layer_ids(layers),
+        target_layer_ids=settings.drafter.layers if edsd else default_eagle3_layer_ids(layers),
         rms_norm_eps=model["rms_norm_eps"],
         rope_theta=model.get("rope_theta") or 10000.0,
         max_position_embeddings=model["max_position_embeddings"],
@@ -209,25 +212,33 @@ def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConf
     )
 
 
-def make_fit(settings: TrainSettings, algorithm: Algorithm) -> Fit:
-    """The (possibly resumed) training of one drafter on the work folder's store."""
+def make_vocabulary(settings: TrainSettings, algorithm: Algorithm) -> Tensor:
+    """The draft vocabulary that ``make_fit`` takes: int64 [draft vocab]."""
+    if settings.fit.start:
+        earlier = load_drafter(Path(settings.fit.start).expanduser())
+        return earlier.target_ids(torch.arange(earlier.config.draft_vocab_size))
+    store = Store(work_folder(settings) / "store")
+    return vocabulary(settings, store, drafter_config(settings, algorithm).vocab_size)
+
+
+def make_fit(settings: TrainSettings, algorithm: Algorithm, folder: Path | None = None) -> Fit:
+    """The (possibly resumed) training of one drafter on the work folder's store.
+
+    Args:
+        folder: for checkpoint and log; None = the work folder's own for this algorithm.
+    """
     work = work_folder(settings)
     store = Store(work / "store")
     config = drafter_config(settings, algorithm)
     target = PlainTarget.from_folder(target_folder(settings))
-    if settings.fit.start:
-        earlier = load_drafter(Path(settings.fit.start).expanduser())
-        chosen = earlier.target_ids(torch.arange(earlier.config.draft_vocab_size))
-    else:
-        chosen = vocabulary(settings, store, config.vocab_size)
     return Fit(
         config,
         settings.fit,
         store,
-        chosen,
+        make_vocabulary(settings, algorithm),
         target.embedding,
         target.head,
-        work / algorithm.lower(),
+        work / algorithm.lower() if folder is None else folder,
     )
 
 

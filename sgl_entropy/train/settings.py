@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from sgl_entropy.drafter.config import default_eagle3_layer_ids
+from sgl_entropy.select.report import read_choice
 from sgl_entropy.train.arithmetic import DTYPES
 from sgl_entropy.train.fit_settings import FitSettings
 
@@ -52,6 +53,8 @@ class GenerateSettings:
         max_new_tokens: longest answer.
         workers: processes, of one thread each.
         slots: sequences a worker decodes at once.
+        extra_layers: layers (from 0) to store beside those that the drafters' settings name, so
+            that drafters with other taps can be compared on the same store.
         dtype: of the target's weights and matmuls; auto = the faster one here.
     """
 
@@ -59,6 +62,7 @@ class GenerateSettings:
     max_new_tokens: int = 192
     workers: int = 2
     slots: int = 96
+    extra_layers: tuple[int, ...] = ()
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -79,19 +83,28 @@ class DrafterSettings:
 
     Attributes:
         edsd_layers: the two layers (from 0) that EDSD taps; EAGLE-3 taps SGLang's default three.
+        select_report: a report of `sgl-entropy select`: its two layers instead of these.
         fuse_size: m of EDFuse; 0 = the target's FFN size.
         draft_vocab_size: tokens a drafter can propose.
         prompt_weight: a token of a prompt counts this much when the draft vocabulary is chosen.
     """
 
     edsd_layers: tuple[int, ...] = (14, 27)
+    select_report: str = ""
     fuse_size: int = 0
     draft_vocab_size: int = 8192
     prompt_weight: float = 0.3
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that EDSD taps."""
+        if self.select_report:
+            return read_choice(Path(self.select_report).expanduser())
+        return self.edsd_layers
+
     def tap_layers(self, num_target_layers: int) -> tuple[int, ...]:
         """The layers whose outputs both drafters need."""
-        return tuple(sorted({*self.edsd_layers, *default_eagle3_layer_ids(num_target_layers)}))
+        return tuple(sorted({*self.layers, *default_eagle3_layer_ids(num_target_layers)}))
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,7 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> TrainSett
     Raises:
         ValueError: not readable as TOML or JSON, unknown or ill-typed keys; all are named.
     """
-    raw: dict[str, Any] = {} if path is None else _read(path)
+    raw: dict[str, Any] = {} if path is None else read_settings(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -155,7 +168,12 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> TrainSett
     return settings
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The sections of a TOML or JSON file, unchecked.
+
+    Raises:
+        ValueError: not readable as such.
+    """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
         try:

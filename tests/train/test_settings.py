@@ -106,3 +106,17 @@ def test_generation_goes_on_where_it_was(tiny_folder: Path, tmp_path: Path) -> N
     assert first < set(ids)
     assert len(ids) >= 20
     assert store.tap_layers == (0, 1, 2)
+
+
+def test_layers_come_from_a_select_report(tmp_path: Path) -> None:
+    path = tmp_path / "select.json"
+    choice = {"hidden_states": [4, 21], "target_layer_ids": [3, 20]}
+    profiles = {"curvature": [0.0] * 31, "lidar": [0.0] * 31}
+    path.write_text(json.dumps({"choice": choice, "profiles": profiles}))
+    drafter = load_settings(None, [f"drafter.select_report={path}"]).drafter
+    assert drafter.layers == (3, 20)
+    assert {3, 20} <= set(drafter.tap_layers(30))
+    choice["target_layer_ids"] = [4, 20]
+    path.write_text(json.dumps({"choice": choice, "profiles": profiles}))
+    with pytest.raises(ValueError, match=r"select\.json"):
+        drafter.tap_layers(30)

@@ -1,0 +1,94 @@
+"""``sgl-entropy select TARGET --texts FILE``: which two layers a drafter taps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+EPILOG = """examples:
+  sgl-entropy select TARGET --texts prompts.jsonl
+  sgl-entropy select TARGET --texts prompts.jsonl --json layers.json --plot layers.png
+  sgl-entropy select TARGET --texts prompts.jsonl --fix-b 27
+
+Layers have two numbers: hidden states (0 = embedding output, i = output of decoder layer i - 1),
+as the paper counts, and decoder layer ids from 0, as a drafter's target_layer_ids count. a is the
+hidden state of the highest curvature, b that of the highest LiDAR; if both pick the same one, b is
+LiDAR's runner-up. Fewer --views and --view-tokens make it faster, and LiDAR less sure."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``select``."""
+    parser.epilog = EPILOG
+    parser.add_argument("target", type=Path, help="the target's Hugging Face folder (a llama)")
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="calibration texts: .jsonl rows with turns, conversations, question or text; any "
+        "other file: a text a line",
+    )
+    add = parser.add_argument
+    add("--count", type=int, help="texts, a seeded sample (default: 128, or what the file has)")
+    add("--views", type=int, default=16, help="noisy views of each text for LiDAR (default: 16)")
+    add("--max-tokens", type=int, default=64, help="texts are cut to this (default: 64)")
+    add("--view-tokens", type=int, default=24, help="noisy views are cut to this (default: 24)")
+    add("--noise", type=float, default=0.3, help="share of a view's words changed (default: 0.3)")
+    add("--seed", type=int, default=0, help="of sample, noise and resamples (default: 0)")
+    add("--resamples", type=int, default=200, help="of the texts, for curvature (default: 200)")
+    add(
+        "--lidar-resamples",
+        type=int,
+        default=20,
+        help="the first so many serve LiDAR too, which costs more (default: 20)",
+    )
+    add(
+        "--fix-a",
+        type=int,
+        metavar="ID",
+        help="take this decoder layer id (as in target_layer_ids) for curvature's pick",
+    )
+    add("--fix-b", type=int, metavar="ID", help="the same for LiDAR's pick")
+    add("--threads", type=int, help="torch threads (default: torch's own choice)")
+    add("--json", metavar="FILE", help="write the report to FILE; - for stdout alone")
+    add("--plot", type=Path, metavar="FILE.png", help="draw both profiles (needs matplotlib)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Choose, print, write."""
+    from sgl_entropy.select.plot import draw, require_matplotlib
+
+    if args.plot is not None:
+        require_matplotlib()
+        if args.plot.suffix.lower() != ".png":
+            raise ValueError(f"--plot {args.plot}: a PNG is written; end the name in .png")
+    for flag, file in (("--json", args.json), ("--plot", args.plot)):
+        # After minutes of work would be too late to find out.
+        if file not in (None, "-") and not Path(file).parent.is_dir():
+            raise ValueError(f"{flag} {file}: no such folder")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads must be at least 1, found {args.threads}")
+
+    import torch
+
+    from sgl_entropy.select.selection import SelectSettings, select_layers
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    names = SelectSettings.__dataclass_fields__
+    settings = SelectSettings(**{name: getattr(args, name) for name in names})
+    found = select_layers(args.target, args.texts, settings, _say)
+    text = json.dumps(found.to_dict(), indent=1) + "\n"
+    # Files first: a reader of the table may have gone.
+    if args.json not in (None, "-"):
+        Path(args.json).write_text(text, encoding="utf-8")
+    if args.plot is not None:
+        draw(found, args.plot)
+    sys.stdout.write(text if args.json == "-" else found.table() + "\n")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

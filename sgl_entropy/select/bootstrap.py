@@ -1,0 +1,72 @@
+"""How sure a profile is: texts drawn again with replacement, seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sgl_entropy.select.lidar import gram, lidar_of
+
+# Quantiles of the resamples, from and to.
+INTERVAL = (0.05, 0.95)
+
+
+def resample_counts(texts: int, resamples: int, seed: int) -> Tensor:
+    """int64 [resamples, texts]: how often a resample takes each text; rows sum to ``texts``."""
+    chance = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(texts, (resamples, texts), generator=chance)
+    counts = torch.zeros((resamples, texts), dtype=torch.long)
+    return counts.scatter_add_(1, drawn, torch.ones_like(drawn))
+
+
+def curvature_profiles(by_text: Tensor, counts: Tensor) -> Tensor:
+    """[hidden states, n] by text -> float64 [resamples, hidden states]."""
+    return counts.double() @ by_text.double().T / counts.sum(1, keepdim=True)
+
+
+def lidar_profiles(
+    pooled: Tensor, counts: Tensor, done: Callable[[int], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """LiDAR of every hidden state, and of every resample; one layer's Gram is held at a time.
+
+    The resamples run in float32, three times as fast: for rows of at most unit length its error
+    is far below what resampling changes. The profile itself is float64.
+
+    Args:
+        pooled: [hidden states, n, q, d].
+        counts: int64 [resamples, n].
+        done: called with the number of finished hidden states.
+
+    Returns:
+        float64 [hidden states] and [resamples, hidden states].
+    """
+    profile, resampled = [], []
+    for number, vectors in enumerate(pooled, 1):
+        products = gram(vectors)
+        profile.append(lidar_of(products))
+        narrow = products.to(torch.float32)
+        resampled.append([lidar_of(narrow, row) for row in counts])
+        if done is not None:
+            done(number)
+    return (
+        torch.tensor(profile, dtype=torch.float64),
+        torch.tensor(resampled, dtype=torch.float64).T.reshape(len(counts), len(pooled)),
+    )
+
+
+def interval(profile: Tensor, resampled: Tensor) -> list[tuple[float, float]]:
+    """``INTERVAL`` of each hidden state: the spread of the resamples, laid about the profile.
+
+    A resample holds only about 63 % different texts, and LiDAR grows with their number: every
+    resample lies below the profile by much the same amount. That shift says nothing of how sure
+    the profile is, so the resamples' mean is moved onto it [ours].
+
+    Args:
+        profile: float64 [hidden states]; resampled: float64 [resamples, hidden states].
+    """
+    spread = resampled - resampled.mean(0)
+    ends = torch.quantile(spread, torch.tensor(INTERVAL, dtype=spread.dtype), dim=0)
+    low, high = (profile + ends).tolist()
+    return list(zip(low, high, strict=True))

@@ -1,0 +1,127 @@
+"""One pass of texts and their noisy views through the target, reduced at once to what is needed.
+
+Of a hidden state only the curvature of each text and the pooled vector of each view are kept:
+[hidden states, n, q, d] float32, 150 MB for 128 texts of 16 views on a model of 30 layers of 576.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.select.curvature import mean_turn
+from sgl_entropy.select.rows import pooled_rows, unit_rows
+
+# Enough rows for a fast matmul; all hidden states of a batch are held at once.
+BATCH_TOKENS = 1024
+# Every row of a batch has a cache of its own, however short it is.
+BATCH_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the metrics are made of, for hidden states 0 .. L.
+
+    Attributes:
+        curvature: float64 [L + 1, n], radians, of the clean texts.
+        pooled: float32 [L + 1, n, q, d], x_ij of the noisy views.
+    """
+
+    curvature: Tensor
+    pooled: Tensor
+
+
+def batches(
+    lengths: Sequence[int], tokens: int = BATCH_TOKENS, rows: int = BATCH_ROWS
+) -> list[list[int]]:
+    """Indices of ``lengths`` in groups of neighbours by length: little padding.
+
+    Returns:
+        Groups of at most ``rows`` texts and ``tokens`` tokens, padding included; a text longer
+        than ``tokens`` is a group of its own.
+    """
+    out: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if out and len(out[-1]) < rows and (len(out[-1]) + 1) * lengths[i] <= tokens:
+            out[-1].append(i)
+        else:
+            out.append([i])
+    return out
+
+
+def hidden_states(
+    target: PlainTarget, texts: Sequence[Sequence[int]]
+) -> tuple[list[Tensor], Tensor]:
+    """Hidden states 0 .. L, the last one before the final norm.
+
+    Returns:
+        L + 1 tensors [batch, longest, d], right-padded, and the lengths, int64 [batch].
+    """
+    lengths = torch.tensor([len(text) for text in texts])
+    ids = torch.zeros((len(texts), int(lengths.max())), dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+    out = target.forward(
+        ids,
+        torch.zeros_like(lengths),
+        target.new_cache(len(texts)),
+        tap_layers=range(target.num_layers),
+    )
+    return [F.embedding(ids, target.embedding), *out.taps], lengths
+
+
+@torch.inference_mode()
+def measure(
+    target: PlainTarget,
+    texts: Sequence[Sequence[int]],
+    views: Sequence[Sequence[Sequence[int]]],
+    report: Callable[[str], None] | None = None,
+) -> Measured:
+    """Run everything through the target.
+
+    Args:
+        texts: token ids of each of n texts, at least 3.
+        views: token ids of each text's q noisy views, at least 1.
+        report: called with a progress line now and then.
+    """
+    states, n, q = target.num_layers + 1, len(texts), len(views[0])
+    curvature = torch.zeros((states, n), dtype=torch.float64)
+    pooled = torch.zeros((states, n * q, target.hidden_size), dtype=torch.float32)
+    flat = [view for text in views for view in text]
+    progress = _Progress(sum(map(len, texts)) + sum(map(len, flat)), report)
+    for group in batches([len(text) for text in texts]):
+        hidden, lengths = hidden_states(target, [texts[i] for i in group])
+        for state, rows in enumerate(hidden):
+            curvature[state, group] = mean_turn(unit_rows(rows, lengths), lengths)
+        progress.add(int(lengths.sum()))
+    for group in batches([len(view) for view in flat]):
+        hidden, lengths = hidden_states(target, [flat[i] for i in group])
+        for state, rows in enumerate(hidden):
+            pooled[state, group] = pooled_rows(unit_rows(rows, lengths), lengths).float()
+        progress.add(int(lengths.sum()))
+    return Measured(curvature, pooled.view(states, n, q, -1))
+
+
+class _Progress:
+    """Lines with the time left, a few seconds apart."""
+
+    SECONDS = 5.0
+
+    def __init__(self, total: int, report: Callable[[str], None] | None) -> None:
+        self.total, self.done, self.report = total, 0, report
+        self.began = self.said = time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        self.done += tokens
+        now = time.monotonic()
+        if self.report is None or (now - self.said < self.SECONDS and self.done < self.total):
+            return
+        self.said = now
+        left = (now - self.began) * (self.total - self.done) / self.done
+        self.report(f"target: {self.done:,} of {self.total:,} tokens, {left:.0f} s left")

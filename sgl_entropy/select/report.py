@@ -1,0 +1,192 @@
+"""What EDSelect found: as JSON, as a table for people, and read again by whoever trains."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy import __version__
+from sgl_entropy.drafter.config import hidden_state_number, target_layer_id
+from sgl_entropy.drafter.jsonfile import read_object
+from sgl_entropy.select.choice import Choice, ranked
+
+RUNNER_UPS = 3
+
+
+@dataclass(frozen=True)
+class SelectReport:
+    """Both profiles over hidden states 0 .. L, the choice and how sure it is.
+
+    Attributes:
+        target: the folder.
+        texts: file, its sha256, texts used, texts passed over as too short, tokens.
+        settings: of the selection, as they were used.
+        curvature: radians; lidar: nats.
+        curvature_interval, lidar_interval: of each hidden state, see ``bootstrap.interval``.
+        curvature_share, lidar_share: share of the resamples in which a, b win their metric (a
+            runner-up: with the other's pick left aside).
+        threads, seconds: of the run.
+    """
+
+    target: str
+    texts: dict[str, Any]
+    settings: dict[str, Any]
+    curvature: list[float]
+    lidar: list[float]
+    curvature_interval: list[tuple[float, float]]
+    lidar_interval: list[tuple[float, float]]
+    curvature_share: float
+    lidar_share: float
+    choice: Choice
+    threads: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``--json`` writes it; layers in both numberings, pairs rising as configs want them."""
+        choice = self.choice
+        return {
+            "choice": {
+                "hidden_states": list(choice.hidden_states),
+                "target_layer_ids": list(choice.target_layer_ids),
+                "a": {**_both(choice.a), "metric": "curvature", "fixed": "a" in choice.fixed},
+                "b": {**_both(choice.b), "metric": "lidar", "fixed": "b" in choice.fixed},
+                "runner_up": choice.stepped_down or None,
+            },
+            "profiles": {
+                "curvature": [round(value, 6) for value in self.curvature],
+                "lidar": [round(value, 6) for value in self.lidar],
+            },
+            "runner_ups": {
+                "curvature": _behind(self.curvature, choice.a),
+                "lidar": _behind(self.lidar, choice.b),
+            },
+            "stability": {
+                "a_share": round(self.curvature_share, 4),
+                "b_share": round(self.lidar_share, 4),
+                "resamples": {
+                    "curvature": self.settings["resamples"],
+                    "lidar": self.settings["lidar_resamples"],
+                },
+                "interval": "5 to 95 % of the resamples, their mean moved onto the profile",
+                "curvature": [[round(end, 6) for end in ends] for ends in self.curvature_interval],
+                "lidar": [[round(end, 6) for end in ends] for ends in self.lidar_interval],
+            },
+            "texts": self.texts,
+            "target": self.target,
+            "views": self.settings["views"],
+            "seed": self.settings["seed"],
+            "settings": self.settings,
+            "threads": self.threads,
+            "seconds": round(self.seconds, 1),
+            "versions": {
+                "sgl-entropy": __version__,
+                **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+            },
+        }
+
+    def table(self) -> str:
+        """For people: both profiles, marks, the choice, the runner-ups."""
+        head = ("hidden state", "layer id", "curvature", "5-95 %", "LiDAR", "5-95 %", "")
+        lines = [head]
+        for state, (curvature, lidar) in enumerate(zip(self.curvature, self.lidar, strict=True)):
+            lines.append(
+                (
+                    str(state),
+                    "-" if state == 0 else str(target_layer_id(state)),
+                    f"{curvature:.4f}",
+                    "{:.4f}-{:.4f}".format(*self.curvature_interval[state]),
+                    f"{lidar:.4f}",
+                    "{:.4f}-{:.4f}".format(*self.lidar_interval[state]),
+                    self._mark(state),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows = [
+            "  ".join(cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False))
+            + f"  {line[-1]}".rstrip()
+            for line in lines
+        ]
+        return "\n".join([*rows, "", *self.summary()])
+
+    def summary(self) -> list[str]:
+        """The choice in words."""
+        choice, settings = self.choice, self.settings
+        lines = []
+        for name, state, metric, profile, share, resamples in (
+            ("a", choice.a, "curvature", self.curvature, self.curvature_share, "resamples"),
+            ("b", choice.b, "LiDAR", self.lidar, self.lidar_share, "lidar_resamples"),
+        ):
+            why = f"highest {metric}"
+            if name in choice.fixed:
+                why = f"fixed by --fix-{name}"
+            elif choice.stepped_down == name:
+                other, taken = ("b", choice.b) if name == "a" else ("a", choice.a)
+                why = f"runner-up by {metric} (the first, hidden state {taken}, is {other})"
+            behind = ", ".join(
+                f"{row['hidden_state']} ({row['value']:.4f})" for row in _behind(profile, state)
+            )
+            lines += [
+                f"{name} = {state_name(state)}: {why}; first in {share:.0%} of "
+                f"{settings[resamples]} resamples of the texts",
+                f"    others by {metric}: {behind}",
+            ]
+        ids = ", ".join(map(str, choice.target_layer_ids))
+        return [*lines, f"target_layer_ids: [{ids}]"]
+
+    def _mark(self, state: int) -> str:
+        if state in (0, len(self.curvature) - 1):
+            return "not a candidate"
+        names = {self.choice.a: "<- a (curvature)", self.choice.b: "<- b (LiDAR)"}
+        return names.get(state, "")
+
+
+def state_name(state: int) -> str:
+    """A hidden state in both numberings."""
+    return f"hidden state {state} (layer id {target_layer_id(state)})"
+
+
+def read_choice(path: str | Path) -> tuple[int, int]:
+    """The ``target_layer_ids`` of a report that ``sgl-entropy select --json`` wrote, rising.
+
+    Raises:
+        ValueError: no such file, no such report, or one whose numbers do not agree.
+    """
+    path = Path(path)
+    raw = read_object(path)
+    choice, profiles = raw.get("choice"), raw.get("profiles")
+    ids = choice.get("target_layer_ids") if isinstance(choice, dict) else None
+    curvature = profiles.get("curvature") if isinstance(profiles, dict) else None
+    if not isinstance(choice, dict) or not isinstance(ids, list) or not isinstance(curvature, list):
+        raise ValueError(
+            f"{path}: not a report of `sgl-entropy select --json`: expected "
+            "choice.target_layer_ids and profiles.curvature"
+        )
+    highest = len(curvature) - 3  # hidden states 0 .. L, and the last layer but one at most
+    if len(ids) != 2 or any(type(layer) is not int for layer in ids):
+        raise ValueError(f"{path}: choice.target_layer_ids: expected two integers, found {ids!r}")
+    low, high = ids
+    if not 0 <= low < high <= highest:
+        raise ValueError(
+            f"{path}: choice.target_layer_ids: expected two rising layer ids from 0 to {highest}, "
+            f"found {ids!r}"
+        )
+    states = choice.get("hidden_states")
+    if states != [hidden_state_number(layer) for layer in ids]:
+        raise ValueError(
+            f"{path}: choice.hidden_states {json.dumps(states)} and target_layer_ids {ids!r} "
+            "name different layers (a hidden state's number is its layer id plus 1)"
+        )
+    return low, high
+
+
+def _both(state: int) -> dict[str, int]:
+    return {"hidden_state": state, "target_layer_id": target_layer_id(state)}
+
+
+def _behind(profile: list[float], chosen: int) -> list[dict[str, Any]]:
+    """The best few candidates besides the chosen one."""
+    states = ranked(profile, {chosen})[:RUNNER_UPS]
+    return [{**_both(state), "value": round(profile[state], 6)} for state in states]

@@ -1,0 +1,125 @@
+"""The calibration texts as tokens: a seeded sample of a file, and noisy views of it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.select.noise import noisy_view
+from sgl_entropy.texts import read_texts
+
+DEFAULT_COUNT = 128
+MIN_COUNT = 8
+# Two steps make a turn, and the first token of a text is often one that the tokenizer put there.
+MIN_TOKENS = 4
+# No vocabulary has tokens that are this long on average: the rest of a text needs no tokenizing.
+_CHARACTERS_A_TOKEN = 12
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Texts to measure with.
+
+    Attributes:
+        texts: cut to what can become tokens.
+        ids: of each text, special tokens of the tokenizer included, cut to a length.
+        short: texts that were passed over for having fewer than ``MIN_TOKENS`` tokens.
+        sha256: of the file.
+    """
+
+    texts: list[str]
+    ids: list[list[int]]
+    short: int
+    sha256: str
+
+
+def sample_texts(
+    path: Path,
+    tokenizer: Any,
+    count: int | None,
+    max_tokens: int,
+    seed: int,
+    report: Callable[[str], None],
+) -> Sample:
+    """A seeded sample of ``path``'s texts; of a conversation, its first question and answer.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        count: texts wanted; None = ``DEFAULT_COUNT``, or all usable ones with one warning line.
+        max_tokens: longer texts are cut.
+
+    Raises:
+        ValueError: no such file, not readable as texts, or too few usable ones.
+    """
+    if not path.is_file():
+        raise ValueError(f"--texts {path}: no such file")
+    # Half a surrogate pair, as JSON may hold, is nothing that a tokenizer takes.
+    texts = [text.whole.encode("utf-8", "replace").decode() for text in read_texts(path)]
+    random.Random(seed).shuffle(texts)
+    wanted = DEFAULT_COUNT if count is None else count
+    kept: list[str] = []
+    ids: list[list[int]] = []
+    short = 0
+    for text in texts:
+        if len(kept) == wanted:
+            break
+        text = text[: max_tokens * _CHARACTERS_A_TOKEN]
+        tokens = encode(tokenizer, text, max_tokens)
+        if len(tokens) < MIN_TOKENS:
+            short += 1
+            continue
+        kept.append(text)
+        ids.append(tokens)
+    found = (
+        f"--texts {path}: {len(kept)} usable texts of {len(texts)} ({short} under {MIN_TOKENS} "
+        "tokens)"
+    )
+    if len(kept) < MIN_COUNT:
+        raise ValueError(f"{found}; at least {MIN_COUNT} are needed")
+    if len(kept) < wanted and count is not None:
+        raise ValueError(f"{found}, but --count asks for {count}")
+    if len(kept) < wanted:
+        report(f"warning: {found} instead of the usual {DEFAULT_COUNT}: profiles are less sure")
+    return Sample(kept, ids, short, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def noisy_ids(
+    tokenizer: Any, texts: list[str], views: int, max_tokens: int, seed: int, rate: float
+) -> list[list[list[int]]]:
+    """``views`` noisy views of each text as tokens, [text][view][token]."""
+    # More than the first few words of a long text would be cut off again.
+    heads = [text[: max_tokens * _CHARACTERS_A_TOKEN] for text in texts]
+    return [
+        [encode(tokenizer, noisy_view(text, view, seed, rate), max_tokens) for view in range(views)]
+        for text in heads
+    ]
+
+
+def encode(tokenizer: Any, text: str, max_tokens: int) -> list[int]:
+    """The first ``max_tokens`` token ids, as the tokenizer makes them by default."""
+    return list(tokenizer(text).input_ids)[:max_tokens]
+
+
+def load_tokenizer(folder: Path, embedding_rows: int) -> Any:
+    """The target's tokenizer.
+
+    Raises:
+        ValueError: none there, or one that knows more tokens than the target has embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        raise ValueError(f"{folder}: no tokenizer there (looked for {', '.join(names)})")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= embedding_rows:
+        raise ValueError(
+            f"{folder}: its tokenizer's vocabulary goes up to token {highest:,}, but the target "
+            f"embeds {embedding_rows:,} tokens: they do not belong together"
+        )
+    return tokenizer
