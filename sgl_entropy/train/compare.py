@@ -1,0 +1,252 @@
+"""Arms of a training comparison: one store, several recipes and seeds, one table.
+
+A comparison file (TOML or JSON) names a base settings file and the arms, each a drafter kind and
+what it changes. Every arm and seed is fitted in a folder of its own and resumed there; finished
+ones are not done again. All are judged on the same greedy answers of the target, which are
+generated once: tau depends on the drafter, the answers do not.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from sgl_entropy.drafter.config import Algorithm
+from sgl_entropy.drafter.evaluate import Answer, draft_answer, greedy_answers
+from sgl_entropy.drafter.evaluation import chat_prompts
+from sgl_entropy.drafter.model import load_drafter
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.texts import read_texts, text_files
+from sgl_entropy.train import pipeline
+from sgl_entropy.train.export import export_drafter
+from sgl_entropy.train.settings import TrainSettings, load_settings, read_settings
+
+Report = Callable[[str], None]
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One recipe: its drafter's kind and its settings (seed not yet set)."""
+
+    name: str
+    algorithm: Algorithm
+    settings: TrainSettings
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: ``arms``, each with every seed, against the arm ``baseline``."""
+
+    arms: tuple[Arm, ...]
+    baseline: str
+    seeds: tuple[int, ...]
+
+    def jobs(self) -> list[Job]:
+        """Seed by seed, so that an interrupted comparison has whole seeds first."""
+        return [Job(arm, seed) for seed in self.seeds for arm in self.arms]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def settings(self) -> TrainSettings:
+        return replace(self.arm.settings, fit=replace(self.arm.settings.fit, seed=self.seed))
+
+    @property
+    def folder(self) -> Path:
+        work = pipeline.work_folder(self.arm.settings)
+        return work / "compare" / self.arm.name / f"seed-{self.seed}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+
+def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Read a comparison file.
+
+    Keys: ``base`` (a settings file, relative to this one; optional), ``baseline`` (an arm's
+    name; default: the first), ``seeds`` (default [0]) and ``arms``, a list of tables with
+    ``name``, ``algorithm`` and ``set`` (a list of SECTION.KEY=VALUE; optional).
+
+    Args:
+        overrides: SECTION.KEY=VALUE for every arm, before its own.
+
+    Raises:
+        ValueError: not readable, unknown keys, arms without name or of the same name, settings
+            that do not fit; names the arm.
+    """
+    raw = read_settings(path)
+    unknown = sorted(set(raw) - {"base", "baseline", "seeds", "arms"})
+    seeds = raw.get("seeds", [0])
+    rows = raw.get("arms")
+    wrong = [f"unknown key {key}" for key in unknown]
+    if not isinstance(rows, list) or not rows:
+        wrong.append("arms must be a list of tables, one an arm")
+        rows = []
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds):
+        wrong.append(f"seeds must be a list of integers, found {seeds!r}")
+    if wrong:
+        raise ValueError("\n".join(f"{path}: {line}" for line in wrong))
+    base = path.parent / raw["base"] if "base" in raw else None
+    arms = tuple(_arm(path, base, row, overrides) for row in rows)
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: two arms have the same name")
+    baseline = raw.get("baseline", names[0])
+    if baseline not in names:
+        raise ValueError(f"{path}: the baseline {baseline!r} is none of the arms {names}")
+    if len({pipeline.work_folder(arm.settings) for arm in arms}) > 1:
+        raise ValueError(f"{path}: the arms must share one work folder: they share its store")
+    return Comparison(arms, baseline, tuple(dict.fromkeys(seeds)))
+
+
+def _arm(path: Path, base: Path | None, row: Any, overrides: Sequence[str]) -> Arm:
+    if not isinstance(row, dict) or not {"name", "algorithm"} <= set(row) <= {
+        *("name", "algorithm", "set")
+    }:
+        raise ValueError(f"{path}: an arm has name, algorithm and perhaps set, found {row!r}")
+    name, algorithm, own = row["name"], row["algorithm"], row.get("set", [])
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"{path}: an arm's name is of letters, digits, - and _, found {name!r}")
+    if algorithm not in get_args(Algorithm):
+        raise ValueError(f"{path}: arm {name}: algorithm must be one of {get_args(Algorithm)}")
+    try:
+        return Arm(name, algorithm, load_settings(base, [*overrides, *own]))
+    except ValueError as error:
+        raise ValueError(f"{path}: arm {name}: {error}") from None
+
+
+def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, Any]]:
+    """Fit what is not fitted, judge what is not judged; one row a job, in the jobs' order.
+
+    Args:
+        workers: processes that fit at once, each with one thread.
+
+    Returns:
+        Rows with ``arm``, ``seed``, ``algorithm``, ``fit`` (seconds, rows, flops) and
+        ``prompts``: [group, tokens, cycles] of each evaluated prompt.
+    """
+    jobs = comparison.jobs()
+    todo = [job for job in jobs if not (job.folder / "drafter" / "config.json").is_file()]
+    # One process makes it, so that several never write it at once.
+    for job in todo:
+        pipeline.make_vocabulary(job.settings, job.arm.algorithm)
+    _fit_all(todo, workers, report)
+    judge = _Judge(comparison, report)
+    return [judge.row(job) for job in jobs]
+
+
+def fit_job(job: Job, report: Report = print) -> None:
+    """Fit and export one job; its folder's ``drafter`` appears only when it is whole."""
+    torch.set_num_threads(1)
+    fit = pipeline.make_fit(job.settings, job.arm.algorithm, job.folder)
+    fit.run(lambda line: report(f"{job.name}: {line}"))
+    cost = {"seconds": round(fit.seconds, 1), "epochs": fit.costs, "flops": fit.flops()}
+    (job.folder / "fit.json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
+    partial = job.folder / "drafter.partial"
+    export_drafter(fit.drafter, fit.side.tap_scale, partial)
+    partial.rename(job.folder / "drafter")
+
+
+def _fit_all(todo: Sequence[Job], workers: int, report: Report) -> None:
+    if not todo:
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if workers == 1 or len(todo) == 1:
+        for job in todo:
+            fit_job(job, report)
+        return
+    report(f"{len(todo)} drafters to fit, {workers} at once")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(todo)), maxtasksperchild=1) as pool:
+        for done, name in enumerate(pool.imap_unordered(_fit_quietly, todo), 1):
+            report(f"{name}: fitted ({done} of {len(todo)})")
+
+
+def _fit_quietly(job: Job) -> str:
+    fit_job(job, lambda line: print(line, flush=True))
+    return job.name
+
+
+class _Judge:
+    """tau of jobs on answers that are generated when the first one needs them."""
+
+    def __init__(self, comparison: Comparison, report: Report) -> None:
+        self.report = report
+        self.given = comparison.arms[0].settings
+        self.layers = sorted(
+            {
+                layer
+                for arm in comparison.arms
+                for layer in pipeline.drafter_config(arm.settings, arm.algorithm).target_layer_ids
+                or ()
+            }
+        )
+        self._answers: list[tuple[str, Answer]] = []
+        self._embedding = torch.zeros(0)
+
+    def row(self, job: Job) -> dict[str, Any]:
+        path = job.folder / _RESULT
+        asked = {
+            "prompts": self.given.evaluate.prompts,
+            "depth": self.given.evaluate.depth,
+            "max_new_tokens": self.given.evaluate.max_new_tokens,
+        }
+        if path.is_file():
+            held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if held["evaluate"] == asked:
+                return held
+        self._generate()
+        drafter = load_drafter(job.folder / "drafter")
+        columns = [self.layers.index(layer) for layer in drafter.config.target_layer_ids or ()]
+        prompts: list[tuple[str, int, int]] = []
+        for group, answer in self._answers:
+            wide = answer.features.view(len(answer.features), len(self.layers), -1)
+            tapped = replace(answer, features=wide[:, columns].flatten(1))
+            found = draft_answer(drafter, self._embedding, tapped, asked["depth"])[0]
+            prompts.append((group, found.tokens, found.cycles))
+        out = {
+            "arm": job.arm.name,
+            "seed": job.seed,
+            "algorithm": job.arm.algorithm,
+            "evaluate": asked,
+            "fit": json.loads((job.folder / "fit.json").read_text(encoding="utf-8")),
+            "prompts": prompts,
+        }
+        path.write_text(json.dumps(out) + "\n", encoding="utf-8")
+        tau = sum(p[1] for p in prompts) / max(1, sum(p[2] for p in prompts))
+        self.report(f"{job.name}: pooled tau {tau:.3f}")
+        return out
+
+    def _generate(self) -> None:
+        if self._answers:
+            return
+        given = self.given.evaluate
+        if not given.benchmarks:
+            raise ValueError("set evaluate.benchmarks to a folder of prompts")
+        folder = pipeline.target_folder(self.given)
+        files = text_files([Path(given.benchmarks).expanduser()])
+        groups = {f.stem: [t.prompt for t in read_texts(f, given.prompts)] for f in files}
+        target = PlainTarget.from_folder(folder, getattr(torch, given.dtype))
+        room = target.max_positions - given.max_new_tokens
+        prompts = chat_prompts(folder, groups, room)
+        flat = [(group, one) for group, held in prompts.items() for one in held]
+        answers = greedy_answers(
+            target, [p for _, p in flat], given.max_new_tokens, self.layers, report=self.report
+        )
+        self._answers = [(group, a) for (group, _), a in zip(flat, answers, strict=True)]
+        self._embedding = target.embedding

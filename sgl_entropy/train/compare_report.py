@@ -1,0 +1,147 @@
+"""From a comparison's rows to its table: mean tau of each arm, and intervals on every difference.
+
+tau of an arm is the mean over the groups of prompts (the benchmarks) of tokens / cycles, pooled
+within a group over prompts and seeds. Intervals come from a bootstrap of both levels: the prompts
+of each group, drawn once for all arms (every arm answers the same ones, so that a hard prompt
+weighs on all alike), and each arm's seeds, drawn for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LEVEL = 0.95
+
+
+def summarise(
+    rows: Sequence[Mapping[str, Any]], baseline: str, resamples: int = 4000, seed: int = 0
+) -> dict[str, Any]:
+    """Figures of each arm, and of each against ``baseline``.
+
+    Args:
+        rows: of ``compare.run``: ``arm``, ``seed``, ``fit``, ``prompts``.
+
+    Returns:
+        ``baseline``, ``groups`` and ``arms``: name -> ``tau``, ``interval``, ``tau_by_group``,
+        ``tau_by_seed``, ``seconds``, ``flops``, ``layer_rows``, ``head_rows`` (means over seeds),
+        and for every arm but the baseline ``ratio`` (of tau) with its ``ratio_interval``,
+        ``differs`` (the interval excludes 1) and ``seconds_ratio``, ``flops_ratio``.
+
+    Raises:
+        ValueError: arms that were judged on other prompts than the baseline.
+    """
+    names = list(dict.fromkeys(row["arm"] for row in rows))
+    groups = [group for group, _, _ in rows[0]["prompts"]]
+    for row in rows:
+        if [group for group, _, _ in row["prompts"]] != groups:
+            raise ValueError(f"{row['arm']}, seed {row['seed']}: judged on other prompts")
+    # [seeds, prompts, (tokens, cycles)] of each arm
+    counts = {
+        name: torch.tensor(
+            [[p[1:] for p in row["prompts"]] for row in rows if row["arm"] == name],
+            dtype=torch.float64,
+        )
+        for name in names
+    }
+    order = list(dict.fromkeys(groups))
+    members = [torch.tensor([i for i, g in enumerate(groups) if g == name]) for name in order]
+    chance = torch.Generator().manual_seed(seed)
+    drawn_prompts = [
+        m[torch.randint(len(m), (resamples, len(m)), generator=chance)] for m in members
+    ]
+    drawn = {}
+    for name in names:
+        seeds = len(counts[name])
+        pick = torch.randint(seeds, (resamples, seeds), generator=chance)
+        weight = torch.zeros(resamples, seeds).double()
+        weight.scatter_add_(1, pick, torch.ones(resamples, seeds).double())
+        drawn[name] = _resampled(counts[name], weight, drawn_prompts)
+    arms: dict[str, Any] = {}
+    for name in names:
+        held = [row["fit"] for row in rows if row["arm"] == name]
+        by_group = [_tau(counts[name][:, m].sum((0, 1))) for m in members]
+        arms[name] = {
+            "tau": round(sum(by_group) / len(by_group), 4),
+            "interval": _interval(drawn[name]),
+            "tau_by_group": dict(zip(order, (round(t, 4) for t in by_group), strict=True)),
+            "tau_by_seed": [
+                round(sum(_tau(one[m].sum(0)) for m in members) / len(members), 4)
+                for one in counts[name]
+            ],
+            "seconds": round(sum(fit["seconds"] for fit in held) / len(held), 1),
+            "flops": sum(fit["flops"] for fit in held) / len(held),
+            **{
+                key: round(
+                    sum(epoch[key] for fit in held for epoch in fit["epochs"].values()) / len(held)
+                )
+                for key in ("layer_rows", "head_rows")
+            },
+        }
+    plain = arms[baseline]
+    for name in names:
+        if name == baseline:
+            continue
+        low, high = _interval(drawn[name] / drawn[baseline])
+        arms[name] |= {
+            "ratio": round(arms[name]["tau"] / plain["tau"], 4),
+            "ratio_interval": [low, high],
+            "differs": not low <= 1.0 <= high,
+            "seconds_ratio": round(arms[name]["seconds"] / max(plain["seconds"], 1e-9), 4),
+            "flops_ratio": round(arms[name]["flops"] / max(plain["flops"], 1e-9), 4),
+        }
+    return {"baseline": baseline, "groups": order, "arms": arms}
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The figures for people; a difference whose interval includes none is said to be none."""
+    rows = [("arm", "tau", "95 % interval", "against " + summary["baseline"], "seconds", "TFLOP")]
+    for name, arm in summary["arms"].items():
+        against = ""
+        if "ratio" in arm:
+            low, high = arm["ratio_interval"]
+            against = f"{100 * (arm['ratio'] - 1):+.1f} % ({100 * (low - 1):+.1f} to "
+            against += f"{100 * (high - 1):+.1f})" + ("" if arm["differs"] else ", no difference")
+        rows.append(
+            (
+                name,
+                f"{arm['tau']:.3f}",
+                f"{arm['interval'][0]:.3f} to {arm['interval'][1]:.3f}",
+                against,
+                f"{arm['seconds']:.0f}",
+                f"{arm['flops'] / 1e12:.1f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _resampled(counts: Tensor, weight: Tensor, drawn_prompts: Sequence[Tensor]) -> Tensor:
+    """tau of each resample: [resamples].
+
+    Args:
+        counts: [seeds, prompts, 2]; weight: [resamples, seeds], how often a seed was drawn.
+        drawn_prompts: of each group, [resamples, its prompts].
+    """
+    taus = []
+    for drawn in drawn_prompts:
+        # [seeds, resamples, 2] -> weighted over seeds: [resamples, 2]
+        sums = counts[:, drawn].sum(2)
+        pooled = torch.einsum("rs,src->rc", weight, sums)
+        taus.append(pooled[:, 0] / pooled[:, 1].clamp_min(1))
+    return torch.stack(taus).mean(0)
+
+
+def _interval(values: Tensor) -> list[float]:
+    edges = torch.tensor([0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2], dtype=torch.float64)
+    return [round(float(edge), 4) for edge in torch.quantile(values, edges)]
+
+
+def _tau(pooled: Tensor) -> float:
+    return float(pooled[0] / pooled[1].clamp_min(1))

@@ -1,0 +1,162 @@
+"""Comparisons: their statistics on counts made by hand, and a small one from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sgl_entropy.cli import main
+from sgl_entropy.drafter.evaluation import chat_prompts, offline
+from sgl_entropy.train.compare import load_comparison
+from sgl_entropy.train.compare_report import summarise, table
+from tests.engine import pair
+
+FIT = {"seconds": 10.0, "flops": 1e12, "epochs": {"1": {"layer_rows": 5, "head_rows": 4}}}
+
+
+def row(arm: str, seed: int, prompts: list[tuple[str, int, int]], **fit: Any) -> dict[str, Any]:
+    return {"arm": arm, "seed": seed, "fit": {**FIT, **fit}, "prompts": prompts}
+
+
+def test_tau_is_pooled_in_groups_and_averaged_over_them() -> None:
+    rows = [row("a", 0, [("x", 90, 30), ("x", 10, 10), ("y", 20, 20)])]
+    arm = summarise(rows, "a")["arms"]["a"]
+    assert arm["tau_by_group"] == {"x": 2.5, "y": 1.0}
+    assert arm["tau"] == 1.75
+    assert "ratio" not in arm
+
+
+def test_the_ratio_is_paired() -> None:
+    """Prompts differ threefold, the arms by exactly 10 % on each: only pairing can see that."""
+    easy = [("x", 100 * (1 + i % 3), 100) for i in range(20)]
+    rows = [row("a", 0, easy), row("b", 0, [(g, round(1.1 * t), c) for g, t, c in easy])]
+    arms = summarise(rows, "a")["arms"]
+    assert arms["b"]["ratio_interval"] == pytest.approx([1.1, 1.1], abs=1e-3)
+    assert arms["b"]["differs"]
+    assert arms["a"]["interval"][1] - arms["a"]["interval"][0] > 0.3
+
+
+def test_seeds_that_scatter_widen_the_interval() -> None:
+    prompts = [("x", 200, 100)] * 10
+    better, worse = [("x", 240, 100)] * 10, [("x", 170, 100)] * 10
+    rows = [row("a", s, prompts) for s in (0, 1)]
+    rows += [row("b", 0, better), row("b", 1, worse)]
+    arm = summarise(rows, "a")["arms"]["b"]
+    assert arm["ratio"] == pytest.approx(1.025)
+    assert arm["ratio_interval"] == pytest.approx([0.85, 1.2], abs=1e-3)
+    assert not arm["differs"]
+    assert arm["tau_by_seed"] == [2.4, 1.7]
+    assert "no difference" in table(summarise(rows, "a"))
+
+
+def test_costs_are_compared_too() -> None:
+    prompts = [("x", 2, 1)]
+    rows = [row("a", 0, prompts), row("b", 0, prompts, seconds=7.0, flops=6e11)]
+    arm = summarise(rows, "a")["arms"]["b"]
+    assert (arm["seconds_ratio"], arm["flops_ratio"]) == (0.7, 0.6)
+    assert (arm["layer_rows"], arm["head_rows"]) == (5, 4)
+
+
+def test_other_prompts_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="b, seed 0: judged on other prompts"):
+        summarise([row("a", 0, [("x", 2, 1)]), row("b", 0, [("y", 2, 1)])], "a")
+
+
+ARMS = [{"name": "a", "algorithm": "EDSD"}, {"name": "b", "algorithm": "EAGLE3"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"arms": ARMS, "seed": [1]}, "unknown key seed"),
+        ({"arms": []}, "arms must be a list of tables"),
+        ({"arms": ARMS, "seeds": 3}, "seeds must be a list"),
+        ({"arms": ARMS, "baseline": "c"}, "the baseline 'c' is none of the arms"),
+        ({"arms": [*ARMS, ARMS[0]]}, "two arms have the same name"),
+        ({"arms": [{"name": "a"}]}, "an arm has name, algorithm"),
+        ({"arms": [{"name": "../a", "algorithm": "EDSD"}]}, "letters, digits"),
+        ({"arms": [{"name": "a", "algorithm": "EAGLE"}]}, "arm a: algorithm must be one of"),
+        ({"arms": [{**ARMS[0], "set": ["fit.epoch=3"]}]}, r"arm a: .*unknown key fit\.epoch"),
+        ({"arms": [ARMS[0], {**ARMS[1], "set": ["work=/x"]}]}, "must share one work folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    tmp_path: Path, content: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_comparison(path)
+
+
+def test_a_comparison_from_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two arms; then another seed, in two processes, and nothing that is done is done again; tau
+    is what `drafter eval` counts."""
+    monkeypatch.setattr(pair, "LAYERS", 8)  # EAGLE-3's three taps differ from 7 layers on
+    target = pair.write_target(tmp_path / "target")
+    work = tmp_path / "work"
+    work.mkdir()
+    chance = torch.Generator().manual_seed(5)
+    prompts = [
+        {"prompt_id": i, "tokens": torch.randint(3, 90, (6,), generator=chance).tolist()}
+        for i in range(24)
+    ]
+    (work / "prompts.jsonl").write_text("\n".join(json.dumps(p) for p in prompts))
+    benchmarks = tmp_path / "benchmarks"
+    benchmarks.mkdir()
+    (benchmarks / "x.txt").write_text("Hello\nabc def\n")
+    (benchmarks / "y.txt").write_text("0 1 2 3\n")
+    settings = {
+        "target": str(target),
+        "work": str(work),
+        "generate": {"max_new_tokens": 40, "workers": 1, "slots": 8, "extra_layers": [5]},
+        "drafter": {"edsd_layers": [0, 3], "draft_vocab_size": 64},
+        "fit": {"epochs": 2, "steps": [1, 2], "rows": 60, "validation_every": 9},
+        "evaluate": {"benchmarks": str(benchmarks), "max_new_tokens": 30},
+    }
+    (tmp_path / "base.json").write_text(json.dumps(settings))
+    config = tmp_path / "compare.json"
+    arms = [
+        {"name": "layers", "algorithm": "EDSD", "set": ["drafter.edsd_layers=[3, 5]"]},
+        {"name": "eagle3", "algorithm": "EAGLE3", "set": ["fit.mask_gamma=30"]},
+    ]
+    given = {"base": "base.json", "baseline": "eagle3", "arms": arms}
+    config.write_text(json.dumps(given))
+    assert main(["train", "generate", "--config", str(tmp_path / "base.json")]) == 0
+
+    out = tmp_path / "out.json"
+    words = ["train", "compare", "--config", str(config), "--json", str(out)]
+    assert main([*words, "--workers", "1"]) == 0
+    first = json.loads(out.read_text())["runs"]
+    config.write_text(json.dumps({**given, "seeds": [0, 1]}))
+    assert main(words) == 0
+    found = json.loads(out.read_text())
+    assert list(found["arms"]) == ["layers", "eagle3"]
+    assert [(run["arm"], run["seed"]) for run in found["runs"]] == [
+        (arm, seed) for seed in (0, 1) for arm in ("layers", "eagle3")
+    ]
+    assert found["runs"][:2] == first
+    assert found["groups"] == ["x", "y"]
+    plain, masked = found["arms"]["layers"], found["arms"]["eagle3"]
+    assert masked["head_rows"] < plain["head_rows"]
+    assert masked["layer_rows"] == plain["layer_rows"]
+    assert found["provenance"]["commit"]
+    assert "against eagle3" in capsys.readouterr().out
+
+    # Nothing is fitted, generated or judged a second time.
+    for name in ("_fit_quietly", "greedy_answers", "draft_answer"):
+        monkeypatch.setattr(f"sgl_entropy.train.compare.{name}", None)
+    assert main(words) == 0
+    assert json.loads(out.read_text())["arms"] == found["arms"]
+
+    ids = chat_prompts(target, {"x": ["Hello", "abc def"], "y": ["0 1 2 3"]}, 200)
+    for run in found["runs"]:
+        folder = work / "compare" / run["arm"] / f"seed-{run['seed']}" / "drafter"
+        counted, _ = offline(target, folder, ids, depth=4, max_new_tokens=30)
+        assert [[g, f.tokens, f.cycles] for g, f in counted] == run["prompts"]
