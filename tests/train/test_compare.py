@@ -66,6 +66,7 @@ def test_other_prompts_are_not_compared() -> None:
         summarise([row("a", 0, [("x", 2, 1)]), row("b", 0, [("y", 2, 1)])], "a")
 
 
+COMPARISONS = Path(__file__).resolve().parents[2] / "bench" / "drafters" / "comparisons"
 ARMS = [{"name": "a", "algorithm": "EDSD"}, {"name": "b", "algorithm": "EAGLE3"}]
 
 
@@ -91,6 +92,14 @@ def test_what_cannot_be_compared_is_refused(
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         load_comparison(path)
+
+
+@pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_committed_comparisons_can_be_read(path: Path) -> None:
+    comparison = load_comparison(path)
+    assert len(comparison.jobs()) == len(comparison.arms) * len(comparison.seeds) >= 4
+    # Arms that are set alike would compare nothing.
+    assert len({(arm.algorithm, arm.settings) for arm in comparison.arms}) == len(comparison.arms)
 
 
 def test_a_comparison_from_end_to_end(
