@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
 
 
@@ -40,6 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw acceptance against uncertainty (offline)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,6 +55,12 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} must be at least 1, found {getattr(args, name)}")
+    if args.plot is not None:
+        require_plots(args.plot)
+        if args.server:
+            raise ValueError(
+                "--plot needs the entropies, which a server does not report: leave out --server"
+            )
     files = text_files(args.texts)
     groups = {f.stem: [text.prompt for text in read_texts(f, args.max_prompts)] for f in files}
     if len(groups) < len(files):
@@ -79,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
         "max_new_tokens": args.max_new_tokens,
         **report(counted, drafts),
     }
+    if args.plot is not None:
+        from sgl_entropy.drafter.plot import draw
+
+        draw(figures, args.plot)
     text = json.dumps(figures, indent=1)
     if args.json == "-":
         print(text)

@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from sgl_entropy.plots import require_plots
+
 EPILOG = """examples:
   sgl-entropy select TARGET --texts prompts.jsonl
   sgl-entropy select TARGET --texts prompts.jsonl --json layers.json --plot layers.png
@@ -58,16 +60,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Choose, print, write."""
-    from sgl_entropy.select.plot import draw, require_matplotlib
+    from sgl_entropy.select.plot import draw
 
+    # After minutes of work would be too late to find out.
     if args.plot is not None:
-        require_matplotlib()
-        if args.plot.suffix.lower() != ".png":
-            raise ValueError(f"--plot {args.plot}: a PNG is written; end the name in .png")
-    for flag, file in (("--json", args.json), ("--plot", args.plot)):
-        # After minutes of work would be too late to find out.
-        if file not in (None, "-") and not Path(file).parent.is_dir():
-            raise ValueError(f"{flag} {file}: no such folder")
+        require_plots(args.plot)
+    if args.json not in (None, "-") and not Path(args.json).parent.is_dir():
+        raise ValueError(f"--json {args.json}: no such folder")
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1, found {args.threads}")
 

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from sgl_entropy.drafter.config import target_layer_id
 from sgl_entropy.select.report import SelectReport
 
 _COLOURS = ("#1f77b4", "#d62728")
-
-
-def require_matplotlib() -> None:
-    """Say at once, not after minutes of work, that nothing can be drawn.
-
-    Raises:
-        ValueError: matplotlib is missing; names the extra to install.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(
-            "--plot needs matplotlib, which is not installed: pip install 'sgl-entropy[plots]'"
-        )
 
 
 def draw(report: SelectReport, path: Path) -> None:

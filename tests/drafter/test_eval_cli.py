@@ -60,6 +60,20 @@ def test_figures_add_up(folder: Path, drafter: str, capsys: pytest.CaptureFixtur
     assert "mean of the groups" in table
 
 
+def test_a_plot_is_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "figure.png"
+    evaluate(folder, "edsd", "--max-new-tokens", "20", "--plot", str(path))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+    words = (str(folder / "edsd"), "--target", str(folder / "target"), "--texts", str(folder))
+    for plot, more, message in (
+        ("f.svg", [], "end the name in .png"),
+        ("none/f.png", [], "no such folder"),
+        ("f.png", ["--server", "http://127.0.0.1:9"], "--plot needs the entropies"),
+    ):
+        assert message in refused(capsys, *words, "--plot", str(folder / plot), *more)
+
+
 def test_fewer_and_deeper(folder: Path) -> None:
     found = evaluate(folder, "edsd", "--max-prompts", "1", "--depth", "2", "--max-new-tokens", "9")
     assert found["prompts"] == 2
