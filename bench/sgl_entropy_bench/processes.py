@@ -35,13 +35,28 @@ def session_members(session: int) -> list[int]:
 def memory_bytes(pids: list[int]) -> int:
     """Proportional set size in bytes: pages that processes share are counted once in all.
 
-    Processes that ended meanwhile count as nothing.
+    Among all processes of the machine, that is: another one that maps the same libraries takes
+    its share of them, and gives it back when it ends. Processes that ended meanwhile count as
+    nothing.
     """
+    return _rollup(pids, ("Pss:",))
+
+
+def allocated_bytes(pids: list[int]) -> int:
+    """Memory that the processes allocated themselves, in bytes: what a leak grows.
+
+    Pages of files (libraries, weights) are left out, so that other processes on the machine,
+    which may map the same ones, do not move the figure.
+    """
+    return _rollup(pids, ("Pss_Anon:", "Pss_Shmem:"))
+
+
+def _rollup(pids: list[int], keys: tuple[str, ...]) -> int:
     total = 0
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
+                if line.startswith(keys):
                     total += int(line.split()[1]) * 1024
     return total
 

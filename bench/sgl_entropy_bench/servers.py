@@ -15,7 +15,13 @@ from pathlib import Path
 from types import TracebackType
 
 from sgl_entropy_bench.client import Client, ServerError
-from sgl_entropy_bench.processes import end_session, memory_bytes, session_members, signal_all
+from sgl_entropy_bench.processes import (
+    allocated_bytes,
+    end_session,
+    memory_bytes,
+    session_members,
+    signal_all,
+)
 
 # (pattern in the log, likely cause and what to do); the first that is found is told
 CAUSES = (
@@ -167,6 +173,10 @@ class Server:
     def memory_bytes(self) -> int:
         """Memory of all its processes together, shared pages counted once."""
         return memory_bytes(self.pids())
+
+    def allocated_bytes(self) -> int:
+        """Memory that all its processes allocated themselves, files' pages left out."""
+        return allocated_bytes(self.pids())
 
     def alive(self) -> bool:
         """Whether its main process runs."""

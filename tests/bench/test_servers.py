@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from sgl_entropy_bench import servers
-from sgl_entropy_bench.processes import session_members
+from sgl_entropy_bench.processes import allocated_bytes, memory_bytes, session_members
 from sgl_entropy_bench.servers import Server, StartError, likely_cause
 
 from tests.bench.conftest import PROGRAM
@@ -170,3 +170,40 @@ def test_free_ports_are_free() -> None:
 
 def test_this_process_is_in_its_session() -> None:
     assert os.getpid() in session_members(os.getsid(0))
+
+
+MAPPER = """
+import mmap, sys, time
+file = open(sys.argv[1], "rb")
+pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+held = bytearray(b"x") * int(sys.argv[2])
+sum(pages[i] for i in range(0, len(pages), 4096))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_another_process_does_not_move_what_a_server_allocated(tmp_path: Path) -> None:
+    """A neighbour that maps the same file takes half of its pages, and gives them back."""
+    size = 48 * 2**20
+    (tmp_path / "library").write_bytes(b"x" * size)
+
+    def start(held: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", MAPPER, str(tmp_path / "library"), str(held)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        return child
+
+    server, neighbour = start(size), start(0)
+    try:
+        shared, own = memory_bytes([server.pid]), allocated_bytes([server.pid])
+        neighbour.kill()
+        neighbour.wait()
+        assert memory_bytes([server.pid]) - shared > 0.4 * size
+        assert abs(allocated_bytes([server.pid]) - own) < 2**20
+        assert size < own < 1.5 * size
+    finally:
+        for child in (server, neighbour):
+            child.kill()
+            child.wait()
