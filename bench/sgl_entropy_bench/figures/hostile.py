@@ -18,7 +18,7 @@ SCHEMA = {
 }
 # kind -> share in percent
 MIX = {
-    "plain": 22,
+    "plain": 11,
     "sampled": 12,
     "stop": 15,
     "disconnect": 14,
@@ -27,7 +27,7 @@ MIX = {
     "regex": 4,
     "bad_grammar": 7,
     "bad_input": 5,
-    "long": 5,
+    "long": 16,
 }
 # kinds that the server has to refuse, and with what
 REFUSED = {"bad_grammar": 400, "bad_input": 400}

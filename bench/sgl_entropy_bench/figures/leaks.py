@@ -31,7 +31,7 @@ from sgl_entropy_bench.tables import markdown_table
 
 CONCURRENCY = 12
 # Twelve requests at once need two or three times as much.
-POOL_TOKENS = 640
+POOL_TOKENS = 512
 # Growth after the first quarter that still counts as flat: allocators settle for a while.
 FLAT_SHARE = 0.03
 SAMPLE_EVERY = 50
@@ -57,7 +57,7 @@ def run_arm(plan: Plan, arm: Arm, count: int) -> dict[str, Any]:
         max_total_tokens=POOL_TOKENS,
         max_running_requests=CONCURRENCY,
         # Optimistic admission: requests are let in that later do not fit, and are retracted.
-        extra_flags=(*plan.engine.extra_flags, "--schedule-conservativeness", "0.1"),
+        extra_flags=(*plan.engine.extra_flags, "--schedule-conservativeness", "0.01"),
     )
     vocabulary = int(json.loads((engine.target / "config.json").read_text())["vocab_size"])
     template = ChatTemplate(engine.target)
