@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,6 +69,31 @@ class Job:
     def folder(self) -> Path:
         work = pipeline.work_folder(self.arm.settings)
         return work / "compare" / self.arm.name / f"seed-{self.seed}"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that decides the drafter, as JSON holds it."""
+        given = self.settings
+        parts = {"drafter": asdict(given.drafter), "fit": asdict(given.fit)}
+        held: dict[str, Any] = json.loads(json.dumps({"algorithm": self.arm.algorithm, **parts}))
+        return held
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its drafter is there.
+
+        Raises:
+            ValueError: one is, but of another recipe: the arm was changed since.
+        """
+        if not (self.folder / "drafter" / "config.json").is_file():
+            return False
+        made = json.loads((self.folder / "fit.json").read_text(encoding="utf-8"))["recipe"]
+        if made != self.recipe:
+            raise ValueError(
+                f"{self.folder} holds a drafter of other settings: the arm {self.arm.name} was "
+                f"changed since; remove the folder or give the arm another name"
+            )
+        return True
 
     @property
     def name(self) -> str:
@@ -141,7 +166,7 @@ def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, 
         ``prompts``: [group, tokens, cycles] of each evaluated prompt.
     """
     jobs = comparison.jobs()
-    todo = [job for job in jobs if not (job.folder / "drafter" / "config.json").is_file()]
+    todo = [job for job in jobs if not job.fitted]
     # One process makes it, so that several never write it at once.
     for job in todo:
         pipeline.make_vocabulary(job.settings, job.arm.algorithm)
@@ -155,8 +180,13 @@ def fit_job(job: Job, report: Report = print) -> None:
     torch.set_num_threads(1)
     fit = pipeline.make_fit(job.settings, job.arm.algorithm, job.folder)
     fit.run(lambda line: report(f"{job.name}: {line}"))
-    cost = {"seconds": round(fit.seconds, 1), "epochs": fit.costs, "flops": fit.flops()}
-    (job.folder / "fit.json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
+    done = {
+        "recipe": job.recipe,
+        "seconds": round(fit.seconds, 1),
+        "epochs": fit.costs,
+        "flops": fit.flops(),
+    }
+    (job.folder / "fit.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
     partial = job.folder / "drafter.partial"
     export_drafter(fit.drafter, fit.side.tap_scale, partial)
     partial.rename(job.folder / "drafter")
@@ -201,7 +231,8 @@ class _Judge:
 
     def row(self, job: Job) -> dict[str, Any]:
         path = job.folder / _RESULT
-        asked = {
+        asked: dict[str, Any] = {
+            "benchmarks": Path(self.given.evaluate.benchmarks).name,
             "prompts": self.given.evaluate.prompts,
             "depth": self.given.evaluate.depth,
             "max_new_tokens": self.given.evaluate.max_new_tokens,
@@ -219,12 +250,14 @@ class _Judge:
             tapped = replace(answer, features=wide[:, columns].flatten(1))
             found = draft_answer(drafter, self._embedding, tapped, asked["depth"])[0]
             prompts.append((group, found.tokens, found.cycles))
+        cost = json.loads((job.folder / "fit.json").read_text(encoding="utf-8"))
+        del cost["recipe"]  # it may name folders of this machine
         out = {
             "arm": job.arm.name,
             "seed": job.seed,
             "algorithm": job.arm.algorithm,
             "evaluate": asked,
-            "fit": json.loads((job.folder / "fit.json").read_text(encoding="utf-8")),
+            "fit": cost,
             "prompts": prompts,
         }
         path.write_text(json.dumps(out) + "\n", encoding="utf-8")

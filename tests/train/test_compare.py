@@ -164,6 +164,12 @@ def test_a_comparison_from_end_to_end(
     assert main(words) == 0
     assert json.loads(out.read_text())["arms"] == found["arms"]
 
+    # An arm that was changed since must not pass for what it was.
+    changed = [{**arms[0], "set": ["drafter.edsd_layers=[3, 4]"]}, arms[1]]
+    config.write_text(json.dumps({**given, "arms": changed}))
+    assert main(words) == 2
+    assert "the arm layers was changed since" in capsys.readouterr().err
+
     ids = chat_prompts(target, {"x": ["Hello", "abc def"], "y": ["0 1 2 3"]}, 200)
     for run in found["runs"]:
         folder = work / "compare" / run["arm"] / f"seed-{run['seed']}" / "drafter"
