@@ -49,6 +49,9 @@ def human_turns(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
 def collect_texts(questions: Path | None, conversations: Path | None, seed: int) -> list[str]:
     """User messages from both files, shuffled with ``seed``; either may be None.
 
+    The list has two parts, each shuffled alone: a balanced one, then, for budgets that exhaust
+    it, what the balance left out: later turns, summaries and questions in equal parts.
+
     Args:
         questions: rows with ``question``; a seeded sixth part as large as the rest is taken.
         conversations: rows with ``conversations`` of ``from`` (human, gpt) and ``value``: first
@@ -57,6 +60,7 @@ def collect_texts(questions: Path | None, conversations: Path | None, seed: int)
     """
     chance = random.Random(seed)
     texts: list[str] = []
+    more: list[list[str]] = []
     if conversations is not None:
         rows = read_jsonl(conversations)
         first = [text for turn, text in human_turns(rows) if turn == 0 and len(text) >= 8]
@@ -70,15 +74,24 @@ def collect_texts(questions: Path | None, conversations: Path | None, seed: int)
         chance.shuffle(later)
         chance.shuffle(answers)
         texts += first + later[: len(first) // 3]
-        texts += [
-            chance.choice(SUMMARY_REQUESTS).format(text) for text in answers[: len(first) // 8]
-        ]
+        taken = len(first) // 8
+        texts += [_summary_request(text, chance) for text in answers[:taken]]
+        summaries = [_summary_request(text, random.Random(text)) for text in answers[taken:]]
+        more += [later[len(first) // 3 :], summaries]
     if questions is not None:
         asked = [row["question"] for row in read_jsonl(questions)]
         chance.shuffle(asked)
-        texts += asked[: max(1, len(texts) * 3 // 10)] if texts else asked
+        taken = max(1, len(texts) * 3 // 10) if texts else len(asked)
+        texts += asked[:taken]
+        more.append(asked[taken:])
     chance.shuffle(texts)
-    return texts
+    rest = [text for kind in more for text in kind[: min(map(len, more))]]
+    chance.shuffle(rest)
+    return texts + rest
+
+
+def _summary_request(text: str, chance: random.Random) -> str:
+    return chance.choice(SUMMARY_REQUESTS).format(text)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[Prompt]:
