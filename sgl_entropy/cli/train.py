@@ -13,12 +13,15 @@ STAGES = ("generate", "fit", "export", "evaluate", "compare")
 EXAMPLES = """examples:
   sgl-entropy train generate --config train.toml
   sgl-entropy train fit --config train.toml --algorithm EDSD --set fit.epochs=2
+  torchrun --standalone --nproc-per-node 2 -m sgl_entropy train fit --config train.toml
   sgl-entropy train export --config train.toml --algorithm EDSD --out ./edsd
   sgl-entropy train evaluate --config train.toml --drafter ./edsd --json -
   sgl-entropy train compare --config compare.toml --workers 2 --json compare.json
 
 Every stage can be interrupted and run again: it goes on where it was. `fit` uses one thread:
-train both drafters at once on two cores rather than one on both. `compare` takes a file with a base
+train both drafters at once on two cores rather than one on both. Started by torchrun, the
+processes share each batch (gloo on CPUs, NCCL on GPUs) and end with the weights of one process, up
+to the order of sums; fit.rows is the batch of all together. `compare` takes a file with a base
 settings file, seeds and arms, and fits and judges every arm with every seed:
   base = "train.toml"
   seeds = [0, 1, 2]

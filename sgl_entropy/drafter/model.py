@@ -213,6 +213,10 @@ class Drafter(nn.Module):
         return draft_ids + self.d2t[draft_ids]
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        if self._tables[0].device != positions.device:
+            # Not buffers: `.to(dtype)` would round them.
+            cos, sin = self._tables
+            self._tables = cos.to(positions.device), sin.to(positions.device)
         cos, sin = self._tables
         return cos[positions], sin[positions]
 

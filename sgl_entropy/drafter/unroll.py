@@ -30,12 +30,13 @@ class Unroll:
         self.starts = starts
         self.step = 0
         batch, rows, _ = embeds.shape
-        positions = torch.arange(rows).expand(batch, rows)
+        row = torch.arange(rows, device=starts.device)
+        positions = row.expand(batch, rows)
         residual, mixed = drafter.mix(embeds, features)
         keys, values = drafter.keys_values(mixed, positions)
         # [batch, kv_heads, rows, head_dim]
         self._keys, self._values = keys.transpose(1, 2), values.transpose(1, 2)
-        self._mask = torch.arange(rows) <= starts[..., None]
+        self._mask = row <= starts[..., None]
         self._own: list[tuple[Tensor, Tensor]] = []
         self.out = drafter.finish(
             take_rows(residual, starts),

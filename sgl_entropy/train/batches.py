@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -92,10 +92,9 @@ class Batch:
     best: Tensor
     learned: Tensor
 
-    @property
-    def real(self) -> Tensor:
-        """bool [batch, chains]."""
-        return torch.arange(self.starts.shape[1]) < self.chains[:, None]
+    def to(self, device: torch.device) -> Batch:
+        """The same batch there."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def collate(

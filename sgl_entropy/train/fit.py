@@ -1,8 +1,8 @@
-"""The training loop: one drafter, one process, resumable at any moment.
+"""The training loop: one drafter, one or several processes, resumable at any moment.
 
 Everything a step needs is a function of (settings, store, step number), and a checkpoint holds
 weights, optimizer state and step number: a run that was killed and resumed ends with the weights
-of an unbroken one.
+of an unbroken one, on any number of processes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,18 @@ from torch import Tensor
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
 from sgl_entropy.train.arithmetic import resolve_dtype
-from sgl_entropy.train.batches import collate, plan_epoch, split_validation
+from sgl_entropy.train.batches import Batch, collate, plan_epoch, split_validation
 from sgl_entropy.train.fit_settings import FitSettings
+from sgl_entropy.train.group import Group
 from sgl_entropy.train.initial import initialise, start_from, tap_scales
-from sgl_entropy.train.objective import StepFigures, TargetSide, sum_figures, unrolled_loss
+from sgl_entropy.train.objective import (
+    SharedLoss,
+    StepFigures,
+    TargetSide,
+    count_rows,
+    sum_figures,
+    unrolled_loss,
+)
 from sgl_entropy.train.schedules import masked_percent
 from sgl_entropy.train.store import Entry, Store, shared_prefix
 
@@ -41,6 +49,7 @@ class Fit:
         vocabulary: int64 [draft vocab], its target ids, rising.
         embedding, head: the target's, [vocab, d].
         folder: checkpoint and log; an earlier checkpoint there is resumed.
+        group: the processes that share the work; see ``group.join_group``.
 
     Raises:
         ValueError: the folder's checkpoint is of other settings, or the taps are not stored.
@@ -55,6 +64,7 @@ class Fit:
         embedding: Tensor,
         head: Tensor,
         folder: Path,
+        group: Group | None = None,
     ) -> None:
         if config.target_layer_ids is None:
             raise ValueError("training needs the tapped layers by number")
@@ -66,7 +76,9 @@ class Fit:
         folder.mkdir(parents=True, exist_ok=True)
         held = self._held(folder)
         made_with = held["identity"]["settings"]["dtype"] if held else None
-        settings = replace(settings, dtype=resolve_dtype(settings.dtype, made_with))
+        self.group = group = group or Group()
+        # Measured where it is not given; machines may differ.
+        settings = replace(settings, dtype=group.agree(resolve_dtype(settings.dtype, made_with)))
         self.config, self.settings, self.store, self.folder = config, settings, store, folder
         self.working = getattr(torch, settings.dtype)
         self.train, self.validation = split_validation(store.entries, settings.validation_every)
@@ -101,16 +113,31 @@ class Fit:
                 initialise(
                     self.drafter, self.side, some, settings.seed, solved=settings.solved_start
                 )
-            self.optimizer = self._new_optimizer()
         else:
-            self._resume(held)
+            self._refuse_other(held)
+            self.drafter.load_state_dict(held["drafter"])
+            self.side = replace(self.side, tap_scale=held["tap_scale"])
+        self.drafter.to(group.device)
+        self.side = self.side.to(group.device)
+        self.optimizer = self._new_optimizer()
+        if held is not None:
+            self.optimizer.load_state_dict(held["optimizer"])
+            self.step = held["step"]
+            self.costs, self.seconds = held["costs"], held["seconds"]
+        self._losses = self._shared_losses()
 
     def run(
         self,
         report: Callable[[str], None] = print,
         stop_after: int | None = None,
     ) -> Drafter:
-        """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter."""
+        """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter.
+
+        Args:
+            report: takes lines of progress, in the leading process alone.
+        """
+        if not self.group.leads:
+            report = _ignore
         plans = [
             plan_epoch(self.train, self.settings.rows, self.settings.seed, epoch, self.prompt_from)
             for epoch in range(self.settings.epochs)
@@ -166,26 +193,68 @@ class Fit:
         )
 
     def _learn(self, entries: Sequence[Entry], epoch: int, total: int) -> list[StepFigures]:
+        """One optimizer step on a batch, of which this process takes its share.
+
+        Returns:
+            The figures of the whole batch.
+        """
         steps = self.settings.steps_in(epoch)
         masked = masked_percent(epoch, self.settings.epochs, self.settings.mask_gamma)
         rate = self.settings.rate(self.step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        batch = collate([self._sample(e) for e in entries], steps, masked, self.prompt_from)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.working == torch.bfloat16):
-            loss, figures = unrolled_loss(
-                self.drafter, self.side, batch, steps, self.settings.decay
-            )
-        if loss.requires_grad:  # a batch may hold no row to learn from
+        batch = self._batch(entries, steps, masked, self.prompt_from)
+        counts = torch.zeros(steps, dtype=torch.long)
+        if batch is not None:
+            counts = count_rows(batch, self.drafter.t2d, steps).cpu()
+        shared = self.group.sum(counts).tolist()
+        with self._autocast():
+            loss, figures = self._losses(batch, steps, shared)
+        figures = self._add_up(figures)
+        if any(shared):  # a batch may hold no row to learn from
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
+            whole = sum(f.loss for f in figures)
             # Before the weights are touched: a checkpoint never holds what such a step leaves.
-            if not math.isfinite(loss.item()) or not math.isfinite(float(norm)):
-                raise RuntimeError(self._broken(entries, loss.item(), float(norm)))
+            # Both numbers are the whole batch's, so that all processes stop here together.
+            if not math.isfinite(whole) or not math.isfinite(float(norm)):
+                raise RuntimeError(self._broken(entries, whole, float(norm)))
             self.optimizer.step()
         self.step += 1
         return figures
+
+    def _shared_losses(self) -> torch.nn.Module:
+        losses = SharedLoss(self.drafter, self.side, self.settings.decay, self.group.size)
+        if self.group.size == 1:
+            return losses
+        return torch.nn.parallel.DistributedDataParallel(losses, broadcast_buffers=False)
+
+    def _batch(
+        self,
+        entries: Sequence[Entry],
+        steps: int,
+        masked: float = 0.0,
+        prompt_from: int | None = None,
+    ) -> Batch | None:
+        """This process's share of a batch; None where nothing is left for it."""
+        samples = [self._sample(entry) for entry in self.group.share(entries)]
+        if not samples:
+            return None
+        return collate(samples, steps, masked, prompt_from).to(self.group.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.group.device.type, torch.bfloat16, enabled=self.working == torch.bfloat16
+        )
+
+    def _add_up(self, figures: Sequence[StepFigures]) -> list[StepFigures]:
+        """The figures of all processes together."""
+        mine = torch.tensor([astuple(f) for f in figures], dtype=torch.float64)
+        return [
+            StepFigures(int(counted), loss, int(right), int(rows))
+            for counted, loss, right, rows in self.group.sum(mine).tolist()
+        ]
 
     def _broken(self, entries: Sequence[Entry], loss: float, norm: float) -> str:
         where = ", ".join(f"{entry.shard.name} prompt {entry.prompt_id}" for entry in entries)
@@ -207,9 +276,12 @@ class Fit:
             return
         figures = []
         for entries in plan_epoch(self.validation, self.settings.rows, 0, 0):
-            batch = collate([self._sample(e) for e in entries], 3)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.working == torch.bfloat16):
-                figures.append(unrolled_loss(self.drafter, self.side, batch, 3)[1])
+            batch = self._batch(entries, 3)
+            own = [StepFigures(0, 0.0, 0, 0)] * 3
+            if batch is not None:
+                with self._autocast():
+                    own = unrolled_loss(self.drafter, self.side, batch, 3)[1]
+            figures.append(self._add_up(own))
         by_step = sum_figures(figures)
         cost = self.costs.get(str(epoch + 1), {})
         self._log({"epoch": epoch + 1, "step": self.step, "validation": by_step, **cost})
@@ -231,6 +303,8 @@ class Fit:
         )
 
     def _log(self, record: dict[str, Any]) -> None:
+        if not self.group.leads:
+            return
         with (self.folder / _LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps({"time": round(time.time(), 1), **record}) + "\n")
 
@@ -254,6 +328,8 @@ class Fit:
         )
 
     def _save(self) -> None:
+        if not self.group.leads:
+            return
         path = self.folder / _CHECKPOINT
         partial = path.with_suffix(".partial")
         torch.save(
@@ -279,19 +355,17 @@ class Fit:
         held: dict[str, Any] = torch.load(path, weights_only=True)
         return held
 
-    def _resume(self, held: dict[str, Any]) -> None:
+    def _refuse_other(self, held: dict[str, Any]) -> None:
         if held["identity"] != self._identity:
             differ = [k for k in self._identity if held["identity"].get(k) != self._identity[k]]
             raise ValueError(
                 f"{self.folder / _CHECKPOINT} is of another run (its {', '.join(differ)} differ): "
                 f"remove it or train into another folder"
             )
-        self.drafter.load_state_dict(held["drafter"])
-        self.side = TargetSide(self.side.embedding, self.side.head, held["tap_scale"])
-        self.optimizer = self._new_optimizer()
-        self.optimizer.load_state_dict(held["optimizer"])
-        self.step = held["step"]
-        self.costs, self.seconds = held["costs"], held["seconds"]
+
+
+def _ignore(line: str) -> None:
+    pass
 
 
 def _digest(folder: Path) -> str:

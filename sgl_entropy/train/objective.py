@@ -10,11 +10,11 @@ by the number of its counted positions, so that masking never shrinks the loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgl_entropy.drafter.model import Drafter
 from sgl_entropy.drafter.unroll import Unroll
@@ -31,6 +31,10 @@ class TargetSide:
     head: Tensor
     tap_scale: Tensor
 
+    def to(self, device: torch.device) -> TargetSide:
+        """The same there."""
+        return TargetSide(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class StepFigures:
@@ -42,57 +46,120 @@ class StepFigures:
     rows: int
 
 
+@dataclass(frozen=True)
+class _StepRows:
+    """The chains' rows at one draft step, each tensor [batch, chains]: which are real, which are
+    counted, the target row that judges each, and the draft id to guess (-1: none)."""
+
+    real: Tensor
+    counted: Tensor
+    target_row: Tensor
+    label: Tensor
+
+
+def _step_rows(batch: Batch, t2d: Tensor, steps: int) -> list[_StepRows]:
+    # The id of a target token in the draft vocabulary, -1 outside.
+    draft_id = torch.where(t2d, torch.cumsum(t2d, 0) - 1, -1)
+    chain = torch.arange(batch.starts.shape[1], device=t2d.device)
+    own_row = (torch.cumsum(batch.chains, 0) - batch.chains)[:, None] + chain
+    rows = []
+    for step in range(steps):
+        real = chain < (batch.chains - step)[:, None]
+        target_row = (own_row + step).clamp(max=len(batch.learned) - 1)
+        label = draft_id[batch.best[target_row]]
+        counted = real & (label >= 0) & batch.learned[target_row]
+        rows.append(_StepRows(real, counted, target_row, label))
+    return rows
+
+
+def count_rows(batch: Batch, t2d: Tensor, steps: int) -> Tensor:
+    """Counted rows of each draft step: int64 [steps]. They do not depend on the drafter."""
+    return torch.stack([rows.counted.sum() for rows in _step_rows(batch, t2d, steps)])
+
+
 def unrolled_loss(
-    drafter: Drafter, side: TargetSide, batch: Batch, steps: int, decay: float = 0.8
+    drafter: Drafter,
+    side: TargetSide,
+    batch: Batch,
+    steps: int,
+    decay: float = 0.8,
+    counts: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[StepFigures]]:
     """The weighted loss of ``steps`` draft steps.
 
+    Args:
+        counts: what each step's summed loss is divided by; None = the batch's own counted rows.
+            Processes that share a batch pass what they count together.
+
     Returns:
-        sum_i decay^i * (mean soft cross-entropy over step i's counted rows), and the figures; the
-        loss has no gradient where no step counts a row.
+        sum_i decay^i * (soft cross-entropy summed over step i's counted rows / its count), and
+        the figures; the loss has no gradient where no step counts a row.
     """
     rows = batch.features.shape[1]
-    # The id of a target token in the draft vocabulary, -1 outside.
-    t2d = drafter.t2d
-    draft_id = torch.where(t2d, torch.cumsum(t2d, 0) - 1, -1)
     # Rows that are left out are never looked up: their distributions are not computed.
     final = batch.final[batch.learned].to(side.head.dtype)
     learned_at = torch.cumsum(batch.learned, 0) - 1
     probability = torch.softmax(F.linear(final, side.head).float(), dim=-1).to(final.dtype)
-    first_row = torch.cumsum(batch.chains, 0) - batch.chains
-    own_row = first_row[:, None] + torch.arange(batch.starts.shape[1])
     working = drafter.lm_head.weight.detach().to(side.head.dtype)
 
     embeds = F.embedding(batch.following[:, :rows], side.embedding)
     unroll = Unroll(
         drafter, embeds, drafter.fuse_taps(batch.features / side.tap_scale), batch.starts
     )
-    total = torch.zeros(())
+    total = torch.zeros((), device=embeds.device)
     figures: list[StepFigures] = []
-    for step in range(steps):
+    for step, judged in enumerate(_step_rows(batch, drafter.t2d, steps)):
         if step:
             tokens = batch.following.gather(1, batch.starts + step)
             unroll.advance(F.embedding(tokens, side.embedding))
-        real = torch.arange(batch.starts.shape[1]) < (batch.chains - step)[:, None]
-        target_row = (own_row + step).clamp(max=len(batch.learned) - 1)
-        label = draft_id[batch.best[target_row]]
-        counted = real & (label >= 0) & batch.learned[target_row]
-        count = int(counted.sum())
+        count = int(judged.counted.sum())
         if not count:
-            figures.append(StepFigures(0, 0.0, 0, int(real.sum())))
+            figures.append(StepFigures(0, 0.0, 0, int(judged.real.sum())))
             continue
-        hidden = drafter.norm(unroll.out[counted])
+        shared = count if counts is None else counts[step]
+        hidden = drafter.norm(unroll.out[judged.counted])
         loss, best = soft_cross_entropy(
             hidden,
             drafter.lm_head.weight,
             working,
-            probability[learned_at[target_row[counted]]],
-            1.0 / count,
+            probability[learned_at[judged.target_row[judged.counted]]],
+            1.0 / shared,
         )
         total = total + decay**step * loss
-        right = int((best == label[counted]).sum())
-        figures.append(StepFigures(count, loss.item() * count, right, int(real.sum())))
+        right = int((best == judged.label[judged.counted]).sum())
+        figures.append(StepFigures(count, loss.item() * shared, right, int(judged.real.sum())))
     return total, figures
+
+
+class SharedLoss(nn.Module):
+    """``unrolled_loss`` of one process's share of a batch, as a module for
+    DistributedDataParallel, which averages gradients where ours are parts of a sum."""
+
+    def __init__(self, drafter: Drafter, side: TargetSide, decay: float, processes: int) -> None:
+        super().__init__()
+        self.drafter, self.side = drafter, side
+        self.decay, self.processes = decay, processes
+
+    def forward(
+        self, batch: Batch | None, steps: int, counts: Sequence[int]
+    ) -> tuple[Tensor, list[StepFigures]]:
+        """
+        Args:
+            batch: None where this process has no sequence of the batch.
+            counts: counted rows of all processes together, a step each.
+
+        Returns:
+            ``processes`` times this share of the loss, and the share's figures. Among several
+            processes the loss has a gradient to every weight, though it may be zero.
+        """
+        loss, figures = torch.zeros(()), [StepFigures(0, 0.0, 0, 0)] * steps
+        if batch is not None:
+            loss, figures = unrolled_loss(self.drafter, self.side, batch, steps, self.decay, counts)
+        if self.processes == 1:
+            return loss, figures
+        # Every process takes part in every sum of gradients, also one that counts no row.
+        nothing = torch.stack([weight.sum() for weight in self.drafter.parameters()]).sum() * 0.0
+        return loss.to(nothing.device) * self.processes + nothing, figures
 
 
 def sum_figures(figures: Sequence[Sequence[StepFigures]]) -> list[dict[str, float]]:

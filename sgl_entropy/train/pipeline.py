@@ -27,6 +27,7 @@ from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
+from sgl_entropy.train.group import Group, join_group, leave_group
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import FORMAT, Store, made_with, write_meta
@@ -221,11 +222,17 @@ def make_vocabulary(settings: TrainSettings, algorithm: Algorithm) -> Tensor:
     return vocabulary(settings, store, drafter_config(settings, algorithm).vocab_size)
 
 
-def make_fit(settings: TrainSettings, algorithm: Algorithm, folder: Path | None = None) -> Fit:
+def make_fit(
+    settings: TrainSettings,
+    algorithm: Algorithm,
+    folder: Path | None = None,
+    group: Group | None = None,
+) -> Fit:
     """The (possibly resumed) training of one drafter on the work folder's store.
 
     Args:
         folder: for checkpoint and log; None = the work folder's own for this algorithm.
+        group: the processes that share the work; None = this one alone, on the CPU.
     """
     work = work_folder(settings)
     store = Store(work / "store")
@@ -239,12 +246,17 @@ def make_fit(settings: TrainSettings, algorithm: Algorithm, folder: Path | None 
         target.embedding,
         target.head,
         work / algorithm.lower() if folder is None else folder,
+        group,
     )
 
 
 def fit(settings: TrainSettings, algorithm: Algorithm, report: Report = print) -> None:
-    """Train one drafter to the end of its epochs."""
-    make_fit(settings, algorithm).run(report)
+    """Train one drafter to the end of its epochs; torchrun may have started several of us."""
+    group = join_group()
+    try:
+        make_fit(settings, algorithm, group=group).run(report)
+    finally:
+        leave_group(group)
 
 
 def export(settings: TrainSettings, algorithm: Algorithm, out: Path) -> None:

@@ -16,6 +16,7 @@ from sgl_entropy.train.batches import collate, plan_epoch
 from sgl_entropy.train.export import export_drafter, fold_tap_scale
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.fit_settings import FitSettings
+from sgl_entropy.train.group import Group
 from sgl_entropy.train.objective import unrolled_loss
 from sgl_entropy.train.schedules import learned_rows
 from sgl_entropy.train.store import Sample, Store, shared_prefix, write_meta, write_shard
@@ -25,6 +26,7 @@ from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
 SETTINGS = FitSettings(
     epochs=3, steps=(1, 2), rows=40, learning_rate=3e-3, validation_every=12, dtype="float32"
 )
+GPU = torch.device("cuda", 0)
 ARMS = [("EDSD", (1, 2)), ("EAGLE3", TAPS)]
 
 
@@ -34,10 +36,12 @@ def start(
     folder: Path,
     arm: tuple[str, tuple[int, ...]],
     settings: FitSettings = SETTINGS,
+    group: Group | None = None,
 ) -> Fit:
     answers = count_tokens((store.tokens(e)[e.prompt_length :] for e in store.entries), VOCAB)
     chosen = draft_vocabulary(answers, torch.zeros(VOCAB), 96, 0.0, [2])
-    return Fit(tiny_config(*arm), settings, store, chosen, target.embedding, target.head, folder)
+    config = tiny_config(*arm)
+    return Fit(config, settings, store, chosen, target.embedding, target.head, folder, group)
 
 
 def training_loss(fit: Fit) -> float:
@@ -76,6 +80,21 @@ def test_resumed_equals_unbroken(
         unbroken.state_dict().items(), resumed.state_dict().items(), strict=True
     ):
         assert torch.equal(one, two), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("arm", ARMS, ids=["edsd", "eagle3"])
+def test_a_gpu_learns_what_the_cpu_learns(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, arm: tuple[str, tuple[int, ...]]
+) -> None:
+    """On a machine with CUDA: pytest -m gpu tests/train/test_fit.py"""
+    here = start(tiny_store, tiny_target, tmp_path / "a", arm)
+    here.run(lambda line: None)
+    there = start(tiny_store, tiny_target, tmp_path / "b", arm, group=Group(device=GPU))
+    there.run(lambda line: None)
+    for name, weight in here.drafter.state_dict().items():
+        other = there.drafter.state_dict()[name].cpu()
+        torch.testing.assert_close(other, weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(
