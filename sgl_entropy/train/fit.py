@@ -96,7 +96,7 @@ class Fit:
             torch.ones(config.tap_width),
         )
         # Where the starting drafter lies does not matter; its weights do.
-        passing = ("checkpoint_seconds", "start")
+        passing = ("checkpoint_seconds", "start", "skip_damaged")
         self._identity = {
             "drafter": config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
             "settings": {k: v for k, v in asdict(settings).items() if k not in passing},

@@ -132,6 +132,30 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
         workers.append(context.Process(target=run_worker, args=(plan,)))
         workers[-1].start()
     _watch(workers, folder, stored, given.answer_tokens, report)
+    report(_size_line(Store(folder)))
+
+
+def _size_line(store: Store) -> str:
+    tokens = sum(entry.length - 1 for entry in store.entries)
+    size = store.bytes()
+    return (
+        f"{len(store.entries)} sequences, {store.answer_tokens()} answer tokens; {size / 1e9:.2f} "
+        f"GB, {size / tokens:.0f} bytes a token of prompt and answer, of them "
+        f"{2 * len(store.tap_layers) * store.width} for {len(store.tap_layers)} layers"
+    )
+
+
+def open_store(settings: TrainSettings, report: Report = print) -> Store:
+    """The work folder's store, every byte of it checked; skipped shards are reported.
+
+    Raises:
+        ValueError: nothing generated yet, or damaged shards that nobody asked to skip.
+    """
+    folder = work_folder(settings) / "store"
+    store = Store(folder, whole=True, skip_damaged=settings.fit.skip_damaged)
+    for name, problem in store.skipped.items():
+        report(f"left out: {folder / name}: {problem}")
+    return store
 
 
 def _watch(workers: list[Any], folder: Path, before: int, wanted: int, report: Report) -> None:
@@ -156,11 +180,10 @@ def _watch(workers: list[Any], folder: Path, before: int, wanted: int, report: R
 
 
 def _stored(folder: Path) -> tuple[set[int], int]:
-    """(prompt ids, answer tokens) of the finished shards."""
-    try:
-        store = Store(folder)
-    except ValueError:
+    """(prompt ids, answer tokens) of the finished shards; damaged ones are refused."""
+    if not any(folder.glob("*.safetensors")):
         return set(), 0
+    store = Store(folder)
     return {entry.prompt_id for entry in store.entries}, store.answer_tokens()
 
 
@@ -218,7 +241,7 @@ def make_vocabulary(settings: TrainSettings, algorithm: Algorithm) -> Tensor:
     if settings.fit.start:
         earlier = load_drafter(Path(settings.fit.start).expanduser())
         return earlier.target_ids(torch.arange(earlier.config.draft_vocab_size))
-    store = Store(work_folder(settings) / "store")
+    store = open_store(settings)
     return vocabulary(settings, store, drafter_config(settings, algorithm).vocab_size)
 
 
@@ -235,7 +258,7 @@ def make_fit(
         group: the processes that share the work; None = this one alone, on the CPU.
     """
     work = work_folder(settings)
-    store = Store(work / "store")
+    store = open_store(settings)
     config = drafter_config(settings, algorithm)
     target = PlainTarget.from_folder(target_folder(settings))
     return Fit(

@@ -12,12 +12,15 @@ A folder of shards, each a safetensors file that holds whole sequences, flat:
   those logits, and the most likely token. In a greedy answer that is the token that follows; in a
   prompt, which the target did not write, it need not be.
 
-A shard appears under its name only when it is complete, so an interrupt loses what is in flight
-and nothing else.
+Beside each shard lies its record, a JSON file of the same stem: ``bytes``, ``sha256``,
+``sequences`` and ``answer_tokens``. The records together are the store's index. A shard appears
+under its name only when it and its record are complete, so an interrupt loses what is in flight
+and nothing else; one that was changed or cut short afterwards is noticed and named.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 META = "meta.json"
-# 2: shards hold entropies and best tokens, and final states of prompts too.
-FORMAT = 2
+RECORD = ".json"
+# 2: shards hold entropies and best tokens, and final states of prompts too. 3: records of shards.
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,11 @@ class Sample:
 
 
 def write_shard(path: Path, samples: Sequence[Sample]) -> None:
-    """Write ``samples`` under ``path`` at once or not at all."""
+    """Write ``samples`` under ``path``, with its record, at once or not at all.
+
+    Raises:
+        OSError: no room, say; names the shard, of which nothing is left.
+    """
     tensors = {
         "tokens": torch.cat([s.tokens for s in samples]).to(torch.int32),
         "lengths": torch.tensor([len(s.tokens) for s in samples]),
@@ -66,8 +74,44 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         "best": torch.cat([s.best for s in samples]).to(torch.int32),
     }
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.rename(path)
+    try:
+        save_file(tensors, partial)
+        record = {
+            "bytes": partial.stat().st_size,
+            "sha256": _sha256(partial),
+            "sequences": len(samples),
+            "answer_tokens": sum(len(s.tokens) - s.prompt_length for s in samples),
+        }
+        path.with_suffix(RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shard_problem(path: Path, *, whole: bool) -> str | None:
+    """What is wrong with a shard, by its record; None = nothing.
+
+    Args:
+        whole: read and hash all of it, not its size alone.
+    """
+    record = path.with_suffix(RECORD)
+    try:
+        held = json.loads(record.read_text(encoding="utf-8"))
+        size, digest = int(held["bytes"]), str(held["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its record {record.name} cannot be read: {error!r}"
+    found = path.stat().st_size
+    if found != size:
+        return f"{found} bytes, expected {size}"
+    if whole and _sha256(path) != digest:
+        return "its sha256 is not the recorded one"
+    return None
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
@@ -102,6 +146,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} not found: run `sgl-entropy train generate` first")
     meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if meta.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {meta.get('format')!r}, this version reads {FORMAT}: "
+            f"generate into another work folder"
+        )
     return meta
 
 
@@ -131,17 +180,35 @@ class Store:
 
     Attributes:
         entries: every sample, in the order of their prompt ids.
+        skipped: damaged shards, each with what is wrong with it; empty unless asked to skip.
         tap_layers: the layers whose outputs ``features`` holds.
         width: d.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, whole: bool = False, skip_damaged: bool = False) -> None:
         """
+        Args:
+            whole: check every shard's bytes against its record, not its size alone.
+            skip_damaged: leave damaged shards out instead of refusing the store.
+
         Raises:
-            ValueError: no meta file or no shards.
+            ValueError: no meta file, one of another format, no shards, or damaged ones (named).
         """
         self.folder = folder
         self.meta = read_meta(folder)
+        self.skipped: dict[str, str] = {}
+        shards = sorted(folder.glob("*.safetensors"))
+        for shard in shards:
+            problem = shard_problem(shard, whole=whole)
+            if problem:
+                self.skipped[shard.name] = problem
+        if self.skipped and not skip_damaged:
+            lines = [f"{folder / name}: {problem}" for name, problem in self.skipped.items()]
+            raise ValueError(
+                "\n".join(lines) + "\nremove these shards (`train generate` makes their answers "
+                "again), or leave them out with --set fit.skip_damaged=true"
+            )
+        self._shards = [shard for shard in shards if shard.name not in self.skipped]
         self.tap_layers: tuple[int, ...] = tuple(self.meta["tap_layers"])
         self.width = int(self.meta["hidden_size"])
         self._open: dict[Path, Any] = {}
@@ -150,7 +217,7 @@ class Store:
             raise ValueError(f"{folder} holds no shards: run `sgl-entropy train generate` first")
 
     def _index(self) -> Iterator[Entry]:
-        for shard in sorted(self.folder.glob("*.safetensors")):
+        for shard in self._shards:
             with safe_open(shard, framework="pt") as file:
                 columns = [
                     file.get_tensor(name).tolist()
@@ -195,6 +262,10 @@ class Store:
             file.get_slice("entropy")[rows],
             file.get_slice("best")[rows].long(),
         )
+
+    def bytes(self) -> int:
+        """Size of all shards read."""
+        return sum(shard.stat().st_size for shard in self._shards)
 
     def answer_tokens(self) -> int:
         """Answer tokens held, the first of each answer included."""

@@ -12,7 +12,7 @@ from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.evaluate import greedy_answers
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.generate import Prompt, WorkerPlan, run_worker
-from sgl_entropy.train.store import Store, write_meta
+from sgl_entropy.train.store import FORMAT, Store, write_meta
 
 TAPS = (0, 1, 2)
 VOCAB = 160
@@ -101,7 +101,7 @@ def tiny_target(tiny_folder: Path) -> PlainTarget:
 def tiny_store(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """24 greedy answers of at most 20 tokens, with three taps."""
     folder = tmp_path_factory.mktemp("store")
-    write_meta(folder, {"tap_layers": list(TAPS), "hidden_size": 32})
+    write_meta(folder, {"format": FORMAT, "tap_layers": list(TAPS), "hidden_size": 32})
     run_worker(
         WorkerPlan(
             number=0,

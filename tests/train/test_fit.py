@@ -19,7 +19,7 @@ from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
 from sgl_entropy.train.objective import unrolled_loss
 from sgl_entropy.train.schedules import learned_rows
-from sgl_entropy.train.store import Sample, Store, shared_prefix, write_meta, write_shard
+from sgl_entropy.train.store import FORMAT, Sample, Store, shared_prefix, write_meta, write_shard
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
 
@@ -243,7 +243,7 @@ def test_prompts_are_learned_from_where_they_differ(
 
 
 def test_the_shared_head_of_prompts_is_found(tmp_path: Path) -> None:
-    write_meta(tmp_path, {"tap_layers": [0], "hidden_size": 2})
+    write_meta(tmp_path, {"format": FORMAT, "tap_layers": [0], "hidden_size": 2})
     rows = [(9, 8, 7, 1, 2), (9, 8, 7, 3, 3, 3), (9, 8, 7, 1, 4)]
     samples = [
         Sample(i, len(row) - 2, torch.tensor(row), *_filler(len(row) - 1))
