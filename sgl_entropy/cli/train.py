@@ -5,23 +5,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sgl_entropy.train.settings import TrainSettings, load_settings
 
-STAGES = ("generate", "fit", "export", "evaluate", "compare")
+if TYPE_CHECKING:
+    from sgl_entropy.train.answers import Ask
+
+STAGES = ("prepare", "features", "generate", "fit", "export", "evaluate", "compare")
 EXAMPLES = """examples:
-  sgl-entropy train generate --config train.toml
+  sgl-entropy train prepare --config train.toml --server http://127.0.0.1:30000
+  sgl-entropy train features --config train.toml
   sgl-entropy train fit --config train.toml --algorithm EDSD --set fit.epochs=2
   torchrun --standalone --nproc-per-node 2 -m sgl_entropy train fit --config train.toml
   sgl-entropy train export --config train.toml --algorithm EDSD --out ./edsd
   sgl-entropy train evaluate --config train.toml --drafter ./edsd --json -
   sgl-entropy train compare --config compare.toml --workers 2 --json compare.json
 
-Every stage can be interrupted and run again: it goes on where it was. `fit` uses one thread:
-train both drafters at once on two cores rather than one on both. Started by torchrun, the
-processes share each batch (gloo on CPUs, NCCL on GPUs) and end with the weights of one process, up
-to the order of sums; fit.rows is the batch of all together. `compare` takes a file with a base
+Every stage can be interrupted and run again: it goes on where it was. `prepare` writes the prompts
+and, with --server, the target's answers; `features` stores the tapped layers of those answers, or
+writes the answers itself in the same pass where there was no server (`generate` is that pass).
+`fit` uses one thread: train both drafters at once on two cores rather than one on both. Started by
+torchrun, the processes share each batch (gloo on CPUs, NCCL on GPUs) and end with the weights of
+one process, up to the order of sums; fit.rows is the batch of all together.
+`compare` takes a file with a base
 settings file, seeds and arms, and fits and judges every arm with every seed:
   base = "train.toml"
   seeds = [0, 1, 2]
@@ -52,6 +61,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the drafter's folder (export)")
     parser.add_argument("--drafter", type=Path, metavar="DIR", help="what to measure (evaluate)")
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="an SGLang server of the target, with or without a drafter, that answers (prepare)",
+    )
+    parser.add_argument(
+        "--concurrency", type=int, default=64, help="requests at once (prepare; default: 64)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (fit, evaluate)")
     parser.add_argument(
         "--workers", type=int, default=2, help="drafters fitted at once (compare; default: 2)"
@@ -68,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     for key in ("target", "work"):
         if getattr(args, key):
             overrides.append(f"{key}={json.dumps(getattr(args, key))}")
-    for name in ("threads", "workers"):
+    for name in ("threads", "workers", "concurrency"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, found {getattr(args, name)}")
     if args.stage == "compare":
@@ -87,7 +104,12 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
     def report(line: str) -> None:
         print(line, flush=True)
 
-    if args.stage == "generate":
+    if args.stage == "prepare":
+        ask = _server(args.server, settings, report) if args.server else None
+        pipeline.prepare(settings, ask, args.concurrency, report)
+    elif args.stage == "features":
+        pipeline.features(settings, report)
+    elif args.stage == "generate":
         pipeline.generate(settings, report)
     elif args.stage == "fit":
         pipeline.fit(settings, args.algorithm, report)
@@ -106,6 +128,36 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
         else:
             report(text)
     return 0
+
+
+def _server(url: str, settings: TrainSettings, report: Callable[[str], None]) -> Ask:
+    """Asks the server at ``url`` greedily for an answer's token ids.
+
+    Raises:
+        ValueError: there is no server.
+    """
+    from sgl_entropy_bench.client import Client, ServerError
+
+    from sgl_entropy.train.answers import Refused
+    from sgl_entropy.train.generate import Prompt
+
+    client = Client.from_url(url)
+    try:
+        info = client.get("/get_server_info")
+    except (ServerError, OSError) as error:
+        raise ValueError(f"--server {url}: {error}") from None
+    report(f"{url} serves {info.get('model_path')}; dtype {info.get('dtype')}")
+    most = settings.generate.max_new_tokens
+
+    def ask(prompt: Prompt) -> Sequence[int]:
+        try:
+            return client.generate(input_ids=prompt.tokens, max_new_tokens=most).output_ids
+        except ServerError as error:
+            if error.status == 400:
+                raise Refused(str(error)) from None
+            raise
+
+    return ask
 
 
 def _compare(args: argparse.Namespace, overrides: list[str]) -> int:

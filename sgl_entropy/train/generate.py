@@ -51,6 +51,16 @@ def in_length_blocks(prompts: Sequence[Prompt], block: int) -> list[Prompt]:
     return out
 
 
+def judge(target: PlainTarget, final: Tensor) -> tuple[Tensor, Tensor]:
+    """What the target says at rows of final states [n, d]: (entropy [n], best token [n])."""
+    # Logits of a few rows at a time: those of a whole prefill would take a gigabyte.
+    parts = []
+    for rows in torch.split(final, _LOGIT_ROWS):
+        logits = target.logits(rows)
+        parts.append((shannon_entropy(logits), logits.argmax(-1)))
+    return torch.cat([entropy for entropy, _ in parts]), torch.cat([best for _, best in parts])
+
+
 class Batch:
     """The slots: what each holds, and the features collected so far."""
 
@@ -86,11 +96,9 @@ class Batch:
         self.final[at, :longest] = out.final.to(torch.bfloat16)
         lengths = torch.tensor([len(prompt.tokens) for prompt in prompts])
         real = torch.arange(longest) < lengths[:, None]
-        # Logits of a few rows at a time: those of a whole prefill would take a gigabyte.
-        parts = [self._judge(part) for part in torch.split(out.final[real], _LOGIT_ROWS)]
         sequence, column = real.nonzero(as_tuple=True)
-        self.entropy[at[sequence], column] = torch.cat([entropy for entropy, _ in parts])
-        self.best[at[sequence], column] = torch.cat([best for _, best in parts])
+        entropy, best = judge(self.target, out.final[real])
+        self.entropy[at[sequence], column], self.best[at[sequence], column] = entropy, best
         self.tokens[at, lengths] = self.best[at, lengths - 1]
         self.lengths[at] = lengths + 1
         for slot, prompt in zip(slots, prompts, strict=True):
@@ -104,15 +112,10 @@ class Batch:
         out = self.target.forward(ids, at, self.cache, tap_layers=self.tap_layers)
         self.features[rows, at] = torch.cat(out.taps, dim=-1)[:, 0].to(torch.bfloat16)
         self.final[rows, at] = out.final[:, 0].to(torch.bfloat16)
-        self.entropy[rows, at], best = self._judge(out.final[:, 0])
+        self.entropy[rows, at], best = judge(self.target, out.final[:, 0])
         self.best[rows, at] = self.tokens[rows, at + 1] = best
         busy = torch.tensor([prompt is not None for prompt in self.prompts])
         self.lengths += busy
-
-    def _judge(self, final: Tensor) -> tuple[Tensor, Tensor]:
-        """(entropy, most likely token) of the target at rows [n, d]."""
-        logits = self.target.logits(final)
-        return shannon_entropy(logits), logits.argmax(-1)
 
     def take_finished(self, max_new_tokens: int) -> list[Sample]:
         """Remove the sequences that ended; answers of one token teach nothing and are dropped."""
@@ -166,7 +169,7 @@ class WorkerPlan:
     dtype: str
 
 
-class _Stop:
+class Stop:
     """SIGINT, SIGTERM or the end of the parent: finish the step, write what is finished, leave."""
 
     def __init__(self) -> None:
@@ -193,7 +196,7 @@ class _Stop:
 def run_worker(plan: WorkerPlan) -> None:
     """Generate ``plan.prompts`` into shards until they or the token budget are used up."""
     torch.set_num_threads(1)
-    stop = _Stop()
+    stop = Stop()
     target = PlainTarget.from_folder(plan.target, getattr(torch, plan.dtype))
     queue = list(plan.prompts)
     longest = max(len(prompt.tokens) for prompt in queue) + plan.max_new_tokens + 1
@@ -210,7 +213,7 @@ def run_worker(plan: WorkerPlan) -> None:
         finished += new
         tokens += sum(len(s.tokens) - s.prompt_length for s in new)
         if len(finished) >= SHARD_SEQUENCES:
-            _flush(store, plan.number, finished, tokens, started)
+            flush_shard(store, plan.number, finished, tokens, started)
             finished = []
         idle = batch.idle()
         if len(idle) == len(batch.prompts):
@@ -221,7 +224,7 @@ def run_worker(plan: WorkerPlan) -> None:
             batch.shrink()
         batch.step()
     if finished:
-        _flush(store, plan.number, finished, tokens, started)
+        flush_shard(store, plan.number, finished, tokens, started)
     stop.restore()
 
 
@@ -238,7 +241,11 @@ def _refill(batch: Batch, queue: list[Prompt], idle: list[int]) -> None:
         idle = idle[len(part) :]
 
 
-def _flush(store: Path, number: int, samples: list[Sample], tokens: int, started: float) -> None:
+def flush_shard(
+    store: Path, number: int, samples: Sequence[Sample], tokens: int, started: float
+) -> None:
+    """Write a shard of worker ``number`` and a line on its progress: answer tokens since
+    ``started`` (time.monotonic)."""
     first = min(s.prompt_id for s in samples)
     name = f"w{number}-{first:06d}-{len(samples)}-{int(time.time())}"
     write_shard(store / f"{name}.safetensors", samples)

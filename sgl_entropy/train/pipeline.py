@@ -1,4 +1,4 @@
-"""The stages of a training: prompts, answers with features, fit, export, evaluate.
+"""The stages of a training: prompts, answers, features, fit, export, evaluate.
 
 Each stage reads what the one before it left in the work folder and skips what is finished, so
 any of them can be killed and run again.
@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,15 @@ from sgl_entropy.drafter.evaluate import evaluate_chain, summary
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.target import cache_dir, ensure_small_target
+from sgl_entropy.train.answers import Ask, collect_answers, read_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.export import export_drafter
+from sgl_entropy.train.features import (
+    FeaturePlan,
+    features_of,
+    refuse_foreign,
+    run_feature_worker,
+)
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
 from sgl_entropy.train.group import Group, join_group, leave_group
@@ -88,12 +95,105 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     """
     given = settings.generate
     target = target_folder(settings)
+    prompts, digest = load_prompts(settings, report)
+    folder, layers, dtype = _open_for_writing(settings, {"prompts_sha256": digest})
+    done, stored = _stored(folder)
+    todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
+    wanted = given.answer_tokens - stored
+    if wanted <= 0 or not todo:
+        report(f"{stored} answer tokens stored, nothing to do")
+        return
+    plans = [
+        WorkerPlan(
+            number,
+            str(target),
+            str(folder),
+            tuple(in_length_blocks(todo[number :: given.workers], _LENGTH_BLOCK)),
+            layers,
+            given.max_new_tokens,
+            given.slots,
+            -(-wanted // given.workers),
+            dtype,
+        )
+        for number in range(min(given.workers, len(todo)))
+    ]
+    _work(run_worker, plans, folder, stored, given.answer_tokens, report)
+
+
+def prepare(settings: TrainSettings, ask: Ask | None, concurrency: int, report: Report) -> None:
+    """The prompt file, and with a server its answers: ``answers.jsonl`` in the work folder.
+
+    Without a server, answers come out of the same pass as their features (``features``).
+
+    Args:
+        ask: sends a prompt to the server; None = no server.
+        concurrency: requests at once.
+    """
+    prompts, _ = load_prompts(settings, report)
+    if ask is None:
+        report(f"{len(prompts)} prompts; `train features` answers them")
+        return
+    wanted = settings.generate.answer_tokens
+    tokens = collect_answers(answers_file(settings), prompts, ask, wanted, concurrency, report)
+    report(f"{tokens} answer tokens in {answers_file(settings)}")
+
+
+def answers_file(settings: TrainSettings) -> Path:
+    """Where ``prepare`` leaves a server's answers."""
+    return work_folder(settings) / "answers.jsonl"
+
+
+def features(settings: TrainSettings, report: Report = print) -> None:
+    """The feature store: of the answers that ``prepare`` got, else answering locally.
+
+    Raises:
+        ValueError: the answers are not what this target writes.
+    """
+    path = answers_file(settings)
+    if not path.is_file():
+        generate(settings, report)
+        return
+    answers = [one for one in read_answers(path) if one.answer_length > 1]
+    if not answers:
+        raise ValueError(f"{path} holds no answers of more than one token")
+    target = target_folder(settings)
+    _, digest = load_prompts(settings, report)
+    folder, layers, dtype = _open_for_writing(
+        settings, {"prompts_sha256": digest, "answers": "given"}
+    )
+    done, stored = _stored(folder)
+    todo = sorted(
+        (one for one in answers if one.prompt_id not in done),
+        key=lambda one: (len(one.tokens), one.prompt_id),
+    )
+    if not todo:
+        report(f"features of all {len(answers)} answers are stored, nothing to do")
+        return
+    some = todo[:: -(-len(todo) // 8)]
+    refuse_foreign(
+        features_of(PlainTarget.from_folder(target, getattr(torch, dtype)), some, layers),
+        str(target),
+    )
+    workers = min(settings.generate.workers, len(todo))
+    plans = [
+        FeaturePlan(number, str(target), str(folder), tuple(todo[number::workers]), layers, dtype)
+        for number in range(workers)
+    ]
+    wanted = stored + sum(one.answer_length for one in todo)
+    _work(run_feature_worker, plans, folder, stored, wanted, report)
+
+
+def _open_for_writing(
+    settings: TrainSettings, origin: dict[str, str]
+) -> tuple[Path, tuple[int, ...], str]:
+    """(folder, layers, dtype) of the store, made for these settings and ``origin`` or refused."""
+    given = settings.generate
+    target = target_folder(settings)
     model = json.loads((target / "config.json").read_text(encoding="utf-8"))
     count = int(model["num_hidden_layers"])
     layers = tuple(sorted({*settings.drafter.tap_layers(count), *given.extra_layers}))
     if not 0 <= layers[0] <= layers[-1] < count:
         raise ValueError(f"layers {list(layers)} are to be stored; the target has 0 to {count - 1}")
-    prompts, digest = load_prompts(settings, report)
     folder = work_folder(settings) / "store"
     dtype = resolve_dtype(given.dtype, made_with(folder))
     meta = {
@@ -103,35 +203,28 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
         "hidden_size": int(model["hidden_size"]),
         "max_new_tokens": given.max_new_tokens,
         "dtype": dtype,
-        "prompts_sha256": digest,
+        **origin,
     }
     write_meta(folder, meta)
-    done, stored = _stored(folder)
-    todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
-    wanted = given.answer_tokens - stored
-    if wanted <= 0 or not todo:
-        report(f"{stored} answer tokens stored, nothing to do")
-        return
+    return folder, layers, dtype
+
+
+def _work(
+    run: Callable[[Any], None],
+    plans: Sequence[Any],
+    folder: Path,
+    stored: int,
+    wanted: int,
+    report: Report,
+) -> None:
+    """Run every plan in a process of its own, with progress, and say what the store holds."""
     # One thread a process, also in what the workers import.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    workers = []
-    for number in range(min(given.workers, len(todo))):
-        mine = in_length_blocks(todo[number :: given.workers], _LENGTH_BLOCK)
-        plan = WorkerPlan(
-            number,
-            str(target),
-            str(folder),
-            tuple(mine),
-            layers,
-            given.max_new_tokens,
-            given.slots,
-            -(-wanted // given.workers),
-            dtype,
-        )
-        workers.append(context.Process(target=run_worker, args=(plan,)))
-        workers[-1].start()
-    _watch(workers, folder, stored, given.answer_tokens, report)
+    workers = [context.Process(target=run, args=(plan,)) for plan in plans]
+    for worker in workers:
+        worker.start()
+    _watch(workers, folder, stored, wanted, report)
     report(_size_line(Store(folder)))
 
 

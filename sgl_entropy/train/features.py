@@ -1,0 +1,121 @@
+"""Features of answers that exist already: one forward over each sequence, no decoding.
+
+The answers must be the target's own. That is checked, not trusted: nearly every answer token has
+to be the one that this target, greedily, would have written there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.train.answers import Answered, in_batches
+from sgl_entropy.train.generate import PREFILL_ROWS, SHARD_SEQUENCES, Stop, flush_shard, judge
+from sgl_entropy.train.store import Sample
+
+# Ties aside, a greedy answer agrees everywhere. Answers of another model, or sampled ones, do not.
+AGREEMENT = 0.9
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """One worker's part: picklable, for ``multiprocessing`` with the spawn method."""
+
+    number: int
+    target: str
+    store: str
+    answers: tuple[Answered, ...]
+    tap_layers: tuple[int, ...]
+    dtype: str
+
+
+def features_of(
+    target: PlainTarget, answers: Sequence[Answered], tap_layers: Sequence[int]
+) -> list[Sample]:
+    """The samples of a batch of sequences; answers of one token teach nothing and are left out."""
+    answers = [one for one in answers if one.answer_length > 1]
+    if not answers:
+        return []
+    # The last token of a sequence has no row: nothing comes after it.
+    lengths = torch.tensor([len(one.tokens) - 1 for one in answers])
+    ids = torch.zeros((len(answers), int(lengths.max())), dtype=torch.long)
+    for row, one in enumerate(answers):
+        ids[row, : lengths[row]] = torch.tensor(one.tokens[:-1])
+    starts = torch.zeros(len(answers), dtype=torch.long)
+    cache = target.new_cache(len(answers))
+    out = target.forward(ids, starts, cache, tap_layers=tap_layers)
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    entropy, best = torch.zeros(real.shape), torch.zeros(real.shape, dtype=torch.long)
+    entropy[real], best[real] = judge(target, out.final[real])
+    features = torch.cat(out.taps, dim=-1).to(torch.bfloat16)
+    final = out.final.to(torch.bfloat16)
+    return [
+        Sample(
+            one.prompt_id,
+            one.prompt_length,
+            torch.tensor(one.tokens),
+            features[row, :n],
+            final[row, :n],
+            entropy[row, :n],
+            best[row, :n],
+        )
+        for row, (one, n) in enumerate(zip(answers, lengths.tolist(), strict=True))
+    ]
+
+
+def agreement(samples: Sequence[Sample]) -> float:
+    """Fraction of answer tokens that are the target's most likely one at their place."""
+    same = [
+        s.best[s.prompt_length - 1 :] == s.tokens[s.prompt_length :].to(s.best.dtype)
+        for s in samples
+    ]
+    return float(torch.cat(same).float().mean())
+
+
+def refuse_foreign(samples: Sequence[Sample], target: str) -> None:
+    """
+    Raises:
+        ValueError: the answers are not greedy ones of this target.
+    """
+    found = agreement(samples)
+    if found < AGREEMENT:
+        ids = sorted(s.prompt_id for s in samples)
+        raise ValueError(
+            f"only {found:.0%} of the answer tokens to prompts {ids[0]} to {ids[-1]} are what "
+            f"{target} writes: they come from another model, or were sampled"
+        )
+
+
+def run_feature_worker(plan: FeaturePlan) -> None:
+    """Write the features of ``plan.answers`` into shards.
+
+    Raises:
+        ValueError: the answers of a shard are not this target's greedy ones.
+    """
+    torch.set_num_threads(1)
+    stop = Stop()
+    target = PlainTarget.from_folder(plan.target, getattr(torch, plan.dtype))
+    finished: list[Sample] = []
+    store, tokens, started = Path(plan.store), 0, time.monotonic()
+
+    def flush() -> None:
+        refuse_foreign(finished, plan.target)
+        flush_shard(store, plan.number, finished, tokens, started)
+
+    for batch in in_batches(plan.answers, PREFILL_ROWS):
+        if stop.asked:
+            break
+        new = features_of(target, batch, plan.tap_layers)
+        finished += new
+        tokens += sum(len(s.tokens) - s.prompt_length for s in new)
+        if len(finished) >= SHARD_SEQUENCES:
+            flush()
+            finished = []
+    if finished:
+        flush()
+    stop.restore()
