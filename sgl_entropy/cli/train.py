@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STAGES = ("prepare", "features", "generate", "fit", "export", "evaluate", "compare")
 EXAMPLES = """examples:
+  sgl-entropy train --plan --config train.toml --gpu h100
   sgl-entropy train prepare --config train.toml --server http://127.0.0.1:30000
   sgl-entropy train features --config train.toml
   sgl-entropy train fit --config train.toml --algorithm EDSD --set fit.epochs=2
@@ -42,7 +43,16 @@ settings file, seeds and arms, and fits and judges every arm with every seed:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of ``train``."""
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=STAGES, nargs="?")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="instead of running a stage, estimate what all of them cost: tokens, FLOPs, storage, "
+        "time and memory",
+    )
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="estimate for this GPU instead of this machine (--plan)"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML or JSON")
     parser.add_argument(
         "--set",
@@ -74,7 +84,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=2, help="drafters fitted at once (compare; default: 2)"
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write figures there, - for stdout (evaluate, compare)"
+        "--json",
+        metavar="FILE",
+        help="write figures there, - for stdout (--plan, evaluate, compare)",
     )
     parser.epilog = EXAMPLES
 
@@ -91,7 +103,30 @@ def run(args: argparse.Namespace) -> int:
     if args.stage == "compare":
         return _compare(args, overrides)
     settings = load_settings(args.config, overrides)
+    if args.plan:
+        return _plan(args, settings)
+    if args.stage is None:
+        raise ValueError(f"name a stage ({', '.join(STAGES)}) or --plan")
     return _run_stage(args, settings)
+
+
+def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
+    from sgl_entropy.train import pipeline, plan
+
+    if args.gpu is not None and args.gpu not in plan.GPUS:
+        raise ValueError(f"--gpu must be one of {', '.join(plan.GPUS)}, found {args.gpu!r}")
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    figures = pipeline.plan(settings, args.algorithm, args.gpu, report)
+    if args.json == "-":
+        print(json.dumps(figures, indent=1))
+        return 0
+    if args.json:
+        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(plan.table(figures, args.gpu or "this machine"))
+    return 0
 
 
 def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:

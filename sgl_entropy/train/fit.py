@@ -22,7 +22,7 @@ from torch import Tensor
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
 from sgl_entropy.train.arithmetic import resolve_dtype
-from sgl_entropy.train.batches import Batch, collate, plan_epoch, split_validation
+from sgl_entropy.train.batches import Batch, chain_count, collate, plan_epoch, split_validation
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
 from sgl_entropy.train.initial import initialise, start_from, tap_scales
@@ -176,6 +176,21 @@ class Fit:
                 self._validate(report, epoch)
         self._save()
         return self.drafter
+
+    def chain_seconds(self, epoch: int, tries: int = 2) -> float:
+        """Seconds a chain of ``epoch`` costs, the best of some optimizer steps on its largest
+        batches. They are real steps: for estimates, on a training that is thrown away."""
+        plan = plan_epoch(
+            self.train, self.settings.rows, self.settings.seed, epoch, self.prompt_from
+        )
+        plan.sort(key=lambda batch: -sum(chain_count(e, self.prompt_from) for e in batch))
+        best = math.inf
+        for number in range(tries + 1):
+            before = time.perf_counter()
+            figures = self._learn(plan[number % len(plan)], epoch, 10**6)
+            if number:  # the first one makes kernels
+                best = min(best, (time.perf_counter() - before) / figures[0].rows)
+        return best
 
     def flops(self) -> float:
         """Floating-point operations of the rows trained so far: 6 a weight and row, forward and

@@ -35,6 +35,16 @@ from sgl_entropy.train.features import (
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
 from sgl_entropy.train.group import Group, join_group, leave_group
+from sgl_entropy.train.plan import (
+    GPUS,
+    Trial,
+    as_report,
+    count,
+    expected_lengths,
+    fit_memory,
+    gpu_seconds,
+    measure_here,
+)
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import FORMAT, Store, made_with, write_meta
@@ -278,6 +288,46 @@ def _stored(folder: Path) -> tuple[set[int], int]:
         return set(), 0
     store = Store(folder)
     return {entry.prompt_id for entry in store.entries}, store.answer_tokens()
+
+
+def plan(
+    settings: TrainSettings, algorithm: Algorithm, gpu: str | None, report: Report = print
+) -> dict[str, Any]:
+    """What ``features`` and ``fit`` will cost, before they run; see the module ``plan``.
+
+    Args:
+        gpu: a name of ``plan.GPUS``; None = this machine, where a minute is spent on measuring.
+    """
+    target = target_folder(settings)
+    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    prompts, _ = load_prompts(settings, report)
+    given, folder = settings.generate, work_folder(settings) / "store"
+    store = Store(folder) if any(folder.glob("*.safetensors")) else None
+    lengths = expected_lengths(prompts, given.answer_tokens, given.max_new_tokens, store)
+    config = drafter_config(settings, algorithm)
+    layers = tuple(
+        sorted({*settings.drafter.tap_layers(int(model["num_hidden_layers"])), *given.extra_layers})
+    )
+    counts = count(lengths, model, len(layers), config, settings.fit)
+    if gpu is not None:
+        seconds = gpu_seconds(GPUS[gpu], counts, lengths, model, given.slots)
+    else:
+        report("measuring a few steps of each stage, about a minute")
+        seconds = measure_here(
+            Trial(
+                str(target),
+                layers,
+                config,
+                settings.fit,
+                lengths,
+                tuple(prompts[:2000]),
+                given.slots,
+                given.workers,
+                resolve_dtype(given.dtype, made_with(folder)),
+            )
+        )
+    memory = fit_memory(counts, config, settings.fit)
+    return as_report(algorithm, lengths, counts, seconds, memory)
 
 
 def vocabulary(settings: TrainSettings, store: Store, vocab_size: int) -> Tensor:
