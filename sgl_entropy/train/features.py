@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.answers import Answered, in_batches
 from sgl_entropy.train.generate import PREFILL_ROWS, SHARD_SEQUENCES, Stop, flush_shard, judge
-from sgl_entropy.train.store import Sample
+from sgl_entropy.train.store import Entry, Sample
 
 # Ties aside, a greedy answer agrees everywhere. Answers of another model, or sampled ones, do not.
 AGREEMENT = 0.9
@@ -66,6 +67,42 @@ def features_of(
         )
         for row, (one, n) in enumerate(zip(answers, lengths.tolist(), strict=True))
     ]
+
+
+class OnlineStore:
+    """Samples computed when they are asked for: no storage, one target forward an epoch and sample.
+
+    The same numbers as a stored sample's: features and final states are rounded to bfloat16.
+
+    Args:
+        answers: greedy ones of ``target``, more than one token each.
+        path: the file that they come from.
+    """
+
+    def __init__(
+        self,
+        target: PlainTarget,
+        answers: Sequence[Answered],
+        tap_layers: Sequence[int],
+        path: Path,
+    ) -> None:
+        self.folder, self.tap_layers = path, tuple(tap_layers)
+        self._target = target
+        self._answers = {one.prompt_id: one for one in answers if one.answer_length > 1}
+        self.entries = [
+            Entry(path, number, one.prompt_length, len(one.tokens), 0, 0)
+            for number, one in sorted(self._answers.items())
+        ]
+
+    def tokens(self, entry: Entry) -> Tensor:
+        """See ``Samples``."""
+        return torch.tensor(self._answers[entry.prompt_id].tokens)
+
+    def sample(self, entry: Entry, columns: Sequence[int] | None = None) -> Sample:
+        """See ``Samples``."""
+        answer = self._answers[entry.prompt_id]
+        layers = self.tap_layers if columns is None else tuple(columns)
+        return features_of(self._target, [answer], layers)[0]
 
 
 def agreement(samples: Sequence[Sample]) -> float:

@@ -35,7 +35,7 @@ from sgl_entropy.train.objective import (
     unrolled_loss,
 )
 from sgl_entropy.train.schedules import masked_percent
-from sgl_entropy.train.store import Entry, Store, shared_prefix
+from sgl_entropy.train.store import Entry, Samples, shared_prefix
 
 _CHECKPOINT = "checkpoint.pt"
 _LOG = "fit.jsonl"
@@ -59,7 +59,7 @@ class Fit:
         self,
         config: DrafterConfig,
         settings: FitSettings,
-        store: Store,
+        store: Samples,
         vocabulary: Tensor,
         embedding: Tensor,
         head: Tensor,
@@ -95,8 +95,8 @@ class Fit:
             head[vocabulary].to(self.working),
             torch.ones(config.tap_width),
         )
-        # Where the starting drafter lies does not matter; its weights do.
-        passing = ("checkpoint_seconds", "start", "skip_damaged")
+        # Where the starting drafter or the samples lie does not matter; what they hold does.
+        passing = ("checkpoint_seconds", "start", "skip_damaged", "online")
         self._identity = {
             "drafter": config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
             "settings": {k: v for k, v in asdict(settings).items() if k not in passing},

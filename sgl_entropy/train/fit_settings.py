@@ -37,6 +37,8 @@ class FitSettings:
             seen. Its draft vocabulary is kept. Empty = none.
         validation_every: one prompt in so many is held out.
         dtype: of the matmuls, auto = the faster one here; the master weights are float32.
+        online: compute features when they are needed, from the answers of ``prepare``, instead
+            of reading a store: no storage, but one more target forward an epoch and sample.
         skip_damaged: leave out shards that are not what was written, instead of refusing them.
         checkpoint_seconds: time between checkpoints.
         seed: of weights and batch order.
@@ -59,6 +61,7 @@ class FitSettings:
     start: str = ""
     validation_every: int = 50
     dtype: str = "auto"
+    online: bool = False
     skip_damaged: bool = False
     checkpoint_seconds: float = 120.0
     seed: int = 0

@@ -28,6 +28,7 @@ from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.features import (
     FeaturePlan,
+    OnlineStore,
     features_of,
     refuse_foreign,
     run_feature_worker,
@@ -47,7 +48,7 @@ from sgl_entropy.train.plan import (
 )
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import TrainSettings
-from sgl_entropy.train.store import FORMAT, Store, made_with, write_meta
+from sgl_entropy.train.store import FORMAT, Samples, Store, made_with, write_meta
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 
 Report = Callable[[str], None]
@@ -248,16 +249,33 @@ def _size_line(store: Store) -> str:
     )
 
 
-def open_store(settings: TrainSettings, report: Report = print) -> Store:
-    """The work folder's store, every byte of it checked; skipped shards are reported.
+def open_store(settings: TrainSettings, report: Report = print) -> Samples:
+    """The work folder's store, every byte of it checked; skipped shards are reported. With
+    ``fit.online``, the target itself instead.
 
     Raises:
-        ValueError: nothing generated yet, or damaged shards that nobody asked to skip.
+        ValueError: nothing prepared yet, answers of another model, or damaged shards that nobody
+            asked to skip.
     """
+    if settings.fit.online:
+        return _online_store(settings)
     folder = work_folder(settings) / "store"
     store = Store(folder, whole=True, skip_damaged=settings.fit.skip_damaged)
     for name, problem in store.skipped.items():
         report(f"left out: {folder / name}: {problem}")
+    return store
+
+
+def _online_store(settings: TrainSettings) -> OnlineStore:
+    path = answers_file(settings)
+    answers = read_answers(path)
+    folder = target_folder(settings)
+    target = PlainTarget.from_folder(folder, getattr(torch, resolve_dtype(settings.generate.dtype)))
+    store = OnlineStore(target, answers, settings.drafter.tap_layers(target.num_layers), path)
+    if not store.entries:
+        raise ValueError(f"fit.online needs answers in {path}: `train prepare --server URL`")
+    some = store.entries[:: -(-len(store.entries) // 8)]
+    refuse_foreign([store.sample(entry) for entry in some], str(folder))
     return store
 
 
@@ -330,7 +348,7 @@ def plan(
     return as_report(algorithm, lengths, counts, seconds, memory)
 
 
-def vocabulary(settings: TrainSettings, store: Store, vocab_size: int) -> Tensor:
+def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tensor:
     """The draft vocabulary of the store: int64 [draft vocab], kept in the work folder."""
     path = work_folder(settings) / f"vocabulary-{settings.drafter.draft_vocab_size}.json"
     if path.is_file():

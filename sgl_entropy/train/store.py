@@ -25,7 +25,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -175,6 +175,20 @@ class Entry:
         return self.length - 1 - self.prompt_length
 
 
+class Samples(Protocol):
+    """Where training samples come from: the store, or the target itself (``OnlineStore``)."""
+
+    folder: Path
+    entries: list[Entry]
+    tap_layers: tuple[int, ...]
+
+    def tokens(self, entry: Entry) -> Tensor:
+        """Prompt and answer of one sample: int64 [length]."""
+
+    def sample(self, entry: Entry, columns: Sequence[int] | None = None) -> Sample:
+        """One sample; ``columns``: the tapped layers wanted, in this order; None = all."""
+
+
 class Store:
     """The samples of a folder, read on demand through memory maps.
 
@@ -272,7 +286,7 @@ class Store:
         return sum(entry.length - entry.prompt_length for entry in self.entries)
 
 
-def shared_prefix(store: Store, most: int = 64) -> int:
+def shared_prefix(store: Samples, most: int = 64) -> int:
     """Tokens that the prompts begin with in common (a chat template's head), at least 1.
 
     Args:

@@ -212,3 +212,29 @@ def test_foreign_answers_are_refused(tiny_store: Store, tiny_folder: Path, tmp_p
     with pytest.raises(ValueError, match="come from another model, or were sampled"):
         pipeline.features(settings, quiet)
     assert not list((tmp_path / "store").glob("*.safetensors"))
+
+
+def test_training_without_a_store_equals_training_from_it(
+    tiny_store: Store, tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = work(tmp_path, tiny_folder, from_store(tiny_store))
+    more = {"epochs": 2, "steps": (1, 2), "rows": 40, "validation_every": 12, "dtype": "float32"}
+    drafter = replace(settings.drafter, draft_vocab_size=96)
+    settings = replace(settings, drafter=drafter, fit=replace(settings.fit, **more))
+    pipeline.features(settings, quiet)
+    stored = pipeline.make_fit(settings, "EDSD", tmp_path / "a")
+    online = replace(settings, fit=replace(settings.fit, online=True))
+    direct = pipeline.make_fit(online, "EDSD", tmp_path / "b")
+    stored.run(quiet)
+    direct.run(quiet)
+    assert direct.step == stored.step > 5
+    for name, weight in stored.drafter.state_dict().items():
+        other = direct.drafter.state_dict()[name]
+        torch.testing.assert_close(other, weight, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_online_without_answers_says_what_is_missing(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = work(tmp_path, tiny_folder, [])
+    settings = replace(settings, fit=replace(settings.fit, online=True))
+    with pytest.raises(ValueError, match=r"fit\.online needs answers in .*prepare --server"):
+        pipeline.make_fit(settings, "EDSD", tmp_path / "a")
