@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 from sgl_entropy_bench.arms import Arm, Engine, default_threads
 from sgl_entropy_bench.demo import details, run_demo, summary, table
 from sgl_entropy_bench.provenance import provenance
+
+from sgl_entropy.cli.output import check_json, write_json
 
 DRAFTERS = Path(__file__).resolve().parents[2] / "bench" / "drafters"
 EXAMPLES = """examples:
@@ -88,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the three arms, print the table, write the JSON; 1 where outputs differ."""
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected a number from 1")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ValueError(f"--json {args.json}: its folder does not exist")
+    check_json(args.json)
     target, eagle3, edsd, threads = resolve(args)
     engine = Engine(target=target, threads=threads)
     arms = [Arm("none"), Arm("eagle3", "EAGLE3", eagle3), Arm("edsd", "EDSD", edsd)]
@@ -103,9 +103,7 @@ def run(args: argparse.Namespace) -> int:
     )
     print(table(results))
     figures = summary(results)
-    if args.json is not None:
-        report = {"arms": figures, "details": details(results), "provenance": facts}
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    write_json({"arms": figures, "details": details(results), "provenance": facts}, args.json)
     if all(row["outputs_equal"] for row in figures.values()):
         return 0
     for name, row in details(results).items():

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from pathlib import Path
 
+from sgl_entropy.cli.output import write_json
 from sgl_entropy.doctor import Question, examine
 from sgl_entropy.doctor.flags import split_text
 
@@ -45,12 +43,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("give the launch flags once: in --flags, or after --")
     launch = split_text(args.flags) if args.flags is not None else args.launch
     report = examine(Question(args.sglang, args.drafter, args.target, tuple(launch)))
-    if args.json is not None:
-        text = json.dumps(report.as_json(), indent=1) + "\n"
-        if args.json == "-":
-            sys.stdout.write(text)
-        else:
-            Path(args.json).write_text(text, encoding="utf-8")
-    if args.json != "-":
+    if not write_json(report.as_json(), args.json):
         print("\n".join(report.lines()))
     return 0 if report.ok else 1

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from sgl_entropy.cli import drafter_eval
+from sgl_entropy.cli.output import write_json
 from sgl_entropy.drafter.check import check_drafter
 from sgl_entropy.drafter.convert import convert
 from sgl_entropy.drafter.info import drafter_info
@@ -63,22 +61,10 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
 
 
-def _write_json(value: dict[str, Any], file: str | None) -> bool:
-    """Write where ``--json`` says; True if stdout is taken by it."""
-    if file is None:
-        return False
-    text = json.dumps(value, indent=2) + "\n"
-    if file == "-":
-        sys.stdout.write(text)
-        return True
-    Path(file).write_text(text, encoding="utf-8")
-    return False
-
-
 def _info(args: argparse.Namespace) -> int:
     info = drafter_info(args.drafter)
     bad = any(finding["level"] == "error" for finding in info["findings"])
-    if not _write_json(info, args.json):
+    if not write_json(info, args.json):
         findings = info.pop("findings")
         width = max(len(key) for key in info)
         for key, value in info.items():
@@ -100,7 +86,7 @@ def _cell(value: object) -> str:
 
 def _check(args: argparse.Namespace) -> int:
     report = check_drafter(args.drafter, args.target)
-    if not _write_json(report.to_dict(), args.json):
+    if not write_json(report.to_dict(), args.json):
         for finding in report.findings:
             line = finding.line()
             if not line.startswith(f"{finding.name}:"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.cli.output import write_json
 from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
 
@@ -96,13 +96,8 @@ def run(args: argparse.Namespace) -> int:
         from sgl_entropy.drafter.plot import draw
 
         draw(figures, args.plot)
-    text = json.dumps(figures, indent=1)
-    if args.json == "-":
-        print(text)
-        return 0
-    if args.json:
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
-    print(_table(figures))
+    if not write_json(figures, args.json):
+        print(_table(figures))
     return 0
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy import patching
+from sgl_entropy.cli.output import write_json
 from sgl_entropy.patching import manifest
 
 _EPILOG = """examples:
@@ -81,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
     except patching.PatchError as error:
         if args.json:
             failure = {"verb": args.action, "error": str(error), "files": error.files}
-            _write_json(args.json, failure)
+            write_json(failure, args.json)
         raise
     if args.json:
-        _write_json(args.json, report.as_json())
+        write_json(report.as_json(), args.json)
     if args.json != "-":
         _print(report)
     return 0 if report.ok else 1
@@ -95,7 +92,7 @@ def _record(upstream: str, folder: Path | None) -> int:
     where = folder or Path(str(manifest.series_folder(install.version)))
     content = manifest.record(where, install)
     path = where / manifest.MANIFEST
-    _write_json(str(path), content)
+    write_json(content, path)
     print(f"{path}: {len(content['patches'])} patches, {len(content['files'])} files")
     return 0
 
@@ -115,17 +112,3 @@ def _print(report: patching.Report) -> None:
         print(report.state)
     if report.state == "applied (other series)":
         print("`sgl-entropy patch apply` replaces it by this one; `patch revert` removes it.")
-
-
-def _write_json(where: str, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    if where == "-":
-        sys.stdout.write(text)
-        return
-    path = Path(where)
-    if path.exists() and not path.is_file():  # /dev/stderr, a pipe
-        path.write_text(text, encoding="utf-8")
-        return
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from sgl_entropy.cli.output import check_json, write_json
 from sgl_entropy.plots import require_plots
 
 EPILOG = """examples:
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
     # After minutes of work would be too late to find out.
     if args.plot is not None:
         require_plots(args.plot)
-    if args.json not in (None, "-") and not Path(args.json).parent.is_dir():
-        raise ValueError(f"--json {args.json}: no such folder")
+    check_json(args.json)
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1, found {args.threads}")
 
@@ -79,13 +78,11 @@ def run(args: argparse.Namespace) -> int:
     names = SelectSettings.__dataclass_fields__
     settings = SelectSettings(**{name: getattr(args, name) for name in names})
     found = select_layers(args.target, args.texts, settings, _say)
-    text = json.dumps(found.to_dict(), indent=1) + "\n"
     # Files first: a reader of the table may have gone.
-    if args.json not in (None, "-"):
-        Path(args.json).write_text(text, encoding="utf-8")
     if args.plot is not None:
         draw(found, args.plot)
-    sys.stdout.write(text if args.json == "-" else found.table() + "\n")
+    if not write_json(found.to_dict(), args.json):
+        print(found.table())
     return 0
 
 

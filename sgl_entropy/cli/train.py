@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sgl_entropy.cli.output import check_json, write_json
 from sgl_entropy.train.settings import TrainSettings, load_settings
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("threads", "workers", "concurrency"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, found {getattr(args, name)}")
+    check_json(args.json)
     if args.stage == "compare":
         return _compare(args, overrides)
     settings = load_settings(args.config, overrides)
@@ -120,12 +122,8 @@ def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
         print(line, file=sys.stderr, flush=True)
 
     figures = pipeline.plan(settings, args.algorithm, args.gpu, report)
-    if args.json == "-":
-        print(json.dumps(figures, indent=1))
-        return 0
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(plan.table(figures, args.gpu or "this machine"))
+    if not write_json(figures, args.json):
+        print(plan.table(figures, args.gpu or "this machine"))
     return 0
 
 
@@ -157,11 +155,7 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
         if args.drafter is None:
             raise ValueError("evaluate needs --drafter DIR")
         figures = pipeline.evaluate(settings, args.drafter, report)
-        text = json.dumps(figures, indent=1)
-        if args.json and args.json != "-":
-            Path(args.json).write_text(text + "\n", encoding="utf-8")
-        else:
-            report(text)
+        write_json(figures, args.json or "-")
     return 0
 
 
@@ -213,11 +207,6 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     rows = compare.run(comparison, args.workers, report)
     figures = summarise(rows, comparison.baseline)
     origin = provenance(1, {"target": pipeline.target_folder(comparison.arms[0].settings)})
-    text = json.dumps({**figures, "runs": rows, "provenance": origin}, indent=1)
-    if args.json == "-":
-        print(text)
-        return 0
-    if args.json:
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
-    print(table(figures))
+    if not write_json({**figures, "runs": rows, "provenance": origin}, args.json):
+        print(table(figures))
     return 0
