@@ -39,10 +39,15 @@ __all__ = [
 
 Algorithm = Literal["EDSD", "EAGLE3"]
 
-EDSD_ARCHITECTURES = ("EdsdDraftModel", "LlamaForCausalLMEdsd")
+# The published form, its name in this project's own checkpoints, and ours with options: a name of
+# its own, since a reader that ignores the options would compute something else.
+EDSD_ARCHITECTURES = ("EdsdDraftModel", "LlamaForCausalLMEdsd", "EdsdVariantDraftModel")
+EDSD_VARIANT = EDSD_ARCHITECTURES[2]
 EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3",)
 # vLLM's speculators library: another nesting of the same EAGLE-3; ``convert`` reads it.
 SPECULATORS_ARCHITECTURES = ("Eagle3Speculator", "Eagle3DraftModel")
+
+_VARIANT_KEYS = ("edfuse_residual", "edfuse_norm")
 
 # Sizes beyond these are a broken file, not a drafter.
 _MAX_SIZE = 1 << 20
@@ -85,6 +90,8 @@ class DrafterConfig:
         target_layer_ids: tapped decoder layers counted from 0; None = SGLang's three defaults.
         target_hidden_size: width of one tap.
         rope_scaling: the Hugging Face ``rope_scaling`` object as it is; None = plain rotary.
+        fuse_residual: EDSD with z + f instead of z (ours).
+        fuse_norm: False = EDSD without the norm on token embeddings (the paper's ablation).
     """
 
     algorithm: Algorithm
@@ -102,6 +109,8 @@ class DrafterConfig:
     max_position_embeddings: int
     fuse_size: int | None = None
     rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
+    fuse_residual: bool = False
+    fuse_norm: bool = True
 
     def __post_init__(self) -> None:
         wrong: list[str] = []
@@ -158,10 +167,21 @@ class DrafterConfig:
                 )
             elif list(ids) != sorted(set(ids)):
                 wrong.append(f"target_layer_ids must rise without repeats, found {list(ids)!r}")
+        for name in ("fuse_residual", "fuse_norm"):
+            if not isinstance(getattr(self, name), bool):
+                found = show(getattr(self, name))
+                wrong.append(f"edfuse_{name[5:]} must be true or false, found {found}")
+        if self.algorithm != "EDSD" and self.is_variant:
+            wrong.append("edfuse_residual and edfuse_norm are options of EDSD alone")
         if self.algorithm == "EDSD" and ids is None:
             wrong.append("an EDSD drafter needs target_layer_ids in its config.json")
         if wrong:
             raise DrafterError("\n".join(wrong))
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it computes something else than the published form."""
+        return self.fuse_residual or not self.fuse_norm
 
     @property
     def num_taps(self) -> int:
@@ -212,6 +232,14 @@ class DrafterConfig:
         if head_dim is None and is_int(heads) and is_int(hidden) and heads > 0:
             head_dim = hidden // heads
         refuse_other_mathematics(raw, source)
+        variant = {key: raw[key] for key in _VARIANT_KEYS if key in raw}
+        if first != EDSD_VARIANT and variant:
+            raise DrafterError(
+                f"{source}: {', '.join(variant)} belong to the architecture {EDSD_VARIANT}, "
+                f"found {first}"
+            )
+        if first == EDSD_VARIANT and set(variant) != set(_VARIANT_KEYS):
+            raise DrafterError(f"{source}: {EDSD_VARIANT} needs {' and '.join(_VARIANT_KEYS)}")
         try:
             return cls(
                 algorithm=algorithm,
@@ -229,6 +257,8 @@ class DrafterConfig:
                 max_position_embeddings=default(raw, "max_position_embeddings", 2048),
                 fuse_size=raw.get("edfuse_intermediate_size"),
                 rope_scaling=rope_scaling(raw),
+                fuse_residual=variant.get("edfuse_residual", False),
+                fuse_norm=variant.get("edfuse_norm", True),
             )
         except DrafterError as error:
             raise DrafterError(
@@ -262,6 +292,9 @@ class DrafterConfig:
             "tie_word_embeddings": False,
             "torch_dtype": torch_dtype,
         }
+        if self.is_variant:
+            out["architectures"] = [EDSD_VARIANT]
+            out |= {"edfuse_residual": self.fuse_residual, "edfuse_norm": self.fuse_norm}
         if self.rope_scaling is not None:
             out["rope_scaling"] = dict(self.rope_scaling)
         if self.target_hidden_size != self.hidden_size:
@@ -310,6 +343,7 @@ class DrafterConfig:
             "edfuse.gate_proj.weight": (self.fuse_size, d),
             "edfuse.up_proj.weight": (self.fuse_size, d),
             "edfuse.down_proj.weight": (d, self.fuse_size),
-            "embnorm.weight": (d,),
         }
+        if self.fuse_norm:
+            shapes["embnorm.weight"] = (d,)
         return shapes

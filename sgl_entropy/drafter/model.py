@@ -1,7 +1,8 @@
 """Both drafters in plain torch: the reference that everything faster is compared with.
 
 EDSD (EDSD paper, section 3, and the authors' published checkpoints): f and the token embedding
-meet in a gated product, EDFuse, before one decoder layer. EAGLE-3: their norms are concatenated
+meet in a gated product, EDFuse, before one decoder layer. (Options: f added to the product, ours;
+no norm on the embedding, an ablation of the paper.) EAGLE-3: their norms are concatenated
 and f is the residual. In both, the first draft step sees ``fc`` of the target's tapped hidden
 states and every later step the drafter's own output before the final norm. State-dict keys are
 exactly those of the published checkpoints.
@@ -121,7 +122,8 @@ class Drafter(nn.Module):
             if config.fuse_size is None:
                 raise DrafterError("the EDFuse size is not known: read it from the weights")
             self.edfuse = GatedMLP(d, config.fuse_size)
-            self.embnorm = Norm(d, config.rms_norm_eps)
+            if config.fuse_norm:
+                self.embnorm = Norm(d, config.rms_norm_eps)
         self.midlayer = DecoderLayer(config)
         self.norm = Norm(d, config.rms_norm_eps)
         self.lm_head = nn.Linear(d, config.draft_vocab_size, bias=False)
@@ -136,11 +138,18 @@ class Drafter(nn.Module):
         out: Tensor = self.fc(taps)
         return out
 
+    def normed(self, embeds: Tensor) -> Tensor:
+        """EDSD: what EDFuse takes of the token embeddings [..., d]."""
+        out: Tensor = self.embnorm(embeds) if self.config.fuse_norm else embeds
+        return out
+
     def mix(self, embeds: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Before attention: (residual [..., d], input of q, k, v [..., d or 2d])."""
         layer = self.midlayer
         if self.config.algorithm == "EDSD":
-            fused = self.edfuse(features, self.embnorm(embeds))
+            fused = self.edfuse(features, self.normed(embeds))
+            if self.config.fuse_residual:
+                fused = fused + features
             return fused, layer.hidden_norm(fused)
         both = [layer.input_layernorm(embeds), layer.hidden_norm(features)]
         return features, torch.cat(both, dim=-1)

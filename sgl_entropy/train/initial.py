@@ -79,7 +79,7 @@ def initialise(
     if drafter.config.algorithm != "EDSD":
         return
     f = F.linear(x, drafter.fc.weight)
-    e = drafter.embnorm(F.embedding(torch.cat(tokens), side.embedding).float())
+    e = drafter.normed(F.embedding(torch.cat(tokens), side.embedding).float())
     ones = torch.ones(len(f), 1)
     fuse = drafter.edfuse
     # Random parts with unit variance on the data, so that products carry both sides.
@@ -90,7 +90,8 @@ def initialise(
         matrix.mul_(d**0.5 / data.pow(2).sum(-1).mean().sqrt())
         matrix.add_(bias * ridge(data, ones))
     product = F.silu(fuse.gate_proj(f)) * fuse.up_proj(e)
-    fuse.down_proj.weight.copy_(ridge(product, y, strength=1e-2))
+    missing = y - f if drafter.config.fuse_residual else y
+    fuse.down_proj.weight.copy_(ridge(product, missing, strength=1e-2))
 
 
 @torch.no_grad()

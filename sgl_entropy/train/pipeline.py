@@ -389,11 +389,13 @@ def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConf
         vocab_size=model["vocab_size"],
         draft_vocab_size=settings.drafter.draft_vocab_size,
         target_hidden_size=model["hidden_size"],
-        target_layer_ids=settings.drafter.layers if edsd else default_eagle3_layer_ids(layers),
+        target_layer_ids=settings.drafter.layers if edsd else settings.drafter.eagle3_taps(layers),
         rms_norm_eps=model["rms_norm_eps"],
         rope_theta=model.get("rope_theta") or 10000.0,
         max_position_embeddings=model["max_position_embeddings"],
         fuse_size=(settings.drafter.fuse_size or model["intermediate_size"]) if edsd else None,
+        fuse_residual=edsd and settings.drafter.fuse_residual,
+        fuse_norm=settings.drafter.fuse_norm or not edsd,
     )
 
 

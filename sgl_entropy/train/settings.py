@@ -82,16 +82,21 @@ class DrafterSettings:
     """The drafters' shape.
 
     Attributes:
-        edsd_layers: the two layers (from 0) that EDSD taps; EAGLE-3 taps SGLang's default three.
+        edsd_layers: the layers (from 0) that EDSD taps: two, or another number for comparison.
+        eagle3_layers: those that EAGLE-3 taps; empty = SGLang's default three.
         select_report: a report of `sgl-entropy select`: its two layers instead of these.
         fuse_size: m of EDFuse; 0 = the target's FFN size.
+        fuse_residual, fuse_norm: options of EDSD, see ``DrafterConfig``.
         draft_vocab_size: tokens a drafter can propose.
         prompt_weight: a token of a prompt counts this much when the draft vocabulary is chosen.
     """
 
     edsd_layers: tuple[int, ...] = (14, 27)
+    eagle3_layers: tuple[int, ...] = ()
     select_report: str = ""
     fuse_size: int = 0
+    fuse_residual: bool = False
+    fuse_norm: bool = True
     draft_vocab_size: int = 8192
     prompt_weight: float = 0.3
 
@@ -102,9 +107,13 @@ class DrafterSettings:
             return read_choice(Path(self.select_report).expanduser())
         return self.edsd_layers
 
+    def eagle3_taps(self, num_target_layers: int) -> tuple[int, ...]:
+        """The layers that EAGLE-3 taps."""
+        return self.eagle3_layers or default_eagle3_layer_ids(num_target_layers)
+
     def tap_layers(self, num_target_layers: int) -> tuple[int, ...]:
         """The layers whose outputs both drafters need."""
-        return tuple(sorted({*self.layers, *default_eagle3_layer_ids(num_target_layers)}))
+        return tuple(sorted({*self.layers, *self.eagle3_taps(num_target_layers)}))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sgl_entropy.drafter.config import (
+    EDSD_VARIANT,
     DrafterConfig,
     DrafterError,
     default_eagle3_layer_ids,
@@ -84,6 +85,27 @@ def test_written_configs_are_read_back(config: DrafterConfig) -> None:
     )
     assert again == config
     assert hash(again) == hash(config)
+
+
+@pytest.mark.parametrize(("residual", "norm"), [(True, True), (False, False), (True, False)])
+def test_a_variant_has_an_architecture_of_its_own(residual: bool, norm: bool) -> None:
+    """Whoever does not know the options must not read it as the published form."""
+    config = edsd_config(fuse_residual=residual, fuse_norm=norm)
+    raw = config.to_dict() | {"edfuse_intermediate_size": config.fuse_size}
+    assert raw["architectures"] == [EDSD_VARIANT]
+    assert DrafterConfig.from_dict(raw) == config
+    assert ("embnorm.weight" in config.tensor_shapes()) is norm
+    with pytest.raises(DrafterError, match="belong to the architecture EdsdVariantDraftModel"):
+        DrafterConfig.from_dict(raw | {"architectures": ["EdsdDraftModel"]})
+    with pytest.raises(DrafterError, match="needs edfuse_residual and edfuse_norm"):
+        DrafterConfig.from_dict({k: v for k, v in raw.items() if k != "edfuse_norm"})
+    with pytest.raises(DrafterError, match="edfuse_residual must be true or false, found 'yes'"):
+        DrafterConfig.from_dict(raw | {"edfuse_residual": "yes"})
+
+
+def test_eagle3_has_no_edfuse_options() -> None:
+    with pytest.raises(DrafterError, match="options of EDSD alone"):
+        eagle3_config(fuse_residual=True)
 
 
 def test_layer_numbers_of_the_three_conventions() -> None:

@@ -14,7 +14,7 @@ from sgl_entropy.drafter.model import DraftCache, Drafter, build_drafter, draft_
 from sgl_entropy.drafter.unroll import Unroll
 from sgl_entropy.train.export import export_drafter
 
-ARMS = {"edsd": ("EDSD", (1, 2)), "eagle3": ("EAGLE3", (0, 1, 2))}
+ARMS = {"edsd": ("EDSD", (1, 2)), "eagle3": ("EAGLE3", (0, 1, 2)), "variant": ("EDSD", (0, 3))}
 
 
 def make(arm: str, draft_vocab: int = 40) -> Drafter:
@@ -35,6 +35,8 @@ def make(arm: str, draft_vocab: int = 40) -> Drafter:
         rope_theta=10000.0,
         max_position_embeddings=64,
         fuse_size=20 if algorithm == "EDSD" else None,
+        fuse_residual=arm == "variant",
+        fuse_norm=arm != "variant",
     )
     drafter = build_drafter(config)
     chosen = torch.randperm(64)[:draft_vocab].sort().values
@@ -55,9 +57,10 @@ def test_state_dict_is_the_published_one(arm: str) -> None:
     assert shapes == drafter.config.tensor_shapes()
 
 
-def test_edsd_formula() -> None:
+@pytest.mark.parametrize("arm", ["edsd", "variant"])
+def test_edsd_formula(arm: str) -> None:
     """SPEC 1, written out for one row: attention over one row is its value."""
-    d = make("edsd")
+    d = make(arm)
     w = d.state_dict()
     e, f = torch.randn(1, 1, 16), torch.randn(1, 1, 16)
 
@@ -65,8 +68,10 @@ def test_edsd_formula() -> None:
         return w[name] * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
 
     gate = F.silu(f @ w["edfuse.gate_proj.weight"].T)
-    up = norm(e, "embnorm.weight") @ w["edfuse.up_proj.weight"].T
-    z = (gate * up) @ w["edfuse.down_proj.weight"].T
+    normed = norm(e, "embnorm.weight") if arm == "edsd" else e
+    z = (gate * (normed @ w["edfuse.up_proj.weight"].T)) @ w["edfuse.down_proj.weight"].T
+    if arm == "variant":
+        z = z + f
     v = norm(z, "midlayer.hidden_norm.weight") @ w["midlayer.self_attn.v_proj.weight"].T
     heads = v.view(1, 1, 2, 6).repeat_interleave(2, dim=2).reshape(1, 1, 24)
     y = z + heads @ w["midlayer.self_attn.o_proj.weight"].T

@@ -38,12 +38,14 @@ class Fleet:
         self.target = pair.write_target(folder / "target")
         edsd = pair.write_edsd(folder / "edsd", self.target)
         eagle3 = pair.write_eagle3(folder / "eagle3", self.target)
+        variant = pair.write_edsd_variant(folder / "variant", self.target)
         chain, tree = Arm("edsd_chain", "EDSD", edsd), Arm("edsd_tree", "EDSD", edsd, 4, 3, 12)
         self.arms: dict[str, tuple[Arm, tuple[str, ...], int]] = {
             "none": (Arm("none"), PLAIN, 8192),
             "edsd_chain": (chain, (), 8192),
             "edsd_tree": (tree, (), 8192),
             "eagle3": (Arm("eagle3", "EAGLE3", eagle3), (), 8192),
+            "variant": (Arm("variant", "EDSD", variant), (), 8192),
             "small_chain": (chain, SMALL, SMALL_POOL),
             "small_tree": (tree, SMALL, SMALL_POOL),
             "two_ranks": (chain, ("--dp-size", "2"), 4096),

@@ -120,6 +120,22 @@ def write_edsd(folder: Path, target: Path) -> Path:
     return tiny.write_drafter(folder, config, tensors=tensors)
 
 
+def write_edsd_variant(folder: Path, target: Path) -> Path:
+    """The same with both options: f added to the product, and no norm on the embedding."""
+    config = _config(
+        "EDSD",
+        fuse_size=HIDDEN,
+        target_layer_ids=(0, 3),
+        fuse_residual=True,
+        fuse_norm=False,
+    )
+    tensors = load_file(write_edsd(folder, target) / "model.safetensors")
+    del tensors["embnorm.weight"]
+    # Half of what the product drafts from comes past it now.
+    tensors["fc.weight"] *= 0.5
+    return tiny.write_drafter(folder, config, tensors=tensors)
+
+
 def write_eagle3(folder: Path, target: Path) -> Path:
     config = _config("EAGLE3", target_layer_ids=(0, 2, 4))
     tensors = _shared(config, target)

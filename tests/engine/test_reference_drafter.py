@@ -6,6 +6,8 @@ drafts a server must have made after every token, and so how many each cycle acc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -52,12 +54,11 @@ def expected_acceptances(fleet: Fleet, drafter_name: str, ids: list[int], prompt
     return out
 
 
-@pytest.mark.parametrize(("server", "drafter"), [("edsd_chain", "edsd"), ("eagle3", "eagle3")])
-@pytest.mark.parametrize("text", ["Hello world", '{"a": 1}', "q" * 40, "0"])
-def test_cycles_and_acceptances_are_the_references(
-    fleet: Fleet, server: str, drafter: str, text: str
-) -> None:
-    client: EngineClient = fleet.client(server)
+TEXTS = ["Hello world", '{"a": 1}', "q" * 40, "0"]
+
+
+def compare(fleet: Fleet, client: EngineClient, drafter: str, text: str) -> int:
+    """Accepted drafts of one answer, after comparing them with the reference's."""
     prompt = pair.token_ids(text)
     reply = client.generate(prompt, 80, ignore_eos=True)
     meta = reply["meta_info"]
@@ -67,3 +68,23 @@ def test_cycles_and_acceptances_are_the_references(
     # The last cycle may run past the answer's end, where the counters stop.
     found = meta["spec_accepted_by_position"]
     assert sum(abs(a - b) for a, b in zip(found, by_position, strict=True)) <= 1
+    return sum(cycles)
+
+
+@pytest.mark.parametrize(("server", "drafter"), [("edsd_chain", "edsd"), ("eagle3", "eagle3")])
+@pytest.mark.parametrize("text", TEXTS)
+def test_cycles_and_acceptances_are_the_references(
+    fleet: Fleet, server: str, drafter: str, text: str
+) -> None:
+    compare(fleet, fleet.client(server), drafter, text)
+
+
+def test_a_variant_is_served_as_its_reference_computes(
+    fleet: Fleet, none: EngineClient, only_once: Callable[[str], EngineClient]
+) -> None:
+    client = only_once("variant")
+    accepted = [compare(fleet, client, "variant", text) for text in TEXTS]
+    assert sum(accepted) > 40, "too few to tell right from wrong"
+    prompt = pair.token_ids(TEXTS[0])
+    outputs = [c.generate(prompt, 80, ignore_eos=True)["output_ids"] for c in (none, client)]
+    assert outputs[0] == outputs[1]

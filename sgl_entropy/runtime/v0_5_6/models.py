@@ -90,7 +90,8 @@ class EdsdDraftModel(nn.Module):
         self.fc = nn.Linear(sizes.tap_width, d, bias=False)
         assert sizes.fuse_size is not None
         self.edfuse = EdFuse(d, sizes.fuse_size)
-        self.embnorm = RMSNorm(d, eps=sizes.rms_norm_eps)
+        if sizes.fuse_norm:
+            self.embnorm = RMSNorm(d, eps=sizes.rms_norm_eps)
         self.midlayer = EdsdDecoderLayer(config)
         self.norm = RMSNorm(d, eps=sizes.rms_norm_eps)
         self.lm_head = ParallelLMHead(sizes.draft_vocab_size, d)
@@ -108,14 +109,17 @@ class EdsdDraftModel(nn.Module):
         forward_batch: Any,
         input_embeds: torch.Tensor | None = None,
     ) -> LogitsProcessorOutput:
+        sizes = self.drafter_config
         features = forward_batch.spec_info.hidden_states
-        if features.shape[-1] == self.drafter_config.tap_width:
+        if features.shape[-1] == sizes.tap_width:
             features = gemm.linear(self.fc, features)
         if features.shape[0] == 0:
             hidden, outputs = features, features
         else:
             embeds = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
-            fused = self.edfuse(features, self.embnorm(embeds))
+            fused = self.edfuse(features, self.embnorm(embeds) if sizes.fuse_norm else embeds)
+            if sizes.fuse_residual:
+                fused = fused + features
             mlp_out, residual = self.midlayer(positions, fused, forward_batch)
             hidden, outputs = self.norm(mlp_out, residual)
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch, [outputs])
