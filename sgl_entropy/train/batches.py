@@ -27,6 +27,24 @@ def split_validation(entries: Sequence[Entry], every: int) -> tuple[list[Entry],
     return kept, held
 
 
+def first_tokens(entries: Sequence[Entry], answer_tokens: int) -> list[Entry]:
+    """The first entries that hold at least so many answer tokens together; 0 = all.
+
+    Raises:
+        ValueError: there are fewer: a smaller budget must not pass for the one asked for.
+    """
+    if not answer_tokens:
+        return list(entries)
+    held = 0
+    for count, entry in enumerate(entries, 1):
+        held += entry.length - entry.prompt_length
+        if held >= answer_tokens:
+            return list(entries[:count])
+    raise ValueError(
+        f"fit.answer_tokens is {answer_tokens}, and the store holds {held} to learn from"
+    )
+
+
 def first_chain(prompt_length: int, prompt_from: int | None) -> int:
     """The row where a sequence's first chain starts.
 

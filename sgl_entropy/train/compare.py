@@ -34,11 +34,13 @@ _RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Arm:
-    """One recipe: its drafter's kind and its settings (seed not yet set)."""
+    """One recipe: its drafter's kind and its settings (seed not yet set); ``curve``: of which
+    learning curve it is a point."""
 
     name: str
     algorithm: Algorithm
     settings: TrainSettings
+    curve: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
 
     Keys: ``base`` (a settings file, relative to this one; optional), ``baseline`` (an arm's
     name; default: the first), ``seeds`` (default [0]) and ``arms``, a list of tables with
-    ``name``, ``algorithm`` and ``set`` (a list of SECTION.KEY=VALUE; optional).
+    ``name``, ``algorithm``, ``set`` (a list of SECTION.KEY=VALUE; optional) and ``curve`` (arms
+    of the same curve differ in ``fit.answer_tokens`` alone; optional).
 
     Args:
         overrides: SECTION.KEY=VALUE for every arm, before its own.
@@ -136,21 +139,42 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
         raise ValueError(f"{path}: the baseline {baseline!r} is none of the arms {names}")
     if len({pipeline.work_folder(arm.settings) for arm in arms}) > 1:
         raise ValueError(f"{path}: the arms must share one work folder: they share its store")
+    _check_curves(path, arms)
     return Comparison(arms, baseline, tuple(dict.fromkeys(seeds)))
+
+
+def _check_curves(path: Path, arms: Sequence[Arm]) -> None:
+    """
+    Raises:
+        ValueError: arms of one curve that differ in more than their tokens.
+    """
+    recipes: dict[str, tuple[Algorithm, TrainSettings]] = {}
+    for arm in arms:
+        if arm.curve:
+            alike = replace(arm.settings, fit=replace(arm.settings.fit, answer_tokens=0))
+            if recipes.setdefault(arm.curve, (arm.algorithm, alike)) != (arm.algorithm, alike):
+                raise ValueError(
+                    f"{path}: the arms of curve {arm.curve} differ in more than fit.answer_tokens"
+                )
 
 
 def _arm(path: Path, base: Path | None, row: Any, overrides: Sequence[str]) -> Arm:
     if not isinstance(row, dict) or not {"name", "algorithm"} <= set(row) <= {
-        *("name", "algorithm", "set")
+        *("name", "algorithm", "set", "curve")
     }:
-        raise ValueError(f"{path}: an arm has name, algorithm and perhaps set, found {row!r}")
+        raise ValueError(
+            f"{path}: an arm has name, algorithm and perhaps set and curve, found {row!r}"
+        )
     name, algorithm, own = row["name"], row["algorithm"], row.get("set", [])
+    curve = row.get("curve", "")
+    if not isinstance(curve, str):
+        raise ValueError(f"{path}: arm {name}: curve must be a name, found {curve!r}")
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"{path}: an arm's name is of letters, digits, - and _, found {name!r}")
     if algorithm not in get_args(Algorithm):
         raise ValueError(f"{path}: arm {name}: algorithm must be one of {get_args(Algorithm)}")
     try:
-        return Arm(name, algorithm, load_settings(base, [*overrides, *own]))
+        return Arm(name, algorithm, load_settings(base, [*overrides, *own]), curve)
     except ValueError as error:
         raise ValueError(f"{path}: arm {name}: {error}") from None
 
@@ -182,6 +206,7 @@ def fit_job(job: Job, report: Report = print) -> None:
     fit.run(lambda line: report(f"{job.name}: {line}"))
     done = {
         "recipe": job.recipe,
+        "answer_tokens": fit.answer_tokens(),
         "seconds": round(fit.seconds, 1),
         "epochs": fit.costs,
         "flops": fit.flops(),
@@ -240,7 +265,7 @@ class _Judge:
         if path.is_file():
             held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if held["evaluate"] == asked:
-                return held
+                return {**held, "curve": job.arm.curve}
         self._generate()
         drafter = load_drafter(job.folder / "drafter")
         columns = [self.layers.index(layer) for layer in drafter.config.target_layer_ids or ()]
@@ -254,6 +279,7 @@ class _Judge:
         del cost["recipe"]  # it may name folders of this machine
         out = {
             "arm": job.arm.name,
+            "curve": job.arm.curve,
             "seed": job.seed,
             "algorithm": job.arm.algorithm,
             "evaluate": asked,

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl_entropy.train.curve import curve_table, foresee
+
 _LEVEL = 0.95
 
 
@@ -29,7 +31,8 @@ def summarise(
         ``baseline``, ``groups`` and ``arms``: name -> ``tau``, ``interval``, ``tau_by_group``,
         ``tau_by_seed``, ``seconds``, ``flops``, ``layer_rows``, ``head_rows`` (means over seeds),
         and for every arm but the baseline ``ratio`` (of tau) with its ``ratio_interval``,
-        ``differs`` (the interval excludes 1) and ``seconds_ratio``, ``flops_ratio``.
+        ``differs`` (the interval excludes 1) and ``seconds_ratio``, ``flops_ratio``. ``curves``:
+        name -> ``curve.foresee`` of the arms that are its points.
 
     Raises:
         ValueError: arms that were judged on other prompts than the baseline.
@@ -93,7 +96,31 @@ def summarise(
             "seconds_ratio": round(arms[name]["seconds"] / max(plain["seconds"], 1e-9), 4),
             "flops_ratio": round(arms[name]["flops"] / max(plain["flops"], 1e-9), 4),
         }
-    return {"baseline": baseline, "groups": order, "arms": arms}
+    return {
+        "baseline": baseline,
+        "groups": order,
+        "arms": arms,
+        "curves": _curves(rows, arms, drawn),
+    }
+
+
+def _curves(
+    rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Any], drawn: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    tokens = {row["arm"]: row["fit"]["answer_tokens"] for row in rows if row.get("curve")}
+    members: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("curve") and row["arm"] not in members.setdefault(row["curve"], []):
+            members[row["curve"]].append(row["arm"])
+    out = {}
+    for curve, names in members.items():
+        names.sort(key=tokens.__getitem__)
+        out[curve] = foresee(
+            [tokens[name] for name in names],
+            [arms[name]["tau"] for name in names],
+            torch.stack([drawn[name] for name in names], dim=1),
+        )
+    return out
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -116,10 +143,13 @@ def table(summary: Mapping[str, Any]) -> str:
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
+    lines = [
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
-    )
+    ]
+    if summary["curves"]:
+        lines += ["", curve_table(summary["curves"])]
+    return "\n".join(lines)
 
 
 def _resampled(counts: Tensor, weight: Tensor, drawn_prompts: Sequence[Tensor]) -> Tensor:

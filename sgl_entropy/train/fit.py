@@ -22,7 +22,14 @@ from torch import Tensor
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
 from sgl_entropy.train.arithmetic import resolve_dtype
-from sgl_entropy.train.batches import Batch, chain_count, collate, plan_epoch, split_validation
+from sgl_entropy.train.batches import (
+    Batch,
+    chain_count,
+    collate,
+    first_tokens,
+    plan_epoch,
+    split_validation,
+)
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
 from sgl_entropy.train.initial import initialise, start_from, tap_scales
@@ -82,6 +89,7 @@ class Fit:
         self.config, self.settings, self.store, self.folder = config, settings, store, folder
         self.working = getattr(torch, settings.dtype)
         self.train, self.validation = split_validation(store.entries, settings.validation_every)
+        self.train = first_tokens(self.train, settings.answer_tokens)
         self.prompt_from = shared_prefix(store) - 1 if settings.prompt_rows else None
         self.drafter = build_drafter(config)
         self.drafter.t2d[vocabulary] = True
@@ -191,6 +199,10 @@ class Fit:
             if number:  # the first one makes kernels
                 best = min(best, (time.perf_counter() - before) / figures[0].rows)
         return best
+
+    def answer_tokens(self) -> int:
+        """Answer tokens that are learned from in an epoch."""
+        return sum(entry.length - entry.prompt_length for entry in self.train)
 
     def flops(self) -> float:
         """Floating-point operations of the rows trained so far: 6 a weight and row, forward and

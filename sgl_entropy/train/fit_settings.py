@@ -22,6 +22,8 @@ class FitSettings:
         mask_gamma: EDTrain's Mask-p: epoch t (from 0) of T leaves out the (T - t - 1) *
             ``mask_gamma`` percent of each sample's rows where the target is least certain; the
             paper takes 3. 0 = off.
+        answer_tokens: learn from about so many answer tokens, the store's first; 0 = from all. What
+            is held out stays the same.
         rows: chains a step (one starts at every row that is learned from).
         prompt_rows: also learn from prompts, from where they begin to differ: text that the
             target did not write, but whose next tokens it has judged all the same. Several times
@@ -49,6 +51,7 @@ class FitSettings:
     max_steps: int = 0
     step_rounding: str = "floor"
     mask_gamma: float = 0.0
+    answer_tokens: int = 0
     rows: int = 510
     prompt_rows: bool = False
     learning_rate: float = 1e-3
@@ -73,8 +76,9 @@ class FitSettings:
                 wrong.append(f"fit.{name} must be at least 1, found {getattr(self, name)!r}")
         if not self.steps or any(step < 1 for step in self.steps):
             wrong.append(f"fit.steps must list numbers from 1, found {list(self.steps)!r}")
-        if self.max_steps < 0:
-            wrong.append(f"fit.max_steps must be at least 0, found {self.max_steps!r}")
+        for name in ("max_steps", "answer_tokens"):
+            if getattr(self, name) < 0:
+                wrong.append(f"fit.{name} must be at least 0, found {getattr(self, name)!r}")
         if self.step_rounding not in ROUNDINGS:
             wrong.append(
                 f"fit.step_rounding must be one of {ROUNDINGS}, found {self.step_rounding!r}"

@@ -83,6 +83,8 @@ ARMS = [{"name": "a", "algorithm": "EDSD"}, {"name": "b", "algorithm": "EAGLE3"}
         ({"arms": [{"name": "a", "algorithm": "EAGLE"}]}, "arm a: algorithm must be one of"),
         ({"arms": [{**ARMS[0], "set": ["fit.epoch=3"]}]}, r"arm a: .*unknown key fit\.epoch"),
         ({"arms": [ARMS[0], {**ARMS[1], "set": ["work=/x"]}]}, "must share one work folder"),
+        ({"arms": [{**ARMS[0], "curve": 1}]}, "arm a: curve must be a name"),
+        ({"arms": [{**one, "curve": "x"} for one in ARMS]}, "differ in more than fit.answer_tok"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
@@ -133,7 +135,7 @@ def test_a_comparison_from_end_to_end(
     config = tmp_path / "compare.json"
     arms = [
         {"name": "layers", "algorithm": "EDSD", "set": ["drafter.edsd_layers=[3, 5]"]},
-        {"name": "eagle3", "algorithm": "EAGLE3", "set": ["fit.mask_gamma=30"]},
+        {"name": "eagle3", "algorithm": "EAGLE3", "set": ["fit.mask_gamma=30"], "curve": "c"},
     ]
     given = {"base": "base.json", "baseline": "eagle3", "arms": arms}
     config.write_text(json.dumps(given))
@@ -156,6 +158,9 @@ def test_a_comparison_from_end_to_end(
     assert masked["head_rows"] < plain["head_rows"]
     assert masked["layer_rows"] == plain["layer_rows"]
     assert found["provenance"]["commit"]
+    assert found["curves"]["c"]["points"] == [
+        [found["runs"][1]["fit"]["answer_tokens"], found["arms"]["eagle3"]["tau"]]
+    ]
     assert "against eagle3" in capsys.readouterr().out
 
     # Nothing is fitted, generated or judged a second time.
