@@ -178,10 +178,17 @@ class PlainTarget:
                     "down": weights[f"{at}mlp.down_proj.weight"],
                 }
             )
-        self._tables = rotary_tables(self.head_dim, self.rope_theta, self.max_positions)
+        self._tables = rotary_tables(
+            self.head_dim, self.rope_theta, self.max_positions, self.device
+        )
 
     @classmethod
-    def from_folder(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> PlainTarget:
+    def from_folder(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> PlainTarget:
         """Read a Hugging Face llama folder with safetensors.
 
         Raises:
@@ -196,8 +203,12 @@ class PlainTarget:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights: dict[str, Tensor] = {}
         for file in files:
-            weights |= {name: value.to(dtype) for name, value in load_file(file).items()}
+            weights |= {name: value.to(device, dtype) for name, value in load_file(file).items()}
         return cls(config, weights)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -212,7 +223,10 @@ class PlainTarget:
     def new_cache(self, slots: int, length: int = TargetCache.STEP) -> TargetCache:
         """A zeroed cache for ``slots`` sequences; it grows past ``length`` rows as needed."""
         shape = (slots, self.num_kv_heads, length, self.head_dim)
-        new = [torch.zeros(shape, dtype=self.dtype) for _ in range(2 * self.num_layers)]
+        new = [
+            torch.zeros(shape, dtype=self.dtype, device=self.device)
+            for _ in range(2 * self.num_layers)
+        ]
         return TargetCache(new[: self.num_layers], new[self.num_layers :])
 
     @torch.inference_mode()
@@ -236,11 +250,15 @@ class PlainTarget:
             tap_layers: ids of the layers (from 0) whose outputs are returned.
         """
         n = ids.shape[1]
-        positions = starts[:, None] + torch.arange(n)
+        positions = starts[:, None] + torch.arange(n, device=self.device)
         cos, sin = (table[positions] for table in self._tables)
         fresh = not bool(starts.any())
         cache.resize(int(positions.max()) + 1)
-        mask = None if fresh else torch.arange(cache.length) <= positions[..., None]
+        mask = (
+            None
+            if fresh
+            else torch.arange(cache.length, device=self.device) <= positions[..., None]
+        )
         taps: dict[int, Tensor] = {}
         x = F.embedding(ids, self.embedding)
         for i, layer in enumerate(self.layers):
@@ -275,7 +293,7 @@ class PlainTarget:
             heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2
         )
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
-        rows = torch.arange(batch) if slots is None else slots
+        rows = torch.arange(batch, device=self.device) if slots is None else slots
         # Mixed integer and slice indices: the written block is [batch, n, kv_heads, head_dim].
         cache.keys[index][rows[:, None], :, positions] = key
         cache.values[index][rows[:, None], :, positions] = value

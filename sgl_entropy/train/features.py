@@ -33,6 +33,7 @@ class FeaturePlan:
     answers: tuple[Answered, ...]
     tap_layers: tuple[int, ...]
     dtype: str
+    device: str = "cpu"
 
 
 def features_of(
@@ -47,14 +48,15 @@ def features_of(
     ids = torch.zeros((len(answers), int(lengths.max())), dtype=torch.long)
     for row, one in enumerate(answers):
         ids[row, : lengths[row]] = torch.tensor(one.tokens[:-1])
-    starts = torch.zeros(len(answers), dtype=torch.long)
+    starts = torch.zeros(len(answers), dtype=torch.long, device=target.device)
     cache = target.new_cache(len(answers))
-    out = target.forward(ids, starts, cache, tap_layers=tap_layers)
+    out = target.forward(ids.to(target.device), starts, cache, tap_layers=tap_layers)
     real = torch.arange(ids.shape[1]) < lengths[:, None]
     entropy, best = torch.zeros(real.shape), torch.zeros(real.shape, dtype=torch.long)
-    entropy[real], best[real] = judge(target, out.final[real])
-    features = torch.cat(out.taps, dim=-1).to(torch.bfloat16)
-    final = out.final.to(torch.bfloat16)
+    judged = judge(target, out.final[real.to(target.device)])
+    entropy[real], best[real] = (column.cpu() for column in judged)
+    features = torch.cat(out.taps, dim=-1).to("cpu", torch.bfloat16)
+    final = out.final.to("cpu", torch.bfloat16)
     return [
         Sample(
             one.prompt_id,
@@ -136,7 +138,7 @@ def run_feature_worker(plan: FeaturePlan) -> None:
     """
     torch.set_num_threads(1)
     stop = Stop()
-    target = PlainTarget.from_folder(plan.target, getattr(torch, plan.dtype))
+    target = PlainTarget.from_folder(plan.target, getattr(torch, plan.dtype), plan.device)
     finished: list[Sample] = []
     store, tokens, started = Path(plan.store), 0, time.monotonic()
 

@@ -60,6 +60,11 @@ class Group:
         return held[0]
 
 
+def device_of(number: int) -> str:
+    """Where worker ``number`` of this machine computes: the GPUs in turn, or the CPU."""
+    return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
 def join_group(environment: Mapping[str, str] = os.environ) -> Group:
     """The group that torchrun's variables describe; without them, this process alone.
 

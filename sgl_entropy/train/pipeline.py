@@ -35,7 +35,7 @@ from sgl_entropy.train.features import (
 )
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
-from sgl_entropy.train.group import Group, join_group, leave_group
+from sgl_entropy.train.group import Group, device_of, join_group, leave_group
 from sgl_entropy.train.plan import (
     GPUS,
     Trial,
@@ -182,12 +182,22 @@ def features(settings: TrainSettings, report: Report = print) -> None:
         return
     some = todo[:: -(-len(todo) // 8)]
     refuse_foreign(
-        features_of(PlainTarget.from_folder(target, getattr(torch, dtype)), some, layers),
+        features_of(
+            PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0)), some, layers
+        ),
         str(target),
     )
     workers = min(settings.generate.workers, len(todo))
     plans = [
-        FeaturePlan(number, str(target), str(folder), tuple(todo[number::workers]), layers, dtype)
+        FeaturePlan(
+            number,
+            str(target),
+            str(folder),
+            tuple(todo[number::workers]),
+            layers,
+            dtype,
+            device_of(number),
+        )
         for number in range(workers)
     ]
     wanted = stored + sum(one.answer_length for one in todo)
@@ -270,7 +280,8 @@ def _online_store(settings: TrainSettings) -> OnlineStore:
     path = answers_file(settings)
     answers = read_answers(path)
     folder = target_folder(settings)
-    target = PlainTarget.from_folder(folder, getattr(torch, resolve_dtype(settings.generate.dtype)))
+    dtype = getattr(torch, resolve_dtype(settings.generate.dtype))
+    target = PlainTarget.from_folder(folder, dtype, device_of(0))
     store = OnlineStore(target, answers, settings.drafter.tap_layers(target.num_layers), path)
     if not store.entries:
         raise ValueError(f"fit.online needs answers in {path}: `train prepare --server URL`")

@@ -163,6 +163,20 @@ def test_features_of_given_answers_are_those_of_generation(
     assert agreement(samples) == 1.0
 
 
+@pytest.mark.gpu
+def test_features_of_a_gpu_are_those_of_the_cpu(tiny_store: Store, tiny_folder: Path) -> None:
+    """On a machine with CUDA: pytest -m gpu tests/train/test_answers.py"""
+    answers = from_store(tiny_store)
+    here, there = (
+        features_of(PlainTarget.from_folder(tiny_folder, device=d), answers, tiny_store.tap_layers)
+        for d in ("cpu", "cuda")
+    )
+    for one, two in zip(here, there, strict=True):
+        assert torch.equal(one.best, two.best)
+        torch.testing.assert_close(one.features, two.features, rtol=2**-6, atol=1e-2)
+        torch.testing.assert_close(one.entropy, two.entropy, rtol=1e-3, atol=1e-3)
+
+
 def test_answers_of_one_token_are_left_out(tiny_target: PlainTarget) -> None:
     assert features_of(tiny_target, [Answered(0, 2, (5, 6, 7))], (1,)) == []
 
