@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from sgl_entropy.cli import drafter_eval
+from sgl_entropy.cli import drafter_eval, drafter_robustness
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.drafter.check import check_drafter
 from sgl_entropy.drafter.convert import convert
@@ -18,6 +18,7 @@ EPILOG = """examples:
   sgl-entropy drafter check DRAFTER --target TARGET
   sgl-entropy drafter eval DRAFTER --target TARGET --texts mt_bench.jsonl gsm8k.jsonl
   sgl-entropy drafter eval DRAFTER --target TARGET --texts prompts.txt --server http://HOST:PORT
+  sgl-entropy drafter robustness edsd=DIR eagle3=DIR --target TARGET --texts DIR --systems FILE
   sgl-entropy drafter convert EAGLE3_FROM_VLLM DRAFTER --to published"""
 
 
@@ -41,6 +42,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     evaluate = actions.add_parser("eval", help="tau and acceptance, offline or from a server")
     drafter_eval.configure(evaluate)
     evaluate.set_defaults(action_function=drafter_eval.run)
+
+    robust = actions.add_parser(
+        "robustness", help="how much acceptance foreign system prompts cost each drafter"
+    )
+    drafter_robustness.configure(robust)
+    robust.set_defaults(action_function=drafter_robustness.run)
 
     rename = actions.add_parser("convert", help="rename between known layouts")
     rename.add_argument("source", help="the drafter's folder")

@@ -24,13 +24,17 @@ Counted = tuple[str, ChainFigures]
 
 
 def chat_prompts(
-    target: Path, groups: Mapping[str, Sequence[str]], max_prompt_tokens: int
+    target: Path,
+    groups: Mapping[str, Sequence[str]],
+    max_prompt_tokens: int,
+    system: str | None = None,
 ) -> dict[str, list[list[int]]]:
     """Token ids of each prompt as one user message in the target's own chat template.
 
     Args:
         groups: name -> prompts as text.
         max_prompt_tokens: longer prompts are left out: cut ones would be other prompts.
+        system: a system message before each; None = what the template says by itself.
 
     Raises:
         ValueError: the tokenizer has no chat template, or a group keeps no prompt.
@@ -40,12 +44,13 @@ def chat_prompts(
     tokenizer = AutoTokenizer.from_pretrained(target)
     if not tokenizer.chat_template:
         raise ValueError(f"{target}: its tokenizer has no chat template to put prompts into")
+    before = [] if system is None else [{"role": "system", "content": system}]
     out: dict[str, list[list[int]]] = {}
     for name, texts in groups.items():
         ids = [
             list(
                 tokenizer.apply_chat_template(
-                    [{"role": "user", "content": text}], add_generation_prompt=True
+                    [*before, {"role": "user", "content": text}], add_generation_prompt=True
                 )
             )
             for text in texts

@@ -1,0 +1,101 @@
+"""``sgl-entropy drafter robustness``: what foreign system prompts cost each drafter."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.texts import read_texts, text_files
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``drafter robustness``."""
+    parser.add_argument(
+        "drafters", nargs="+", metavar="NAME=DIR", help="drafters of one target, compared"
+    )
+    parser.add_argument("--target", type=Path, required=True, help="the target's folder")
+    parser.add_argument(
+        "--texts", type=Path, nargs="+", required=True, metavar="FILE", help="as in `drafter eval`"
+    )
+    parser.add_argument(
+        "--systems",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="foreign system prompts: plain text, one a line, or JSON Lines with `text`",
+    )
+    parser.add_argument("--depth", type=int, default=4, help="of the chain (default: 4)")
+    parser.add_argument(
+        "--max-prompts", type=int, default=20, metavar="N", help="of each file (default: 20)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=96, metavar="N", help="of an answer (default: 96)"
+    )
+    parser.add_argument(
+        "--max-prompt-tokens", type=int, default=1536, metavar="N", help="leave out longer prompts"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        metavar="FILE",
+        help="counts as they come, to go on from after an interrupt (default: in the cache)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    for name in ("depth", "max_prompts", "max_new_tokens", "max_prompt_tokens", "threads"):
+        if getattr(args, name) < 1:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least 1, found {getattr(args, name)}")
+    check_json(args.json)
+    drafters: dict[str, Path] = {}
+    for word in args.drafters:
+        name, equals, folder = word.partition("=")
+        if not equals or not name or name in drafters:
+            raise ValueError(f"expected NAME=DIR, each name once, found {word!r}")
+        if not (Path(folder) / "model.safetensors").is_file():
+            raise ValueError(f"{name}: no drafter in {folder} (it has no model.safetensors)")
+        drafters[name] = Path(folder)
+    systems = [text.prompt for text in read_texts(args.systems)]
+    groups = {
+        file.stem: [text.prompt for text in read_texts(file, args.max_prompts)]
+        for file in text_files(args.texts)
+    }
+
+    import torch
+    from sgl_entropy_bench.provenance import provenance
+
+    from sgl_entropy.drafter import robustness
+    from sgl_entropy.target import cache_dir
+
+    torch.set_num_threads(args.threads)
+    records = args.records or cache_dir() / "robustness.jsonl"
+    records.parent.mkdir(parents=True, exist_ok=True)
+    question = robustness.Question(
+        args.target,
+        drafters,
+        groups,
+        systems,
+        args.depth,
+        args.max_new_tokens,
+        args.max_prompt_tokens,
+    )
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    figures = robustness.measure(question, records, report)
+    figures |= {
+        "systems": len(systems),
+        "depth": args.depth,
+        "max_new_tokens": args.max_new_tokens,
+        "provenance": provenance(args.threads, {"target": args.target, **drafters}),
+    }
+    if not write_json(figures, args.json):
+        print(robustness.table(figures))
+    return 0
