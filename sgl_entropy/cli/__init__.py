@@ -24,7 +24,7 @@ VERBS = {
     "target": "fetch and convert the small real target used by the demo and the tests",
     "demo": "serve the small target with and without drafters and print the comparison",
     "doctor": "check versions, patches, SGLang's functions, device, flags, drafter",
-    "figures": "measure the committed figures: lossless, sampled, speed, leaks, startup",
+    "figures": "measure the committed figures: lossless, sampled, speed, matmuls, leaks, startup",
 }
 
 EPILOG = """examples:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from sgl_entropy_bench.arms import Engine
 from sgl_entropy_bench.figures.plan import Plan, write_results
@@ -18,6 +20,7 @@ FIGURES = {
     "sampled": "50,000 draws of three tokens against the exact law (in a checkout)",
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
     "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
+    "matmuls": "what verifying costs at least: the target's matmuls by rows, and the core's peak",
     "startup": "start-up time and memory with and without a drafter",
 }
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +77,11 @@ def run(args: argparse.Namespace) -> int:
         results=args.out,
         quick=args.quick,
     )
-    data, page = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}").measure(plan)
+    if args.name == "matmuls":
+        data, page = matmuls(target, threads)
+    else:
+        figure = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}")
+        data, page = figure.measure(plan)
     path = write_results(plan, args.name, data, page)
     print(f"{page}\n\nwritten: {path} and {path.with_suffix('.json').name}")
     if args.name == "leaks":
@@ -82,6 +89,18 @@ def run(args: argparse.Namespace) -> int:
     if args.name == "lossless":
         return 1 if any(row["differences"] for row in data["runs"].values()) else 0
     return 0
+
+
+def matmuls(target: Path, threads: int) -> tuple[dict[str, Any], str]:
+    """The figure that runs the CPU engine's own kernels, without a server."""
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # read when the engine is imported
+    import torch
+
+    from sgl_entropy.runtime.v0_5_6.cpu import rates
+
+    torch.set_num_threads(threads)
+    data = rates.measure(target)
+    return data, rates.page(data)
 
 
 def run_sampled(out: Path, quick: bool) -> int:
