@@ -14,7 +14,7 @@ from sgl_entropy.drafter.model import DraftCache, Drafter, build_drafter, draft_
 from sgl_entropy.drafter.unroll import Unroll
 from sgl_entropy.train.export import export_drafter
 
-ARMS = {"edsd": ("EDSD", (1, 2)), "eagle3": ("EAGLE3", (0, 1, 2)), "variant": ("EDSD", (0, 3))}
+ARMS = {"edsd": ("EDSD", (1, 2)), "eagle3": ("EAGLE3", (0, 1, 2)), "variant": ("EDSD", (0, 2))}
 
 
 def make(arm: str, draft_vocab: int = 40) -> Drafter:
