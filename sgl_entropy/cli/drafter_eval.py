@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy.cli.output import write_json
+from sgl_entropy.cli.output import check_json, write_json
 from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
 
@@ -28,19 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "or plain lines; a folder stands for its files",
     )
     parser.add_argument("--server", metavar="URL", help="ask this server instead, which drafts")
-    parser.add_argument("--depth", type=int, default=4, help="of the chain, offline (default: 4)")
-    parser.add_argument(
-        "--max-prompts", type=int, default=20, metavar="N", help="of each file (default: 20)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=96, metavar="N", help="of an answer (default: 96)"
-    )
-    parser.add_argument(
-        "--max-prompt-tokens", type=int, default=2048, metavar="N", help="leave out longer prompts"
-    )
+    add_sizes(parser, max_prompt_tokens=2048)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
     parser.add_argument(
         "--plot",
         type=Path,
@@ -49,12 +38,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Evaluate, print a table, write what was asked for."""
+def add_sizes(parser: argparse.ArgumentParser, max_prompt_tokens: int) -> None:
+    """Options of every measurement on texts; ``check_sizes`` checks them."""
+    parser.add_argument("--depth", type=int, default=4, help="of the chain, offline (default: 4)")
+    parser.add_argument(
+        "--max-prompts", type=int, default=20, metavar="N", help="of each file (default: 20)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=96, metavar="N", help="of an answer (default: 96)"
+    )
+    parser.add_argument(
+        "--max-prompt-tokens",
+        type=int,
+        default=max_prompt_tokens,
+        metavar="N",
+        help=f"leave out longer prompts (default: {max_prompt_tokens})",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
+
+
+def check_sizes(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: a number below 1, or a report that could not be written.
+    """
+    check_json(args.json)
     for name in ("depth", "max_prompts", "max_new_tokens", "max_prompt_tokens", "threads"):
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} must be at least 1, found {getattr(args, name)}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print a table, write what was asked for."""
+    check_sizes(args)
     if args.plot is not None:
         require_plots(args.plot)
         if args.server:

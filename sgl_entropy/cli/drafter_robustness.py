@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
+from sgl_entropy.cli.output import write_json
 from sgl_entropy.texts import read_texts, text_files
 
 
@@ -26,18 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="foreign system prompts: plain text, one a line, or JSON Lines with `text`",
     )
-    parser.add_argument("--depth", type=int, default=4, help="of the chain (default: 4)")
-    parser.add_argument(
-        "--max-prompts", type=int, default=20, metavar="N", help="of each file (default: 20)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=96, metavar="N", help="of an answer (default: 96)"
-    )
-    parser.add_argument(
-        "--max-prompt-tokens", type=int, default=1536, metavar="N", help="leave out longer prompts"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
+    add_sizes(parser, max_prompt_tokens=1536)
     parser.add_argument(
         "--records",
         type=Path,
@@ -48,11 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    for name in ("depth", "max_prompts", "max_new_tokens", "max_prompt_tokens", "threads"):
-        if getattr(args, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1, found {getattr(args, name)}")
-    check_json(args.json)
+    check_sizes(args)
     drafters: dict[str, Path] = {}
     for word in args.drafters:
         name, equals, folder = word.partition("=")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,23 +121,19 @@ def _prompts_that_always_fit(question: Question) -> dict[str, list[str]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(question.target)
-    longest = max((None, *question.systems), key=lambda s: len(tokenizer(s or "").input_ids))
+    longest = max(question.systems, key=lambda system: len(tokenizer(system).input_ids))
+    # The target's own may be the longest of all.
+    either = [
+        chat_prompts(question.target, question.groups, sys.maxsize, system)
+        for system in (None, longest)
+    ]
+    most = question.max_prompt_tokens
     kept: dict[str, list[str]] = {}
     for name, texts in question.groups.items():
-        kept[name] = []
-        for text in texts:
-            try:
-                for system in {None, longest}:
-                    chat_prompts(
-                        question.target, {name: [text]}, question.max_prompt_tokens, system
-                    )
-            except ValueError:
-                continue
-            kept[name].append(text)
+        lengths = zip(*(map(len, prompts[name]) for prompts in either), strict=True)
+        kept[name] = [text for text, n in zip(texts, lengths, strict=True) if max(n) <= most]
         if not kept[name]:
-            raise ValueError(
-                f"{name}: every prompt is longer than {question.max_prompt_tokens} tokens"
-            )
+            raise ValueError(f"{name}: every prompt is longer than {most} tokens")
     return kept
 
 

@@ -231,14 +231,11 @@ class Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         batch = self._batch(entries, steps, masked, self.prompt_from)
-        counts = torch.zeros(steps, dtype=torch.long)
-        if batch is not None:
-            counts = count_rows(batch, self.drafter.t2d, steps).cpu()
-        shared = self.group.sum(counts).tolist()
+        shared = self._shared_counts(batch, steps)
         with self._autocast():
             loss, figures = self._losses(batch, steps, shared)
         figures = self._add_up(figures)
-        if any(shared):  # a batch may hold no row to learn from
+        if any(f.counted for f in figures):  # a batch may hold no row to learn from
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
@@ -250,6 +247,16 @@ class Fit:
             self.optimizer.step()
         self.step += 1
         return figures
+
+    def _shared_counts(self, batch: Batch | None, steps: int) -> list[int] | None:
+        """Counted rows of each step in all processes; None = alone, the batch's own will do."""
+        if self.group.size == 1:
+            return None
+        counts = torch.zeros(steps, dtype=torch.long)
+        if batch is not None:
+            counts = count_rows(batch, self.drafter.t2d, steps).cpu()
+        shared: list[int] = self.group.sum(counts).tolist()
+        return shared
 
     def _shared_losses(self) -> torch.nn.Module:
         losses = SharedLoss(self.drafter, self.side, self.settings.decay, self.group.size)
@@ -379,7 +386,7 @@ class Fit:
         path = folder / _CHECKPOINT
         if not path.is_file():
             return None
-        held: dict[str, Any] = torch.load(path, weights_only=True)
+        held: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         return held
 
     def _refuse_other(self, held: dict[str, Any]) -> None:

@@ -141,12 +141,12 @@ class SharedLoss(nn.Module):
         self.decay, self.processes = decay, processes
 
     def forward(
-        self, batch: Batch | None, steps: int, counts: Sequence[int]
+        self, batch: Batch | None, steps: int, counts: Sequence[int] | None
     ) -> tuple[Tensor, list[StepFigures]]:
         """
         Args:
             batch: None where this process has no sequence of the batch.
-            counts: counted rows of all processes together, a step each.
+            counts: counted rows of all processes together, a step each; None = the batch's own.
 
         Returns:
             ``processes`` times this share of the loss, and the share's figures. Among several

@@ -211,10 +211,7 @@ def _open_for_writing(
     given = settings.generate
     target = target_folder(settings)
     model = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    count = int(model["num_hidden_layers"])
-    layers = tuple(sorted({*settings.drafter.tap_layers(count), *given.extra_layers}))
-    if not 0 <= layers[0] <= layers[-1] < count:
-        raise ValueError(f"layers {list(layers)} are to be stored; the target has 0 to {count - 1}")
+    layers = _stored_layers(settings, int(model["num_hidden_layers"]))
     folder = work_folder(settings) / "store"
     dtype = resolve_dtype(given.dtype, made_with(folder))
     meta = {
@@ -228,6 +225,14 @@ def _open_for_writing(
     }
     write_meta(folder, meta)
     return folder, layers, dtype
+
+
+def _stored_layers(settings: TrainSettings, count: int) -> tuple[int, ...]:
+    """The layers that the store keeps of a target of ``count``."""
+    layers = tuple(sorted({*settings.drafter.tap_layers(count), *settings.generate.extra_layers}))
+    if not 0 <= layers[0] <= layers[-1] < count:
+        raise ValueError(f"layers {list(layers)} are to be stored; the target has 0 to {count - 1}")
+    return layers
 
 
 def _work(
@@ -334,9 +339,7 @@ def plan(
     store = Store(folder) if any(folder.glob("*.safetensors")) else None
     lengths = expected_lengths(prompts, given.answer_tokens, given.max_new_tokens, store)
     config = drafter_config(settings, algorithm)
-    layers = tuple(
-        sorted({*settings.drafter.tap_layers(int(model["num_hidden_layers"])), *given.extra_layers})
-    )
+    layers = _stored_layers(settings, int(model["num_hidden_layers"]))
     counts = count(lengths, model, len(layers), config, settings.fit)
     if gpu is not None:
         seconds = gpu_seconds(GPUS[gpu], counts, lengths, model, given.slots)
@@ -359,11 +362,21 @@ def plan(
     return as_report(algorithm, lengths, counts, seconds, memory)
 
 
+def _vocabulary_file(settings: TrainSettings) -> Path:
+    return work_folder(settings) / f"vocabulary-{settings.drafter.draft_vocab_size}.json"
+
+
+def _held_vocabulary(settings: TrainSettings) -> Tensor | None:
+    """The draft vocabulary that an earlier fit chose; None = none yet."""
+    path = _vocabulary_file(settings)
+    if not path.is_file():
+        return None
+    return torch.tensor(json.loads(path.read_text(encoding="utf-8")))
+
+
 def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tensor:
-    """The draft vocabulary of the store: int64 [draft vocab], kept in the work folder."""
-    path = work_folder(settings) / f"vocabulary-{settings.drafter.draft_vocab_size}.json"
-    if path.is_file():
-        return torch.tensor(json.loads(path.read_text(encoding="utf-8")))
+    """Choose the draft vocabulary of the store, int64 [draft vocab]; the work folder keeps it."""
+    path = _vocabulary_file(settings)
     prompts, _ = load_prompts(settings, print)
     answers = count_tokens(
         (store.tokens(entry)[entry.prompt_length :] for entry in store.entries), vocab_size
@@ -410,12 +423,21 @@ def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConf
     )
 
 
-def make_vocabulary(settings: TrainSettings, algorithm: Algorithm) -> Tensor:
-    """The draft vocabulary that ``make_fit`` takes: int64 [draft vocab]."""
+def make_vocabulary(
+    settings: TrainSettings, algorithm: Algorithm, store: Samples | None = None
+) -> Tensor:
+    """The draft vocabulary that ``make_fit`` takes: int64 [draft vocab].
+
+    Args:
+        store: opened already; None = it is opened, and checked, if the vocabulary needs it.
+    """
     if settings.fit.start:
         earlier = load_drafter(Path(settings.fit.start).expanduser())
         return earlier.target_ids(torch.arange(earlier.config.draft_vocab_size))
-    store = open_store(settings)
+    held = _held_vocabulary(settings)
+    if held is not None:
+        return held
+    store = open_store(settings) if store is None else store
     return vocabulary(settings, store, drafter_config(settings, algorithm).vocab_size)
 
 
@@ -439,7 +461,7 @@ def make_fit(
         config,
         settings.fit,
         store,
-        make_vocabulary(settings, algorithm),
+        make_vocabulary(settings, algorithm, store),
         target.embedding,
         target.head,
         work / algorithm.lower() if folder is None else folder,
