@@ -154,13 +154,31 @@ def test_tree_rows_see_the_prefix_and_their_ancestors(
     masks = [tree_mask(random_tree(rng, n)) for _ in prefixes]
     kv_lens = [prefix + n for prefix in prefixes]
     pool = make_pool(kv_lens, kv_heads=2, seed=n)
-    plan = make_plan(pool.req_to_token, pool.rows, kv_lens, [n] * len(prefixes), torch.stack(masks))
+    plan = make_plan(pool.req_to_token, pool.rows, kv_lens, [n] * len(prefixes), masks)
     visible = []
     for i, prefix in enumerate(prefixes):
         slots = pool.slots(i, prefix + n)
         for row in range(n):
             visible.append(slots[:prefix] + [slots[prefix + j] for j in masks[i][row].nonzero()])
     check(pool, plan, visible, ratio)
+
+
+@pytest.mark.parametrize("prefixes", [[6], [90, 100, 95], [250, 3, 40, 1, 260]], ids=str)
+@pytest.mark.parametrize("n", [5, 12, 40])
+def test_rows_of_a_pruned_tree_see_what_they_saw_in_the_whole(n: int, prefixes: list[int]) -> None:
+    rng = random.Random(n)
+    masks = [tree_mask(random_tree(rng, n)) for _ in prefixes]
+    live = [[0, *sorted(rng.sample(range(1, n), rng.randrange(n)))] for _ in prefixes]
+    kv_lens = [prefix + n for prefix in prefixes]
+    pool = make_pool(kv_lens, kv_heads=2, seed=n)
+    blocks = [mask[rows] for mask, rows in zip(masks, live, strict=True)]
+    plan = make_plan(pool.req_to_token, pool.rows, kv_lens, [len(rows) for rows in live], blocks)
+    visible = []
+    for i, prefix in enumerate(prefixes):
+        slots = pool.slots(i, prefix + n)
+        for row in live[i]:
+            visible.append(slots[:prefix] + [slots[prefix + j] for j in masks[i][row].nonzero()])
+    check(pool, plan, visible, 3)
 
 
 def test_tree_block_cuts_the_draft_part_out_of_the_full_mask() -> None:

@@ -13,7 +13,7 @@ def layer() -> torch.nn.Linear:
     return torch.nn.Linear(48, 80).requires_grad_(False)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 7, 8, 9, 15, 16, 17, 40, 95, 96, 97, 300])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 40, 95, 96, 97, 300])
 def test_equal_to_the_plain_product(rows: int) -> None:
     linear, x = layer(), torch.randn(rows, 48)
     assert gemm.serves(linear), "the packed path is not on: nothing is tested"

@@ -70,6 +70,12 @@ class Draft:
         self.parents, self.selected, self.tokens = organize_draft_results(*collected, tokens)
 
 
+@pytest.fixture(autouse=True)
+def every_node_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pruned drafts have their own tests (``test_cpu_pruning``)."""
+    monkeypatch.setenv("SGL_ENTROPY_CPU_CYCLE_ROWS", "inf")
+
+
 SHAPES = [(1, 1, 2), (1, 4, 5), (3, 1, 4), (3, 4, 12), (2, 3, 5), (6, 8, 60), (4, 2, 7), (3, 4, 31)]
 
 

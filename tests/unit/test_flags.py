@@ -117,6 +117,12 @@ def test_a_drafter_that_does_not_fit(tmp_path: Path, changes: Any, words: list[s
         assert word in str(caught.value)
 
 
+def test_a_cost_of_a_cycle_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGL_ENTROPY_CPU_CYCLE_ROWS", "lots")
+    with pytest.raises(DrafterError, match="SGL_ENTROPY_CPU_CYCLE_ROWS=lots"):
+        flags.prepare(arguments(tiny.write_edsd(tmp_path / "d")))
+
+
 @pytest.mark.parametrize("algorithm", ["EAGLE", "EAGLE3"])
 def test_an_edsd_checkpoint_under_another_algorithm(tmp_path: Path, algorithm: str) -> None:
     args = arguments(tiny.write_edsd(tmp_path / "d"), algorithm, **tree(4, 1, 5))

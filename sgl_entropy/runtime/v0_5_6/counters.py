@@ -48,13 +48,14 @@ _exported = SpecCounters()
 _metrics: dict[str, Any] = {}
 
 
-def record_cycle(req: Any, emitted: int, row: list[int], draft_token_num: int) -> None:
+def record_cycle(req: Any, emitted: int, row: list[int], draft: Any, index: int) -> None:
     """Count a verify cycle of ``req``.
 
     Args:
         emitted: tokens that this cycle added to the request's output.
         row: the request's row of ``accept_index``: accepted nodes, root first, -1 behind them.
-        draft_token_num: nodes of the draft, root included.
+        draft: the batch's ``EagleVerifyInput``; the CPU engine tells how many nodes it verified.
+        index: the request's number in the batch.
     """
     if not ours.active():
         return
@@ -64,8 +65,10 @@ def record_cycle(req: Any, emitted: int, row: list[int], draft_token_num: int) -
     if counters is None:
         counters = req.sgl_entropy_counters = SpecCounters()
     depth = len(row) - 1
-    counters.add(emitted, accepted, draft_token_num - 1, depth)
-    TOTALS.add(emitted, accepted, draft_token_num - 1, depth)
+    verified = getattr(draft, "sgl_entropy_nodes", None)
+    drafted = (draft.draft_token_num if verified is None else verified[index]) - 1
+    counters.add(emitted, accepted, drafted, depth)
+    TOTALS.add(emitted, accepted, drafted, depth)
 
 
 def of_request(req: Any) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from sgl_entropy.drafter.check import algorithm_mismatch
 from sgl_entropy.drafter.checkpoint import load_tensors
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
+from sgl_entropy.runtime.v0_5_6.cpu import pruning
 from sgl_entropy.runtime.v0_5_6.cpu.standins import cpu_engine_asked
 from sgl_entropy.runtime.v0_5_6.drafters import drafter_config, local_folder
 
@@ -187,6 +188,10 @@ def _check_cpu(args: Any) -> None:
             "speculation on the CPU engine accepts exactly: leave "
             "--speculative-accept-threshold-single and -acc at 1.0"
         )
+    try:
+        pruning.cycle_rows()
+    except ValueError as error:
+        raise DrafterError(str(error)) from None
 
 
 def allow_short_window(model_config: Any) -> bool:

@@ -19,6 +19,7 @@ from sgl_entropy.runtime.v0_5_6.cpu.plans import (
     make_plan,
     tree_block,
 )
+from sgl_entropy.runtime.v0_5_6.cpu.pruning import live_nodes
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -45,9 +46,15 @@ class CpuAttnBackend(TorchNativeAttnBackend):
             kv_lens, new_lens = seq_lens, [1] * len(seq_lens)
         elif mode.is_target_verify():
             n = spec_info.draft_token_num
-            kv_lens, new_lens = [s + n for s in seq_lens], [n] * len(seq_lens)
+            live = live_nodes(spec_info)
+            new_lens = live.sum(1).tolist()
             if spec_info.topk > 1:
-                tree_mask = tree_block(spec_info.custom_mask, seq_lens, n)
+                kv_lens = [s + n for s in seq_lens]
+                blocks = tree_block(spec_info.custom_mask, seq_lens, n)
+                tree_mask = [block[rows] for block, rows in zip(blocks, live, strict=True)]
+            else:
+                # The live nodes of a chain are its first ones.
+                kv_lens = [s + m for s, m in zip(seq_lens, new_lens, strict=True)]
         elif mode.is_draft_extend():
             kv_lens, new_lens = seq_lens, spec_info.accept_length.tolist()
         else:

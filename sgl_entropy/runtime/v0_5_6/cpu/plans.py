@@ -62,7 +62,7 @@ def make_plan(
     req_pool_indices: torch.Tensor,
     kv_lens: list[int],
     new_lens: list[int],
-    tree_mask: torch.Tensor | None = None,
+    tree_mask: list[torch.Tensor] | None = None,
 ) -> list[Group]:
     """Plan the attention of ``new_lens[i]`` last rows of each sequence over ``kv_lens[i]`` keys.
 
@@ -71,7 +71,8 @@ def make_plan(
         req_pool_indices: [b] rows of ``req_to_token``.
         kv_lens: keys per sequence, the new rows' own included.
         new_lens: query rows per sequence.
-        tree_mask: [b, n, n] bool, which new rows see which (equal ``new_lens`` = n); None = causal.
+        tree_mask: for each sequence [new_lens[i], n] bool, which of its last n keys each row sees;
+            all keys before them are seen. None = causal.
     """
     starts = [0]
     for n in new_lens:
@@ -108,7 +109,7 @@ def make_plan(
             plan.append(Group(rows, kv, None, keep, n, causal=True))
             continue
         mask = None
-        if n > 1 or ragged_kv:
+        if n > 1 or ragged_kv or tree_mask is not None:
             # Row r of a sequence with k keys and m new rows sees keys up to k - m + r.
             limit = (lens_t - news_t)[:, None] + torch.arange(n)[None, :]
             mask = columns[None, None, :] <= limit[:, :, None]
@@ -116,7 +117,8 @@ def make_plan(
                 mask &= columns[None, None, :] < lens_t[:, None, None]
             if tree_mask is not None:
                 for j, i in enumerate(group):
-                    mask[j, :, lens[j] - n : lens[j]] = tree_mask[i]
+                    seen = tree_mask[i]
+                    mask[j, : len(seen), lens[j] - seen.shape[1] : lens[j]] = seen
             mask = mask[:, None]
         plan.append(Group(rows, kv, mask, keep, n))
     return plan

@@ -114,6 +114,9 @@ def build_tree(
     from table entry ``c // topk`` of ``parent_list`` (which holds candidate numbers, entry 0 the
     root). Children are linked in the order of their node numbers.
 
+    A candidate number of -1 marks a node that is not verified (``pruning``): it hangs nowhere and
+    its entry in ``retrive_index`` is -1. Of a chain, only last nodes are pruned.
+
     Args:
         tree_mask: flat full mask, b blocks of ``num_verify_tokens`` rows of ``seq_len +
             num_verify_tokens`` columns, True already where the sequence is.
@@ -127,10 +130,13 @@ def build_tree(
     if topk == 1:
         order = torch.arange(n)
         positions.copy_((seq_lens.long()[:, None] + order).flatten())
-        retrive_next_token[:, : n - 1] = order[1:]
+        live = 1 + (selected_index >= 0).sum(1, keepdim=True)
+        retrive_index.masked_fill_(order >= live, -1)
+        retrive_next_token[:, : n - 1] = order[1:].expand(batch, -1).where(order[1:] < live, -1)
         block = torch.ones(n, n, dtype=torch.bool).tril()
         _write_blocks(tree_mask, lens, n, [block] * batch)
         return
+    retrive_index[:, 1:].masked_fill_(selected_index < 0, -1)
     selected = selected_index.tolist()
     parents = parent_list.long().tolist()
     blocks = []
@@ -138,7 +144,8 @@ def build_tree(
         node_of = {candidate: j + 1 for j, candidate in enumerate(selected[b])}
         # Equal scores can select a candidate without its parent: it stays unreachable (-1).
         parent = [-1] + [
-            0 if c < topk else node_of.get(parents[b][c // topk], -1) for c in selected[b]
+            -1 if c < 0 else 0 if c < topk else node_of.get(parents[b][c // topk], -1)
+            for c in selected[b]
         ]
         depth_of = [0] * n
         block = torch.zeros(n, n, dtype=torch.bool)
