@@ -92,6 +92,17 @@ def patches_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def served_hash() -> str:
+    """One hash over all of this checkout that decides what a server answers: ours and patches."""
+    folders = (ROOT / "patches", ROOT / "sgl_entropy" / "runtime", ROOT / "sgl_entropy" / "drafter")
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted([*folder.rglob("*.patch"), *folder.rglob("*.py")]):
+            name = file.relative_to(ROOT).as_posix()
+            digest.update(name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def weights_hash(folder: Path) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of a folder's safetensors files."""
     digest = hashlib.sha256()

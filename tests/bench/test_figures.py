@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from sgl_entropy_bench import provenance
 from sgl_entropy_bench.arms import Arm, Engine
 from sgl_entropy_bench.client import Arrival, Generation
 from sgl_entropy_bench.figures import hostile, leaks, lossless, speed, startup
@@ -29,6 +30,25 @@ def generation(times: Sequence[float], tokens: Sequence[int], cycles: int = 0) -
     return Generation(
         "", (), 1, last, cycles, last - 1, "length", 0.0, times[0], times[-1], arrivals
     )
+
+
+def test_records_of_other_code_are_not_resumed(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A figure that goes on after a change must not mix what two engines answered."""
+    for name in ("patches/v1", "sgl_entropy/runtime", "sgl_entropy/drafter", "docs"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "tree")
+    (tmp_path / "tree/sgl_entropy/runtime/worker.py").write_text("a = 1")
+    arm, target = plan.arm_key(plan.arms()[1]), plan.target_key()
+    (tmp_path / "tree/docs/page.py").write_text("b = 1")
+    assert plan.arm_key(plan.arms()[1]) == arm
+    (tmp_path / "tree/sgl_entropy/runtime/worker.py").write_text("a = 2")
+    changed = plan.arm_key(plan.arms()[1])
+    assert changed != arm
+    (tmp_path / "tree/patches/v1/0001.patch").write_text("c")
+    assert plan.arm_key(plan.arms()[1]) not in (arm, changed)
+    assert plan.target_key() == target
 
 
 def test_the_window_is_where_all_decode() -> None:

@@ -115,7 +115,7 @@ def reference(
     """Prompt ids (``tokens_only``) or greedy output ids by transformers, by prompt."""
     folder = plan.work / "lossless"
     folder.mkdir(parents=True, exist_ok=True)
-    key = plan.arm_key(Arm("none"))
+    key = plan.target_key()
     asked = folder / "prompts.jsonl"
     asked.write_text(
         "".join(json.dumps({"id": p.id, "messages": p.messages}) + "\n" for p in prompts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sgl_entropy_bench.arms import Arm, Engine
-from sgl_entropy_bench.provenance import provenance, weights_hash
+from sgl_entropy_bench.provenance import provenance, served_hash, weights_hash
 from sgl_entropy_bench.servers import Server, free_port
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum")
@@ -58,9 +58,14 @@ class Plan:
         inputs = {"target": self.engine.target, "eagle3": self.eagle3, "edsd": self.edsd}
         return provenance(self.engine.threads, dict(inputs))
 
+    def target_key(self) -> str:
+        """A short key of what the target writes without us: its weights and dtype."""
+        parts = [weights_hash(self.engine.target), self.engine.dtype, ""]
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
+
     def arm_key(self, arm: Arm) -> str:
-        """A short key of all that decides what ``arm`` writes: weights and shape."""
-        parts = [weights_hash(self.engine.target), self.engine.dtype, arm.algorithm or ""]
+        """A short key of all that decides what ``arm`` writes: code, weights and shape."""
+        parts = [served_hash(), self.target_key(), arm.algorithm or ""]
         if arm.drafter is not None:
             parts += [weights_hash(arm.drafter), f"{arm.steps}.{arm.topk}.{arm.draft_tokens}"]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
