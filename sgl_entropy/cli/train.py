@@ -130,7 +130,7 @@ def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
 def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
     import torch
 
-    from sgl_entropy.train import pipeline
+    from sgl_entropy.train import data, pipeline
 
     torch.set_num_threads(args.threads)
 
@@ -139,11 +139,11 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
 
     if args.stage == "prepare":
         ask = _server(args.server, settings, report) if args.server else None
-        pipeline.prepare(settings, ask, args.concurrency, report)
+        data.prepare(settings, ask, args.concurrency, report)
     elif args.stage == "features":
-        pipeline.features(settings, report)
+        data.features(settings, report)
     elif args.stage == "generate":
-        pipeline.generate(settings, report)
+        data.generate(settings, report)
     elif args.stage == "fit":
         pipeline.fit(settings, args.algorithm, report)
     elif args.stage == "export":
@@ -193,7 +193,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     import torch
     from sgl_entropy_bench.provenance import provenance
 
-    from sgl_entropy.train import compare, pipeline
+    from sgl_entropy.train import compare, data
     from sgl_entropy.train.compare_report import summarise, table
 
     if args.config is None:
@@ -206,7 +206,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     comparison = compare.load_comparison(args.config, overrides)
     rows = compare.run(comparison, args.workers, report)
     figures = summarise(rows, comparison.baseline)
-    origin = provenance(1, {"target": pipeline.target_folder(comparison.arms[0].settings)})
+    origin = provenance(1, {"target": data.target_folder(comparison.arms[0].settings)})
     if not write_json({**figures, "runs": rows, "provenance": origin}, args.json):
         print(table(figures))
     return 0

@@ -24,7 +24,7 @@ from sgl_entropy.drafter.evaluation import chat_prompts
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.texts import read_texts, text_files
-from sgl_entropy.train import pipeline
+from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.settings import TrainSettings, load_settings, read_settings
 
@@ -69,7 +69,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        work = pipeline.work_folder(self.arm.settings)
+        work = data.work_folder(self.arm.settings)
         return work / "compare" / self.arm.name / f"seed-{self.seed}"
 
     @property
@@ -137,7 +137,7 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     baseline = raw.get("baseline", names[0])
     if baseline not in names:
         raise ValueError(f"{path}: the baseline {baseline!r} is none of the arms {names}")
-    if len({pipeline.work_folder(arm.settings) for arm in arms}) > 1:
+    if len({data.work_folder(arm.settings) for arm in arms}) > 1:
         raise ValueError(f"{path}: the arms must share one work folder: they share its store")
     _check_curves(path, arms)
     return Comparison(arms, baseline, tuple(dict.fromkeys(seeds)))
@@ -297,7 +297,7 @@ class _Judge:
         given = self.given.evaluate
         if not given.benchmarks:
             raise ValueError("set evaluate.benchmarks to a folder of prompts")
-        folder = pipeline.target_folder(self.given)
+        folder = data.target_folder(self.given)
         files = text_files([Path(given.benchmarks).expanduser()])
         groups = {f.stem: [t.prompt for t in read_texts(f, given.prompts)] for f in files}
         target = PlainTarget.from_folder(folder, getattr(torch, given.dtype))

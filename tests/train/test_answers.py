@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train import pipeline
+from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.answers import (
     Answered,
     Refused,
@@ -203,17 +203,17 @@ def test_the_features_stage_stores_given_answers_and_goes_on(
 ) -> None:
     answers = from_store(tiny_store)
     settings = work(tmp_path, tiny_folder, answers[:9])
-    pipeline.features(settings, quiet)
+    data.features(settings, quiet)
     assert len(Store(tmp_path / "store").entries) == 9
     work(tmp_path, tiny_folder, answers)
-    pipeline.features(settings, quiet)
+    data.features(settings, quiet)
     store = Store(tmp_path / "store", whole=True)
     assert from_store(store) == answers
     lines: list[str] = []
-    pipeline.features(settings, lines.append)
+    data.features(settings, lines.append)
     assert "nothing to do" in lines[-1]
     with pytest.raises(ValueError, match=r"generated with other settings \(answers\)"):
-        pipeline.generate(settings, quiet)
+        data.generate(settings, quiet)
 
 
 def test_foreign_answers_are_refused(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_foreign_answers_are_refused(tiny_store: Store, tiny_folder: Path, tmp_p
     ]
     settings = work(tmp_path, tiny_folder, foreign)
     with pytest.raises(ValueError, match="come from another model, or were sampled"):
-        pipeline.features(settings, quiet)
+        data.features(settings, quiet)
     assert not list((tmp_path / "store").glob("*.safetensors"))
 
 
@@ -235,7 +235,7 @@ def test_training_without_a_store_equals_training_from_it(
     more = {"epochs": 2, "steps": (1, 2), "rows": 40, "validation_every": 12, "dtype": "float32"}
     drafter = replace(settings.drafter, draft_vocab_size=96)
     settings = replace(settings, drafter=drafter, fit=replace(settings.fit, **more))
-    pipeline.features(settings, quiet)
+    data.features(settings, quiet)
     stored = pipeline.make_fit(settings, "EDSD", tmp_path / "a")
     online = replace(settings, fit=replace(settings.fit, online=True))
     direct = pipeline.make_fit(online, "EDSD", tmp_path / "b")

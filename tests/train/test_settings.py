@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.train import arithmetic, pipeline
+from sgl_entropy.train import arithmetic, data
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.settings import load_settings
 from sgl_entropy.train.store import Store
@@ -58,11 +58,11 @@ def test_skipped_prompts_are_left_out(tmp_path: Path) -> None:
     rows = [{"prompt_id": p.prompt_id, "tokens": p.tokens} for p in tiny_prompts()]
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     settings = load_settings(None, [f"work={tmp_path}", "prompts.skip=20"])
-    prompts, _ = pipeline.load_prompts(settings, print)
+    prompts, _ = data.load_prompts(settings, print)
     assert [prompt.prompt_id for prompt in prompts] == [20, 21, 22, 23]
     settings = load_settings(None, [f"work={tmp_path}", "prompts.skip=24"])
     with pytest.raises(ValueError, match="holds 24 prompts"):
-        pipeline.load_prompts(settings, print)
+        data.load_prompts(settings, print)
 
 
 def test_auto_takes_the_faster_arithmetic_unless_something_was_made_already(
@@ -96,7 +96,7 @@ def test_generation_goes_on_where_it_was(tiny_folder: Path, tmp_path: Path) -> N
     ]
     for budget in (40, 10_000):
         settings = load_settings(None, [*base, f"generate.answer_tokens={budget}"])
-        pipeline.generate(settings, lambda line: None)
+        data.generate(settings, lambda line: None)
         store = Store(tmp_path / "store")
         ids = [entry.prompt_id for entry in store.entries]
         assert len(set(ids)) == len(ids)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.train import pipeline
+from sgl_entropy.train import data
 from sgl_entropy.train import store as store_module
 from sgl_entropy.train.settings import load_settings
 from sgl_entropy.train.store import FORMAT, Sample, Store, write_meta, write_shard
@@ -152,15 +152,15 @@ def test_generate_refuses_a_damaged_store_and_goes_on_without_the_shard(
             "generate.answer_tokens=100000",
         ],
     )
-    meta["prompts_sha256"] = pipeline.load_prompts(settings, print)[1]
+    meta["prompts_sha256"] = data.load_prompts(settings, print)[1]
     (work / "store" / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     shard = sorted((work / "store").glob("*.safetensors"))[0]
     cut(shard)
     with pytest.raises(ValueError, match="remove these shards"):
-        pipeline.generate(settings, lambda line: None)
+        data.generate(settings, lambda line: None)
     shard.unlink()
     lines: list[str] = []
-    pipeline.generate(settings, lines.append)
+    data.generate(settings, lines.append)
     assert len(Store(work / "store", whole=True).entries) == len(tiny_store.entries)
     assert "bytes a token" in lines[-1]
     shutil.rmtree(work)

@@ -1,0 +1,307 @@
+"""The stages that make training data: prompts, answers by the target, its hidden states.
+
+Each stage reads what the one before it left in the work folder and skips what is finished, so
+any of them can be killed and run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.target import cache_dir, ensure_small_target
+from sgl_entropy.train.answers import Ask, collect_answers, read_answers
+from sgl_entropy.train.arithmetic import resolve_dtype
+from sgl_entropy.train.features import (
+    FeaturePlan,
+    OnlineStore,
+    features_of,
+    refuse_foreign,
+    run_feature_worker,
+)
+from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
+from sgl_entropy.train.group import device_of
+from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
+from sgl_entropy.train.settings import TrainSettings
+from sgl_entropy.train.store import FORMAT, Samples, Store, made_with, write_meta
+
+Report = Callable[[str], None]
+# Prompts sorted by length together while generating.
+_LENGTH_BLOCK = 640
+
+
+def target_folder(settings: TrainSettings) -> Path:
+    """The target to draft for; the small real one is converted on first use."""
+    return Path(settings.target).expanduser() if settings.target else ensure_small_target()
+
+
+def work_folder(settings: TrainSettings) -> Path:
+    """Where this training keeps its files."""
+    if settings.work:
+        return Path(settings.work).expanduser()
+    name = Path(settings.target).name if settings.target else "smollm2-135m"
+    return cache_dir() / f"train-{name}"
+
+
+def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
+    """The prompt file's prompts (written on first use), less the skipped ones, and its sha256."""
+    path = work_folder(settings) / "prompts.jsonl"
+    if not path.exists():
+        from transformers import AutoTokenizer
+
+        given = settings.prompts
+        if not given.questions and not given.conversations:
+            raise ValueError("set prompts.questions or prompts.conversations to a JSON Lines file")
+        texts = collect_texts(
+            Path(given.questions).expanduser() if given.questions else None,
+            Path(given.conversations).expanduser() if given.conversations else None,
+            given.seed,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(target_folder(settings))
+        prompts = tokenize(tokenizer, texts, given.max_tokens)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [json.dumps({"prompt_id": p.prompt_id, "tokens": list(p.tokens)}) for p in prompts]
+        partial = path.with_suffix(".partial")
+        partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        partial.rename(path)
+        report(f"{len(prompts)} prompts in {path}")
+    prompts = [Prompt(row["prompt_id"], tuple(row["tokens"])) for row in read_jsonl(path)]
+    skip = settings.prompts.skip
+    if skip >= len(prompts):
+        raise ValueError(f"prompts.skip is {skip}, and {path} holds {len(prompts)} prompts")
+    prompts = prompts[skip:]
+    return prompts, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def generate(settings: TrainSettings, report: Report = print) -> None:
+    """Answers with features, until ``generate.answer_tokens`` are stored or prompts run out.
+
+    An interrupt keeps every finished sequence; what is stored already is not done again.
+    """
+    given = settings.generate
+    target = target_folder(settings)
+    prompts, digest = load_prompts(settings, report)
+    folder, layers, dtype = _open_for_writing(settings, {"prompts_sha256": digest})
+    done, stored = _stored(folder)
+    todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
+    wanted = given.answer_tokens - stored
+    if wanted <= 0 or not todo:
+        report(f"{stored} answer tokens stored, nothing to do")
+        return
+    plans = [
+        WorkerPlan(
+            number,
+            str(target),
+            str(folder),
+            tuple(in_length_blocks(todo[number :: given.workers], _LENGTH_BLOCK)),
+            layers,
+            given.max_new_tokens,
+            given.slots,
+            -(-wanted // given.workers),
+            dtype,
+        )
+        for number in range(min(given.workers, len(todo)))
+    ]
+    _work(run_worker, plans, folder, stored, given.answer_tokens, report)
+
+
+def prepare(settings: TrainSettings, ask: Ask | None, concurrency: int, report: Report) -> None:
+    """The prompt file, and with a server its answers: ``answers.jsonl`` in the work folder.
+
+    Without a server, answers come out of the same pass as their features (``features``).
+
+    Args:
+        ask: sends a prompt to the server; None = no server.
+        concurrency: requests at once.
+    """
+    prompts, _ = load_prompts(settings, report)
+    if ask is None:
+        report(f"{len(prompts)} prompts; `train features` answers them")
+        return
+    wanted = settings.generate.answer_tokens
+    tokens = collect_answers(answers_file(settings), prompts, ask, wanted, concurrency, report)
+    report(f"{tokens} answer tokens in {answers_file(settings)}")
+
+
+def answers_file(settings: TrainSettings) -> Path:
+    """Where ``prepare`` leaves a server's answers."""
+    return work_folder(settings) / "answers.jsonl"
+
+
+def features(settings: TrainSettings, report: Report = print) -> None:
+    """The feature store: of the answers that ``prepare`` got, else answering locally.
+
+    Raises:
+        ValueError: the answers are not what this target writes.
+    """
+    path = answers_file(settings)
+    if not path.is_file():
+        generate(settings, report)
+        return
+    answers = [one for one in read_answers(path) if one.answer_length > 1]
+    if not answers:
+        raise ValueError(f"{path} holds no answers of more than one token")
+    target = target_folder(settings)
+    _, digest = load_prompts(settings, report)
+    folder, layers, dtype = _open_for_writing(
+        settings, {"prompts_sha256": digest, "answers": "given"}
+    )
+    done, stored = _stored(folder)
+    todo = sorted(
+        (one for one in answers if one.prompt_id not in done),
+        key=lambda one: (len(one.tokens), one.prompt_id),
+    )
+    if not todo:
+        report(f"features of all {len(answers)} answers are stored, nothing to do")
+        return
+    some = todo[:: -(-len(todo) // 8)]
+    refuse_foreign(
+        features_of(
+            PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0)), some, layers
+        ),
+        str(target),
+    )
+    workers = min(settings.generate.workers, len(todo))
+    plans = [
+        FeaturePlan(
+            number,
+            str(target),
+            str(folder),
+            tuple(todo[number::workers]),
+            layers,
+            dtype,
+            device_of(number),
+        )
+        for number in range(workers)
+    ]
+    wanted = stored + sum(one.answer_length for one in todo)
+    _work(run_feature_worker, plans, folder, stored, wanted, report)
+
+
+def _open_for_writing(
+    settings: TrainSettings, origin: dict[str, str]
+) -> tuple[Path, tuple[int, ...], str]:
+    """(folder, layers, dtype) of the store, made for these settings and ``origin`` or refused."""
+    given = settings.generate
+    target = target_folder(settings)
+    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    layers = stored_layers(settings, int(model["num_hidden_layers"]))
+    folder = work_folder(settings) / "store"
+    dtype = resolve_dtype(given.dtype, made_with(folder))
+    meta = {
+        "format": FORMAT,
+        "target": target.name,
+        "tap_layers": list(layers),
+        "hidden_size": int(model["hidden_size"]),
+        "max_new_tokens": given.max_new_tokens,
+        "dtype": dtype,
+        **origin,
+    }
+    write_meta(folder, meta)
+    return folder, layers, dtype
+
+
+def stored_layers(settings: TrainSettings, count: int) -> tuple[int, ...]:
+    """The layers that the store keeps of a target of ``count``."""
+    layers = tuple(sorted({*settings.drafter.tap_layers(count), *settings.generate.extra_layers}))
+    if not 0 <= layers[0] <= layers[-1] < count:
+        raise ValueError(f"layers {list(layers)} are to be stored; the target has 0 to {count - 1}")
+    return layers
+
+
+def _work(
+    run: Callable[[Any], None],
+    plans: Sequence[Any],
+    folder: Path,
+    stored: int,
+    wanted: int,
+    report: Report,
+) -> None:
+    """Run every plan in a process of its own, with progress, and say what the store holds."""
+    # One thread a process, also in what the workers import.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=run, args=(plan,)) for plan in plans]
+    for worker in workers:
+        worker.start()
+    _watch(workers, folder, stored, wanted, report)
+    report(_size_line(Store(folder)))
+
+
+def _size_line(store: Store) -> str:
+    tokens = sum(entry.length - 1 for entry in store.entries)
+    size = store.bytes()
+    return (
+        f"{len(store.entries)} sequences, {store.answer_tokens()} answer tokens; {size / 1e9:.2f} "
+        f"GB, {size / tokens:.0f} bytes a token of prompt and answer, of them "
+        f"{2 * len(store.tap_layers) * store.width} for {len(store.tap_layers)} layers"
+    )
+
+
+def open_store(settings: TrainSettings, report: Report = print) -> Samples:
+    """The work folder's store, every byte of it checked; skipped shards are reported. With
+    ``fit.online``, the target itself instead.
+
+    Raises:
+        ValueError: nothing prepared yet, answers of another model, or damaged shards that nobody
+            asked to skip.
+    """
+    if settings.fit.online:
+        return _online_store(settings)
+    folder = work_folder(settings) / "store"
+    store = Store(folder, whole=True, skip_damaged=settings.fit.skip_damaged)
+    for name, problem in store.skipped.items():
+        report(f"left out: {folder / name}: {problem}")
+    return store
+
+
+def _online_store(settings: TrainSettings) -> OnlineStore:
+    path = answers_file(settings)
+    answers = read_answers(path)
+    folder = target_folder(settings)
+    dtype = getattr(torch, resolve_dtype(settings.generate.dtype))
+    target = PlainTarget.from_folder(folder, dtype, device_of(0))
+    store = OnlineStore(target, answers, settings.drafter.tap_layers(target.num_layers), path)
+    if not store.entries:
+        raise ValueError(f"fit.online needs answers in {path}: `train prepare --server URL`")
+    some = store.entries[:: -(-len(store.entries) // 8)]
+    refuse_foreign([store.sample(entry) for entry in some], str(folder))
+    return store
+
+
+def _watch(workers: list[Any], folder: Path, before: int, wanted: int, report: Report) -> None:
+    began = time.monotonic()
+    try:
+        while any(worker.is_alive() for worker in workers):
+            for worker in workers:
+                worker.join(timeout=15 / len(workers))
+            stored = _stored(folder)[1]
+            rate = (stored - before) / (time.monotonic() - began)
+            left = f"{(wanted - stored) / rate / 60:.1f} min" if rate else "unknown"
+            report(f"{stored} of {wanted} answer tokens, {rate:.0f} tokens/s, left {left}")
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.terminate()  # a worker writes what is finished, then leaves
+        for worker in workers:
+            worker.join()
+        raise
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        raise RuntimeError(f"generation workers failed with exit codes {failed}; run it again")
+
+
+def _stored(folder: Path) -> tuple[set[int], int]:
+    """(prompt ids, answer tokens) of the finished shards; damaged ones are refused."""
+    if not any(folder.glob("*.safetensors")):
+        return set(), 0
+    store = Store(folder)
+    return {entry.prompt_id for entry in store.entries}, store.answer_tokens()
