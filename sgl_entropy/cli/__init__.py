@@ -2,7 +2,7 @@
 
 A verb's module has ``configure(parser)`` and ``run(args) -> exit code``; it parses, calls one
 function of a lower room and prints. ``main`` turns expected errors into one message on stderr
-and exit code 2, and Ctrl-C into 130.
+and exit code 2, Ctrl-C into 130 and SIGTERM into 143, after everything started has been stopped.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sgl_entropy import __version__
 
@@ -56,16 +59,30 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: it ends a command as Ctrl-C does, so that servers stop and records are kept."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the ``sgl-entropy`` command; returns the exit code."""
+    here = threading.current_thread() is threading.main_thread()
+    if here and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if word in VERBS), None)
     args = build_parser(verb).parse_args(words)
     try:
         return int(importlib.import_module(f"sgl_entropy.cli.{args.verb}").run(args))
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader has seen enough (`| head`); nothing more can be written, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
