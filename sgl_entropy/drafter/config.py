@@ -47,7 +47,7 @@ EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3",)
 # vLLM's speculators library: another nesting of the same EAGLE-3; ``convert`` reads it.
 SPECULATORS_ARCHITECTURES = ("Eagle3Speculator", "Eagle3DraftModel")
 
-_VARIANT_KEYS = ("edfuse_residual", "edfuse_norm")
+_VARIANT_KEYS = ("edfuse_residual", "edfuse_norm", "edfuse_tokens")
 
 # Sizes beyond these are a broken file, not a drafter.
 _MAX_SIZE = 1 << 20
@@ -92,6 +92,8 @@ class DrafterConfig:
         rope_scaling: the Hugging Face ``rope_scaling`` object as it is; None = plain rotary.
         fuse_residual: EDSD with z + f instead of z (ours).
         fuse_norm: False = EDSD without the norm on token embeddings (the paper's ablation).
+        fuse_tokens: EDSD whose queries, keys and values also see what EDFuse takes of the token
+            embedding, beside the normed z: 2d wide, as EAGLE-3's (ours).
     """
 
     algorithm: Algorithm
@@ -111,6 +113,7 @@ class DrafterConfig:
     rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
     fuse_residual: bool = False
     fuse_norm: bool = True
+    fuse_tokens: bool = False
 
     def __post_init__(self) -> None:
         wrong: list[str] = []
@@ -167,12 +170,12 @@ class DrafterConfig:
                 )
             elif list(ids) != sorted(set(ids)):
                 wrong.append(f"target_layer_ids must rise without repeats, found {list(ids)!r}")
-        for name in ("fuse_residual", "fuse_norm"):
+        for name in ("fuse_residual", "fuse_norm", "fuse_tokens"):
             if not isinstance(getattr(self, name), bool):
                 found = show(getattr(self, name))
                 wrong.append(f"edfuse_{name[5:]} must be true or false, found {found}")
         if self.algorithm != "EDSD" and self.is_variant:
-            wrong.append("edfuse_residual and edfuse_norm are options of EDSD alone")
+            wrong.append(f"{', '.join(_VARIANT_KEYS)} are options of EDSD alone")
         if self.algorithm == "EDSD" and ids is None:
             wrong.append("an EDSD drafter needs target_layer_ids in its config.json")
         if wrong:
@@ -181,7 +184,12 @@ class DrafterConfig:
     @property
     def is_variant(self) -> bool:
         """Whether it computes something else than the published form."""
-        return self.fuse_residual or not self.fuse_norm
+        return self.fuse_residual or not self.fuse_norm or self.fuse_tokens
+
+    @property
+    def attention_width(self) -> int:
+        """Columns of the query, key and value projections."""
+        return self.hidden_size * (1 if self.algorithm == "EDSD" and not self.fuse_tokens else 2)
 
     @property
     def num_taps(self) -> int:
@@ -239,7 +247,7 @@ class DrafterConfig:
                 f"found {first}"
             )
         if first == EDSD_VARIANT and set(variant) != set(_VARIANT_KEYS):
-            raise DrafterError(f"{source}: {EDSD_VARIANT} needs {' and '.join(_VARIANT_KEYS)}")
+            raise DrafterError(f"{source}: {EDSD_VARIANT} needs {', '.join(_VARIANT_KEYS)}")
         try:
             return cls(
                 algorithm=algorithm,
@@ -259,6 +267,7 @@ class DrafterConfig:
                 rope_scaling=rope_scaling(raw),
                 fuse_residual=variant.get("edfuse_residual", False),
                 fuse_norm=variant.get("edfuse_norm", True),
+                fuse_tokens=variant.get("edfuse_tokens", False),
             )
         except DrafterError as error:
             raise DrafterError(
@@ -294,7 +303,11 @@ class DrafterConfig:
         }
         if self.is_variant:
             out["architectures"] = [EDSD_VARIANT]
-            out |= {"edfuse_residual": self.fuse_residual, "edfuse_norm": self.fuse_norm}
+            out |= {
+                "edfuse_residual": self.fuse_residual,
+                "edfuse_norm": self.fuse_norm,
+                "edfuse_tokens": self.fuse_tokens,
+            }
         if self.rope_scaling is not None:
             out["rope_scaling"] = dict(self.rope_scaling)
         if self.target_hidden_size != self.hidden_size:
@@ -317,7 +330,7 @@ class DrafterConfig:
         d, inner = self.hidden_size, self.intermediate_size
         q = self.num_attention_heads * self.head_dim
         kv = self.num_key_value_heads * self.head_dim
-        attn_in = d if self.algorithm == "EDSD" else 2 * d
+        attn_in = self.attention_width
         shapes: dict[str, tuple[int, ...]] = {
             "fc.weight": (d, self.tap_width),
             "midlayer.self_attn.q_proj.weight": (q, attn_in),

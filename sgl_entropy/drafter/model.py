@@ -1,11 +1,11 @@
 """Both drafters in plain torch: the reference that everything faster is compared with.
 
 EDSD (EDSD paper, section 3, and the authors' published checkpoints): f and the token embedding
-meet in a gated product, EDFuse, before one decoder layer. (Options: f added to the product, ours;
-no norm on the embedding, an ablation of the paper.) EAGLE-3: their norms are concatenated
-and f is the residual. In both, the first draft step sees ``fc`` of the target's tapped hidden
-states and every later step the drafter's own output before the final norm. State-dict keys are
-exactly those of the published checkpoints.
+meet in a gated product, EDFuse, before one decoder layer. (Options: f added to the product and
+the token beside it in attention, both ours; no norm on the embedding, an ablation of the paper.)
+EAGLE-3: their norms are concatenated and f is the residual. In both, the first draft step sees
+``fc`` of the target's tapped hidden states and every later step the drafter's own output before
+the final norm. State-dict keys are exactly those of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class GatedMLP(nn.Module):
 class Attention(nn.Module):
     """The four projections; attending is left to the caller, who knows the cache."""
 
-    def __init__(self, config: DrafterConfig, width: int) -> None:
+    def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
+        width = config.attention_width
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
@@ -70,10 +71,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
         d, eps = config.hidden_size, config.rms_norm_eps
-        eagle = config.algorithm == "EAGLE3"
-        self.self_attn = Attention(config, 2 * d if eagle else d)
+        self.self_attn = Attention(config)
         self.hidden_norm = Norm(d, eps)
-        if eagle:
+        if config.algorithm == "EAGLE3":
             self.input_layernorm = Norm(d, eps)
         self.post_attention_layernorm = Norm(d, eps)
         self.mlp = GatedMLP(d, config.intermediate_size)
@@ -147,10 +147,12 @@ class Drafter(nn.Module):
         """Before attention: (residual [..., d], input of q, k, v [..., d or 2d])."""
         layer = self.midlayer
         if self.config.algorithm == "EDSD":
-            fused = self.edfuse(features, self.normed(embeds))
+            token = self.normed(embeds)
+            fused = self.edfuse(features, token)
             if self.config.fuse_residual:
                 fused = fused + features
-            return fused, layer.hidden_norm(fused)
+            mixed = layer.hidden_norm(fused)
+            return fused, torch.cat([token, mixed], -1) if self.config.fuse_tokens else mixed
         both = [layer.input_layernorm(embeds), layer.hidden_norm(features)]
         return features, torch.cat(both, dim=-1)
 

@@ -142,6 +142,7 @@ def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConf
         fuse_size=(settings.drafter.fuse_size or model["intermediate_size"]) if edsd else None,
         fuse_residual=edsd and settings.drafter.fuse_residual,
         fuse_norm=settings.drafter.fuse_norm or not edsd,
+        fuse_tokens=edsd and settings.drafter.fuse_tokens,
     )
 
 

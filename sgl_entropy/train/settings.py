@@ -86,7 +86,7 @@ class DrafterSettings:
         eagle3_layers: those that EAGLE-3 taps; empty = SGLang's default three.
         select_report: a report of `sgl-entropy select`: its two layers instead of these.
         fuse_size: m of EDFuse; 0 = the target's FFN size.
-        fuse_residual, fuse_norm: options of EDSD, see ``DrafterConfig``.
+        fuse_residual, fuse_norm, fuse_tokens: options of EDSD, see ``DrafterConfig``.
         draft_vocab_size: tokens a drafter can propose.
         prompt_weight: a token of a prompt counts this much when the draft vocabulary is chosen.
     """
@@ -97,6 +97,7 @@ class DrafterSettings:
     fuse_size: int = 0
     fuse_residual: bool = False
     fuse_norm: bool = True
+    fuse_tokens: bool = False
     draft_vocab_size: int = 8192
     prompt_weight: float = 0.3
 

@@ -87,17 +87,22 @@ def test_written_configs_are_read_back(config: DrafterConfig) -> None:
     assert hash(again) == hash(config)
 
 
-@pytest.mark.parametrize(("residual", "norm"), [(True, True), (False, False), (True, False)])
-def test_a_variant_has_an_architecture_of_its_own(residual: bool, norm: bool) -> None:
+@pytest.mark.parametrize(
+    ("residual", "norm", "tokens"),
+    [(True, True, False), (False, False, False), (True, False, True), (False, True, True)],
+)
+def test_a_variant_has_an_architecture_of_its_own(residual: bool, norm: bool, tokens: bool) -> None:
     """Whoever does not know the options must not read it as the published form."""
-    config = edsd_config(fuse_residual=residual, fuse_norm=norm)
+    config = edsd_config(fuse_residual=residual, fuse_norm=norm, fuse_tokens=tokens)
     raw = config.to_dict() | {"edfuse_intermediate_size": config.fuse_size}
     assert raw["architectures"] == [EDSD_VARIANT]
     assert DrafterConfig.from_dict(raw) == config
     assert ("embnorm.weight" in config.tensor_shapes()) is norm
+    columns = config.tensor_shapes()["midlayer.self_attn.k_proj.weight"][1]
+    assert columns == config.hidden_size * (2 if tokens else 1)
     with pytest.raises(DrafterError, match="belong to the architecture EdsdVariantDraftModel"):
         DrafterConfig.from_dict(raw | {"architectures": ["EdsdDraftModel"]})
-    with pytest.raises(DrafterError, match="needs edfuse_residual and edfuse_norm"):
+    with pytest.raises(DrafterError, match="needs edfuse_residual, edfuse_norm, edfuse_tokens"):
         DrafterConfig.from_dict({k: v for k, v in raw.items() if k != "edfuse_norm"})
     with pytest.raises(DrafterError, match="edfuse_residual must be true or false, found 'yes'"):
         DrafterConfig.from_dict(raw | {"edfuse_residual": "yes"})

@@ -37,6 +37,7 @@ def make(arm: str, draft_vocab: int = 40) -> Drafter:
         fuse_size=20 if algorithm == "EDSD" else None,
         fuse_residual=arm == "variant",
         fuse_norm=arm != "variant",
+        fuse_tokens=arm == "variant",
     )
     drafter = build_drafter(config)
     chosen = torch.randperm(64)[:draft_vocab].sort().values
@@ -72,7 +73,10 @@ def test_edsd_formula(arm: str) -> None:
     z = (gate * (normed @ w["edfuse.up_proj.weight"].T)) @ w["edfuse.down_proj.weight"].T
     if arm == "variant":
         z = z + f
-    v = norm(z, "midlayer.hidden_norm.weight") @ w["midlayer.self_attn.v_proj.weight"].T
+    seen = norm(z, "midlayer.hidden_norm.weight")
+    if arm == "variant":
+        seen = torch.cat([normed, seen], -1)
+    v = seen @ w["midlayer.self_attn.v_proj.weight"].T
     heads = v.view(1, 1, 2, 6).repeat_interleave(2, dim=2).reshape(1, 1, 24)
     y = z + heads @ w["midlayer.self_attn.o_proj.weight"].T
     n = norm(y, "midlayer.post_attention_layernorm.weight")

@@ -121,15 +121,21 @@ def write_edsd(folder: Path, target: Path) -> Path:
 
 
 def write_edsd_variant(folder: Path, target: Path) -> Path:
-    """The same with both options: f added to the product, and no norm on the embedding."""
+    """The same with all options: f added to the product, no norm, tokens seen by attention."""
     config = _config(
         "EDSD",
         fuse_size=HIDDEN,
         target_layer_ids=(0, 3),
         fuse_residual=True,
         fuse_norm=False,
+        fuse_tokens=True,
     )
     tensors = load_file(write_edsd(folder, target) / "model.safetensors")
+    for name in ("q", "k", "v"):
+        # Tokens come first; what the fused state alone did stays, and they add a little to it.
+        weight = tensors[f"midlayer.self_attn.{name}_proj.weight"]
+        extra = 0.05 * torch.randn(weight.shape, generator=_generator())
+        tensors[f"midlayer.self_attn.{name}_proj.weight"] = torch.cat([extra, weight], 1)
     del tensors["embnorm.weight"]
     # Half of what the product drafts from comes past it now.
     tensors["fc.weight"] *= 0.5

@@ -139,6 +139,11 @@ _DRAFT_MODEL: tuple[Use, ...] = (
         f"{_LAYERS}.linear:RowParallelLinear", "input_size", "output_size", "bias=", by="models"
     ),
     *calls(f"{_LAYERS}.linear:RowParallelLinear.forward", "input_", by="models"),
+    *calls(
+        f"{_LAYERS}.linear:QKVParallelLinear",
+        *("hidden_size", "head_size", "total_num_heads", "total_num_kv_heads", "bias="),
+        by="models",
+    ),
     *calls(f"{_LAYERS}.logits_processor:LogitsProcessor", "config", by="models"),
     *calls(
         f"{_LAYERS}.logits_processor:LogitsProcessor.forward",

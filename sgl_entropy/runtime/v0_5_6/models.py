@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from sglang.srt.distributed import get_pp_group
 from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.layers.linear import ColumnParallelLinear, RowParallelLinear
+from sglang.srt.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.models.llama import LlamaDecoderLayer
 from torch import nn
 
-from sgl_entropy.drafter.config import DrafterError
+from sgl_entropy.drafter.config import DrafterConfig, DrafterError
 from sgl_entropy.runtime.v0_5_6.cpu import gemm
 from sgl_entropy.runtime.v0_5_6.drafters import served_edsd
 
@@ -50,18 +50,37 @@ class EdFuse(nn.Module):
 
 
 class EdsdDecoderLayer(LlamaDecoderLayer):
-    """One Llama layer whose input is the fused z: its norm is ``hidden_norm``, its residual z."""
+    """One Llama layer whose input is the fused z: its norm is ``hidden_norm``, its residual z.
 
-    def __init__(self, config: Any) -> None:
+    With ``fuse_tokens`` attention sees the token beside the normed z.
+    """
+
+    def __init__(self, config: Any, sizes: DrafterConfig) -> None:
         super().__init__(config, 0)
+        self.fuse_tokens = sizes.fuse_tokens
+        if self.fuse_tokens:
+            self.self_attn.qkv_proj = QKVParallelLinear(
+                sizes.attention_width,
+                sizes.head_dim,
+                sizes.num_attention_heads,
+                sizes.num_key_value_heads,
+                bias=False,
+            )
         self.hidden_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         del self.input_layernorm
 
     def forward(
-        self, positions: torch.Tensor, fused: torch.Tensor, forward_batch: Any
+        self,
+        positions: torch.Tensor,
+        tokens: torch.Tensor,
+        fused: torch.Tensor,
+        forward_batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        mixed = self.hidden_norm(fused)
+        if self.fuse_tokens:
+            mixed = torch.cat([tokens, mixed], -1)
         attended = self.self_attn(
-            positions=positions, hidden_states=self.hidden_norm(fused), forward_batch=forward_batch
+            positions=positions, hidden_states=mixed, forward_batch=forward_batch
         )
         normed, residual = self.post_attention_layernorm(attended, fused)
         return self.mlp(normed), residual
@@ -92,7 +111,7 @@ class EdsdDraftModel(nn.Module):
         self.edfuse = EdFuse(d, sizes.fuse_size)
         if sizes.fuse_norm:
             self.embnorm = RMSNorm(d, eps=sizes.rms_norm_eps)
-        self.midlayer = EdsdDecoderLayer(config)
+        self.midlayer = EdsdDecoderLayer(config, sizes)
         self.norm = RMSNorm(d, eps=sizes.rms_norm_eps)
         self.lm_head = ParallelLMHead(sizes.draft_vocab_size, d)
         logits_config = copy.deepcopy(config)
@@ -117,10 +136,11 @@ class EdsdDraftModel(nn.Module):
             hidden, outputs = features, features
         else:
             embeds = self.embed_tokens(input_ids) if input_embeds is None else input_embeds
-            fused = self.edfuse(features, self.embnorm(embeds) if sizes.fuse_norm else embeds)
+            tokens = self.embnorm(embeds) if sizes.fuse_norm else embeds
+            fused = self.edfuse(features, tokens)
             if sizes.fuse_residual:
                 fused = fused + features
-            mlp_out, residual = self.midlayer(positions, fused, forward_batch)
+            mlp_out, residual = self.midlayer(positions, tokens, fused, forward_batch)
             hidden, outputs = self.norm(mlp_out, residual)
         return self.logits_processor(input_ids, hidden, self.lm_head, forward_batch, [outputs])
 
