@@ -32,6 +32,12 @@ def generation(times: Sequence[float], tokens: Sequence[int], cycles: int = 0) -
     )
 
 
+def test_two_figures_side_by_side_do_not_share_a_log(plan: Plan) -> None:
+    arm = plan.arms()[0]
+    one, other = plan.server(arm), plan.server(arm)
+    assert (one.log == other.log) == (one.port == other.port)
+
+
 def test_records_of_other_code_are_not_resumed(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,14 +42,17 @@ class Plan:
         return [Arm("none"), Arm("eagle3", "EAGLE3", self.eagle3), Arm("edsd", "EDSD", self.edsd)]
 
     def server(self, arm: Arm, engine: Engine | None = None) -> Server:
-        """A server for ``arm``, not started; its log lies in the work folder."""
+        """A server for ``arm``, not started; its log lies in the work folder.
+
+        Figures that run side by side keep logs of their own: some count what is in them.
+        """
         engine = engine or self.engine
         port = free_port()
         return Server(
             arm.name,
             engine.command(arm, port),
             port,
-            self.work / "logs" / f"{arm.name}.log",
+            self.work / "logs" / f"{arm.name}-{port}.log",
             engine.environment(),
         )
 
