@@ -129,7 +129,7 @@ def forward_live(
         nothing reads.
     """
     live = live_nodes(batch.spec_info)
-    # One request after the other, so that per-request counters need no second look.
+    # What ``counters.record_cycle`` counts as drafted.
     batch.spec_info.sgl_entropy_nodes = live.sum(1).tolist()
     flat = live.flatten()
     if bool(flat.all()):
