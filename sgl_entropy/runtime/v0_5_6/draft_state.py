@@ -34,3 +34,20 @@ def keep_chosen_logprobs(req: Any, output: Any, row: int) -> None:
         return
     req.output_token_ids_logprobs_val.append(output.next_token_token_ids_logprobs_val[row])
     req.output_token_ids_logprobs_idx.append(output.next_token_token_ids_logprobs_idx[row])
+
+
+def rows_of_a_cycle(args: Any) -> int:
+    """KV slots that one request may take in the next step: its draft, then its verification.
+
+    Upstream retracts until one slot a request is free, with speculation too; the next draft then
+    finds too few, and the server ends.
+
+    Args:
+        args: SGLang's ``ServerArgs``.
+    """
+    if args.speculative_algorithm is None or not ours.active():
+        return 1
+    return int(
+        args.speculative_num_draft_tokens
+        + (args.speculative_eagle_topk or 1) * (args.speculative_num_steps or 1)
+    )
