@@ -13,6 +13,9 @@ from tests.engine import pair
 from tests.engine.client import EngineClient
 from tests.engine.prompts import MIXED
 
+# One long and many short ones, which leave few slots. A short one, thrown out, frees a slot for
+# each of the others, but not a draft for each.
+CROWD = [pair.token_ids("x" * 240), *(pair.token_ids(f"{i:02d} short") for i in range(15))]
 LONG = [pair.token_ids((f"{i} long prompt; " * 12)[:150]) for i in range(6)]
 
 
@@ -96,7 +99,11 @@ def test_an_abort_in_mid_stream_frees_everything(drafting: EngineClient) -> None
 def test_a_small_pool_retracts_and_a_small_chunk_splits(
     name: str, none: EngineClient, only_once: Callable[[str], EngineClient]
 ) -> None:
-    """Six requests that need twice the pool: some are thrown out, and all end as without."""
+    """Requests that need more than the pool: some are thrown out, and all end as without.
+
+    Six long ones need twice of it. A crowd of short ones ended the server: upstream throws requests
+    out until one slot a request is free, and the next draft found no room.
+    """
     small = only_once(name)
     expected = [none.generate(prompt, 60, ignore_eos=True)["output_ids"] for prompt in LONG]
     retractions = 0
@@ -111,6 +118,21 @@ def test_a_small_pool_retracts_and_a_small_chunk_splits(
     want = [none.generate(prompt, 60, **penalised)["output_ids"] for prompt in LONG]
     replies = small.batch(LONG, 60, **penalised)
     assert [reply["output_ids"] for reply in replies] == want
+    small.settle()
+    expected = [reply["output_ids"] for reply in none.batch(CROWD, 4, ignore_eos=True)]
+    replies = small.batch(CROWD, 4, ignore_eos=True)
+    assert [reply["output_ids"] for reply in replies] == expected
+    assert sum(reply["meta_info"]["total_retractions"] for reply in replies) > 0
+    small.settle()
+    # One request that grows to the whole pool: its end leaves room for the last cycle.
+    whole = pair.token_ids("y" * 360)
+    ids = small.generate(whole, 40, ignore_eos=True)["output_ids"]
+    assert 0 < len(ids) < 40, "the pool did not end it"
+    assert ids == none.generate(whole, 40, ignore_eos=True)["output_ids"][: len(ids)]
+    body = {"input_ids": whole + whole[:36], "sampling_params": {"max_new_tokens": 4}}
+    status, message = small.refusal(body)
+    assert status == 400
+    assert "maximum allowed length" in message
     small.settle()
 
 
