@@ -16,8 +16,10 @@ from torch import Tensor
 
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig, default_eagle3_layer_ids
 from sgl_entropy.drafter.evaluate import evaluate_chain, summary
+from sgl_entropy.drafter.evaluation import chat_prompts
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.texts import read_texts, text_files
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.data import (
     Report,
@@ -40,7 +42,6 @@ from sgl_entropy.train.plan import (
     gpu_seconds,
     measure_here,
 )
-from sgl_entropy.train.prompts import read_jsonl
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import Samples, Store, made_with
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
@@ -211,30 +212,15 @@ def export(settings: TrainSettings, algorithm: Algorithm, out: Path) -> None:
 
 def evaluate(settings: TrainSettings, folder: Path, report: Report = print) -> dict[str, Any]:
     """tau of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``."""
-    from transformers import AutoTokenizer
-
-    given = settings.evaluate
-    files = sorted(Path(given.benchmarks).expanduser().glob("*.jsonl")) if given.benchmarks else []
-    if not files:
-        raise ValueError(
-            f"evaluate.benchmarks: expected a folder of JSON Lines files with `turns`, "
-            f"found {given.benchmarks!r}"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(target_folder(settings))
-    prompts = {
-        file.stem: [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": row["turns"][0]}], add_generation_prompt=True
-            )
-            for row in read_jsonl(file)[: given.prompts]
-        ]
-        for file in files
-    }
+    given, target_at = settings.evaluate, target_folder(settings)
+    if not given.benchmarks:
+        raise ValueError("set evaluate.benchmarks to a folder of prompts")
+    files = text_files([Path(given.benchmarks).expanduser()])
+    groups = {f.stem: [text.prompt for text in read_texts(f, given.prompts)] for f in files}
     drafter = load_drafter(folder)
-    layers = drafter.config.target_layer_ids
-    target = PlainTarget.from_folder(target_folder(settings), getattr(torch, given.dtype))
-    if layers is None:
-        layers = default_eagle3_layer_ids(target.num_layers)
+    target = PlainTarget.from_folder(target_at, getattr(torch, given.dtype))
+    prompts = chat_prompts(target_at, groups, target.max_positions - given.max_new_tokens)
+    layers = drafter.config.target_layer_ids or default_eagle3_layer_ids(target.num_layers)
     figures = evaluate_chain(
         target, drafter, prompts, given.depth, given.max_new_tokens, layers, report
     )

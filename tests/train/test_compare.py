@@ -180,3 +180,11 @@ def test_a_comparison_from_end_to_end(
         folder = work / "compare" / run["arm"] / f"seed-{run['seed']}" / "drafter"
         counted, _ = offline(target, folder, ids, depth=4, max_new_tokens=30)
         assert [[g, f.tokens, f.cycles] for g, f in counted] == run["prompts"]
+    report = tmp_path / "evaluated.json"
+    words = ["train", "evaluate", "--config", str(tmp_path / "base.json"), "--json", str(report)]
+    assert main([*words, "--drafter", str(folder)]) == 0
+    evaluated = json.loads(report.read_text())
+    assert list(evaluated["tau"]) == ["x", "y"]
+    assert [evaluated["tokens"], evaluated["cycles"]] == [
+        sum(counts[at] for counts in found["runs"][-1]["prompts"]) for at in (1, 2)
+    ]
