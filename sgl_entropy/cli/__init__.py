@@ -26,6 +26,7 @@ VERBS = {
     "train": "train a drafter: answers by the target, features, fit, export",
     "target": "fetch and convert the small real target used by the demo and the tests",
     "demo": "serve the small target with and without drafters and print the comparison",
+    "bench": "load-test servers: Poisson arrivals, paired arms, the papers' tables",
     "doctor": "check versions, patches, SGLang's functions, device, flags, drafter",
     "figures": "measure the committed figures: lossless, sampled, speed, matmuls, leaks, startup",
 }
