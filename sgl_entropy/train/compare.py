@@ -105,20 +105,20 @@ class Job:
 def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     """Read a comparison file.
 
-    Keys: ``base`` (a settings file, relative to this one; optional), ``baseline`` (an arm's
-    name; default: the first), ``seeds`` (default [0]) and ``arms``, a list of tables with
+    Keys: ``base`` (a settings file, relative to this one; optional), ``set`` (a list of
+    SECTION.KEY=VALUE for all arms; optional), ``baseline`` (an arm's name; default: the first), ``seeds`` (default [0]) and ``arms``, a list of tables with
     ``name``, ``algorithm``, ``set`` (a list of SECTION.KEY=VALUE; optional) and ``curve`` (arms
     of the same curve differ in ``fit.answer_tokens`` alone; optional).
 
     Args:
-        overrides: SECTION.KEY=VALUE for every arm, before its own.
+        overrides: SECTION.KEY=VALUE for every arm, after the file's and before its own.
 
     Raises:
         ValueError: not readable, unknown keys, arms without name or of the same name, settings
             that do not fit; names the arm.
     """
     raw = read_settings(path)
-    unknown = sorted(set(raw) - {"base", "baseline", "seeds", "arms"})
+    unknown = sorted(set(raw) - {"base", "set", "baseline", "seeds", "arms"})
     seeds = raw.get("seeds", [0])
     rows = raw.get("arms")
     wrong = [f"unknown key {key}" for key in unknown]
@@ -127,10 +127,13 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
         rows = []
     if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds):
         wrong.append(f"seeds must be a list of integers, found {seeds!r}")
+    shared = raw.get("set", [])
+    if not isinstance(shared, list) or any(not isinstance(one, str) for one in shared):
+        wrong.append(f"set must be a list of strings, found {shared!r}")
     if wrong:
         raise ValueError("\n".join(f"{path}: {line}" for line in wrong))
     base = path.parent / raw["base"] if "base" in raw else None
-    arms = tuple(_arm(path, base, row, overrides) for row in rows)
+    arms = tuple(_arm(path, base, row, [*shared, *overrides]) for row in rows)
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: two arms have the same name")

@@ -76,6 +76,7 @@ ARMS = [{"name": "a", "algorithm": "EDSD"}, {"name": "b", "algorithm": "EAGLE3"}
         ({"arms": ARMS, "seed": [1]}, "unknown key seed"),
         ({"arms": []}, "arms must be a list of tables"),
         ({"arms": ARMS, "seeds": 3}, "seeds must be a list"),
+        ({"arms": ARMS, "set": "fit.epochs=3"}, "set must be a list of strings"),
         ({"arms": ARMS, "baseline": "c"}, "the baseline 'c' is none of the arms"),
         ({"arms": [*ARMS, ARMS[0]]}, "two arms have the same name"),
         ({"arms": [{"name": "a"}]}, "an arm has name, algorithm"),
@@ -94,6 +95,16 @@ def test_what_cannot_be_compared_is_refused(
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         load_comparison(path)
+
+
+def test_what_all_arms_set_yields_to_the_command_line_and_to_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "compare.json"
+    arms = [ARMS[0], {**ARMS[1], "set": ["fit.rows=7"]}]
+    shared = ["fit.epochs=9", "fit.rows=8", "fit.steps=[2]"]
+    path.write_text(json.dumps({"arms": arms, "set": shared}))
+    a, b = (arm.settings.fit for arm in load_comparison(path, ["fit.epochs=5"]).arms)
+    assert (a.epochs, a.rows, a.steps) == (5, 8, (2,))
+    assert (b.epochs, b.rows, b.steps) == (5, 7, (2,))
 
 
 @pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.toml")), ids=lambda path: path.stem)
