@@ -19,7 +19,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TORCHDYNAMO_DISABLE ?= 1
 
-.PHONY: help demo test env target patches lint clean
+.PHONY: help demo test env target patches lint browser clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,8 +49,18 @@ lint: env
 	done; \
 	test -z "$$failed"
 
+# One test opens a report in a real browser; it is skipped where there is none.
+browser:
+	@for b in chromium chromium-browser google-chrome; do \
+		command -v $$b >/dev/null 2>&1 && exit 0; \
+	done; \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null 2>&1 && echo 'installing chromium' && \
+	  timeout 150 sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends chromium' >/dev/null 2>&1; } || \
+	echo 'no browser: the test that opens a report in one will be skipped'
+
 # The tests run even where a linter complains, so that one run tells everything.
-test: target patches
+test: target patches browser
 	@failed=''; \
 	$(MAKE) --no-print-directory lint || failed=1; \
 	$(BIN)/python -m pytest $(ARGS) || failed=1; \

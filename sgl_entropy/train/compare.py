@@ -106,9 +106,10 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     """Read a comparison file.
 
     Keys: ``base`` (a settings file, relative to this one; optional), ``set`` (a list of
-    SECTION.KEY=VALUE for all arms; optional), ``baseline`` (an arm's name; default: the first), ``seeds`` (default [0]) and ``arms``, a list of tables with
-    ``name``, ``algorithm``, ``set`` (a list of SECTION.KEY=VALUE; optional) and ``curve`` (arms
-    of the same curve differ in ``fit.answer_tokens`` alone; optional).
+    SECTION.KEY=VALUE for all arms; optional), ``baseline`` (an arm's name; default: the first),
+    ``seeds`` (default [0]) and ``arms``, a list of tables with ``name``, ``algorithm``, ``set``
+    (optional) and ``curve`` (arms of the same curve differ in ``fit.answer_tokens`` alone;
+    optional).
 
     Args:
         overrides: SECTION.KEY=VALUE for every arm, after the file's and before its own.

@@ -114,6 +114,12 @@ def any_server(request: pytest.FixtureRequest, fleet: Fleet) -> EngineClient:
     return fleet.client(request.param)
 
 
+@pytest.fixture(scope="session")
+def fleet_urls(fleet: Fleet) -> dict[str, str]:
+    """Addresses of the servers that most tests compare."""
+    return {name: f"http://127.0.0.1:{fleet.server(name).port}" for name in COMPARED}
+
+
 @pytest.fixture
 def only_once(fleet: Fleet) -> Iterator[Callable[[str], EngineClient]]:
     """Servers that one test alone needs; they are stopped after it."""

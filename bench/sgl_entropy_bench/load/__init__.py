@@ -1,0 +1,1 @@
+"""The load tester: arrivals, workload, client, records, statistics, verdict, tables."""

@@ -1,0 +1,266 @@
+"""One measurement of one arm: plan, warm up, run, read, judge."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy_bench.load import metrics, verdict
+from sgl_entropy_bench.load.arrivals import ArrivalLaw, arrivals
+from sgl_entropy_bench.load.pool import Outcome, Report, drive
+from sgl_entropy_bench.load.record import Phase, Record, read_records
+from sgl_entropy_bench.load.routes import Output
+from sgl_entropy_bench.load.target import Target, tau_of_counters
+from sgl_entropy_bench.load.worker import Planned, Task, dealt
+from sgl_entropy_bench.load.workload import Prompt, Workload
+
+# How many arrivals are held ready behind the measured ones, to keep up the load until those end.
+_TAIL_LEAST = 200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all arms of a run share.
+
+    Attributes:
+        requests: measured ones.
+        ramp: requests before them, not measured: the queue fills.
+        seed: of arrivals and order.
+        share: (i, n): this is the i-th of n clients, on machines of their own, that share a load:
+            it takes a part of the prompts and an n-th of the rate, under arrivals of its own.
+        start_at: when the run begins, seconds since 1970; None = at once.
+    """
+
+    workload: Workload
+    output: Output
+    requests: int
+    ramp: int
+    seed: int = 0
+    share: tuple[int, int] = (0, 1)
+    start_at: float | None = None
+    law: ArrivalLaw = field(default_factory=lambda: ArrivalLaw("poisson"))
+    processes: int = 1
+    timeout_s: float = 600.0
+    stall_s: float = 120.0
+    slo: metrics.Slo | None = None
+    busy_share: float = 0.0
+
+    @property
+    def stream(self) -> str:
+        """Names this client's arrivals among those of the same seed."""
+        return "/".join(map(str, self.share))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One arm at one load.
+
+    Attributes:
+        records: all of the run, by schedule; ``measured`` are those that count.
+        result: the figures, as JSON takes them.
+    """
+
+    records: list[Record]
+    result: dict[str, Any]
+    interrupted: KeyboardInterrupt | None
+
+    @property
+    def measured(self) -> list[Record]:
+        return [record for record in self.records if record.phase == "measured"]
+
+
+def open_loop(
+    target: Target, plan: Plan, rate: float, folder: Path, name: str, report: Report
+) -> Measured:
+    """Requests at their scheduled times, whatever the server does: ``ramp`` first, then those
+    that are measured, then more of the same until the last measured one has ended.
+
+    Args:
+        rate: mean arrivals a second of this client.
+        folder, name: where records go: ``folder/name.jsonl``.
+
+    Raises:
+        ValueError, ClientError, OSError.
+    """
+    whole = plan.ramp + plan.requests
+    tail = max(_TAIL_LEAST, whole)
+    times = itertools.islice(arrivals(plan.law, rate, plan.seed, plan.stream), whole + tail)
+    planned = [
+        Planned(i, time, _phase(i, plan), prompt.id, prompt.benchmark, text)
+        for (i, time), (prompt, text) in zip(enumerate(times), _texts(target, plan), strict=False)
+    ]
+    if len(planned) < whole:
+        raise ValueError(f"the trace holds {len(planned)} arrivals, {whole} are asked for")
+    out = _run(
+        target,
+        plan,
+        list(dealt(planned, plan.processes)),
+        [None] * plan.processes,
+        folder,
+        name,
+        report,
+    )
+    asked = rate if plan.law.kind != "trace" else None
+    return _result(target, plan, out, open_loop=True, extra={"asked_qps": asked})
+
+
+def closed_loop(
+    target: Target, plan: Plan, concurrency: int, folder: Path, name: str, report: Report
+) -> Measured:
+    """``concurrency`` requests at a time: a new one starts as soon as one ends. The first of each
+    place are not measured, and more follow until the last measured one has ended.
+
+    Raises:
+        ValueError, ClientError, OSError.
+    """
+    processes = min(plan.processes, concurrency)
+    ramp = max(plan.ramp, concurrency)
+    whole = ramp + plan.requests
+    planned = [
+        Planned(i, 0.0, _phase(i, plan, ramp), prompt.id, prompt.benchmark, text)
+        for i, (prompt, text) in zip(
+            range(whole + max(_TAIL_LEAST, 4 * concurrency)), _texts(target, plan), strict=False
+        )
+    ]
+    places = [len(range(i, concurrency, processes)) for i in range(processes)]
+    out = _run(target, plan, list(dealt(planned, processes)), places, folder, name, report)
+    return _result(target, plan, out, open_loop=False, extra={"concurrency": concurrency})
+
+
+def warm_up(target: Target, plan: Plan, folder: Path, report: Report) -> None:
+    """Send the warm-up prompts, four at a time, then empty the prefix cache.
+
+    Raises:
+        ClientError: a client process failed.
+    """
+    if plan.workload.warmup:
+        planned = tuple(
+            Planned(i, 0.0, "warmup", p.id, p.benchmark, target.text(p))
+            for i, p in enumerate(plan.workload.warmup)
+        )
+        path = folder / "warmup.jsonl"
+        path.unlink(missing_ok=True)
+        task = _task(target, plan, planned, path, 4, 0)
+        drive([task], len(planned), report)
+    target.forget_prefixes()
+
+
+def _phase(index: int, plan: Plan, ramp: int | None = None) -> Phase:
+    ramp = plan.ramp if ramp is None else ramp
+    if index < ramp:
+        return "ramp"
+    return "measured" if index < ramp + plan.requests else "tail"
+
+
+def _texts(target: Target, plan: Plan) -> Iterator[tuple[Prompt, str]]:
+    return itertools.cycle([(p, target.text(p)) for p in plan.workload.prompts])
+
+
+def _task(
+    target: Target,
+    plan: Plan,
+    planned: tuple[Planned, ...],
+    path: Path,
+    concurrency: int | None,
+    process: int,
+) -> Task:
+    return Task(
+        target.url,
+        target.api,
+        target.model,
+        plan.output,
+        planned,
+        path,
+        concurrency,
+        process,
+        plan.timeout_s,
+        plan.stall_s,
+        plan.busy_share,
+    )
+
+
+@dataclass(frozen=True)
+class _Ran:
+    outcome: Outcome
+    records: list[Record]
+    tau_counted: float | None
+
+
+def _run(
+    target: Target,
+    plan: Plan,
+    parts: Sequence[tuple[Planned, ...]],
+    places: Sequence[int | None],
+    folder: Path,
+    name: str,
+    report: Callable[..., None],
+) -> _Ran:
+    path = folder / f"{name}.jsonl"
+    path.unlink(missing_ok=True)
+    # One file: every process appends whole lines.
+    tasks = [
+        _task(target, plan, part, path, places[number], number) for number, part in enumerate(parts)
+    ]
+    before = target.counters()
+    outcome = drive(tasks, plan.requests, report, plan.start_at)
+    return _Ran(outcome, read_records(path), tau_of_counters(before, target.counters()))
+
+
+def _result(
+    target: Target, plan: Plan, ran: _Ran, *, open_loop: bool, extra: dict[str, Any]
+) -> Measured:
+    measured = [record for record in ran.records if record.phase == "measured"]
+    seen: set[str] = set()
+    first_use = []
+    for record in ran.records:
+        if record.prompt not in seen:
+            seen.add(record.prompt)
+            first_use.append(record)
+    judged = verdict.judge(
+        measured,
+        ran.outcome.tallies,
+        expected=plan.requests,
+        open_loop=open_loop,
+        first_use=first_use,
+    )
+    result: dict[str, Any] = {"arm": target.name, **extra, **verdict.as_json(judged)}
+    if not measured:
+        return Measured(ran.records, {**result, "requests": 0}, ran.outcome.interrupted)
+    scheduled, achieved = verdict.rates(measured)
+    figures = metrics.summary(measured, plan.slo)
+    lags = figures["lag"] or {}
+    result |= {
+        "partial": len(measured) < plan.requests,
+        "interrupted": ran.outcome.interrupted is not None,
+        "scheduled_qps": scheduled if open_loop else None,
+        "achieved_qps": achieved,
+        "lag_p99_s": lags.get("p99") if open_loop else None,
+        "client_cpu": [round(t.cpu_s / t.wall_s, 4) for t in ran.outcome.tallies if t.wall_s],
+        **figures,
+        "tau_counted_by_server": ran.tau_counted,
+        "started": ran.outcome.started,
+    }
+    if not open_loop:
+        result["window"] = window(ran.records)
+    return Measured(ran.records, result, ran.outcome.interrupted)
+
+
+def window(records: Sequence[Record]) -> dict[str, Any] | None:
+    """Closed loop: tokens a second from when the first measured request was sent to when the last
+    measured one ended, while all places were taken; all requests' tokens in that time count."""
+    measured = [r for r in records if r.phase == "measured" and r.sent is not None]
+    ended = [r.last for r in measured if r.last is not None]
+    if not measured or not ended:
+        return None
+    start, end = min(r.sent for r in measured if r.sent is not None), max(ended)
+    pieces = 24
+    edges = [start + (end - start) * i / pieces for i in range(pieces + 1)]
+    rates = [
+        metrics.tokens_between(records, a, b) / (b - a)
+        for a, b in itertools.pairwise(edges)
+        if b > a
+    ]
+    return {"seconds": end - start, "tokens_per_s": sum(rates) / len(rates), "pieces": rates}

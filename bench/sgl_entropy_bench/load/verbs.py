@@ -1,0 +1,147 @@
+"""The verbs of ``sgl-entropy bench``: each a campaign over arms and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from sgl_entropy_bench.load import compare, metrics
+from sgl_entropy_bench.load.campaign import Campaign, Load, each
+from sgl_entropy_bench.load.intervals import mean_interval, ratio_interval
+from sgl_entropy_bench.load.record import Record
+from sgl_entropy_bench.load.target import Target
+
+
+def latency(
+    campaign: Campaign, qps: Sequence[float], shares: Sequence[float], dp_size: int | None
+) -> None:
+    """Open loop at ``qps`` requests a second and rank (of all clients that share the load), or at
+    ``shares`` of the baseline's capacity, which is measured first.
+
+    Raises:
+        ValueError, ServerError, StartError, ClientError, OSError.
+    """
+    if shares:
+        found = capacity_of(campaign)
+        loads = [Load(rate=share * found, label=f"load-{share:g}") for share in shares]
+        each(campaign, lambda target: loads)
+    else:
+        clients = campaign.plan.share[1]
+        each(campaign, lambda target: _by_rank(target, qps, dp_size, clients))
+    _close(campaign)
+
+
+def _by_rank(target: Target, qps: Sequence[float], dp_size: int | None, clients: int) -> list[Load]:
+    ranks = dp_size or target.ranks or 1
+    return [Load(rate=rate * ranks / clients, label=f"qps-{rate:g}") for rate in qps]
+
+
+def trace(campaign: Campaign) -> None:
+    """Open loop by a recorded trace. Raises as ``latency``."""
+    each(campaign, lambda target: [Load(rate=1.0, label="trace")])
+    _close(campaign)
+
+
+def throughput(campaign: Campaign, concurrencies: Sequence[int]) -> None:
+    """Closed loop at each number of requests at a time. Raises as ``latency``."""
+    loads = [Load(concurrency=count, label=f"batch-{count}") for count in concurrencies]
+    each(campaign, lambda target: loads)
+    _close(campaign)
+
+
+def capacity(campaign: Campaign, concurrency: int) -> dict[str, dict[str, Any]]:
+    """Each arm's saturation rate: requests a second that end while it is always full.
+
+    Returns:
+        arm -> ``qps`` (all ranks) with its interval, and ``qps_per_rank``.
+
+    Raises:
+        as ``latency``.
+    """
+    each(campaign, lambda target: [Load(concurrency=concurrency, label="capacity")])
+    found = {}
+    for result in campaign.results:
+        rate = _ended_per_second(campaign.records(result))
+        if rate is not None:
+            ranks = campaign.servers[result["arm"]]["dp_size"] or 1
+            result["capacity"] = {**rate, "qps_per_rank": rate["value"] / ranks}
+            found[result["arm"]] = result["capacity"]
+    _close(campaign)
+    return found
+
+
+def capacity_of(campaign: Campaign) -> float:
+    """The baseline arm's saturation rate in requests a second."""
+    spec = next(arm for arm in campaign.arms if arm.name == campaign.baseline)
+    concurrency = int(campaign.settings["capacity_concurrency"])
+    plan = replace(campaign.plan, requests=max(4 * concurrency, campaign.plan.requests // 2))
+    with campaign.serving(spec) as target:
+        load = Load(concurrency=concurrency, label="capacity")
+        result = campaign.measure(target, load, plan)
+    rate = _ended_per_second(campaign.records(result))
+    if rate is None:
+        raise ValueError("the baseline's capacity could not be measured: no request ended")
+    campaign.settings["capacity_qps"] = rate
+    campaign.results.remove(result)
+    campaign.settings["capacity_valid"] = result["valid"]
+    return float(rate["value"])
+
+
+def _ended_per_second(records: Sequence[Record]) -> dict[str, Any] | None:
+    """From the times at which requests ended: 1 / the mean time between them."""
+    ends = sorted(record.last for record in records if record.ok and record.last is not None)
+    between = [b - a for a, b in pairwise(ends)]
+    if not between or fmean(between) <= 0:
+        return None
+    gap = mean_interval(between)
+    return metrics.as_json(
+        replace(gap, value=1 / gap.value, low=1 / gap.high, high=1 / gap.low)
+        if gap.low > 0
+        else replace(gap, value=1 / gap.value, low=0.0, high=float("inf"))
+    )
+
+
+def speed(campaign: Campaign) -> None:
+    """One request at a time: speed-up and tau on each benchmark. Raises as ``latency``."""
+    each(campaign, lambda target: [Load(concurrency=1, label="batch-1")])
+    _close(campaign)
+    base = next((r for r in campaign.results if r["arm"] == campaign.baseline), None)
+    if base is None:
+        return
+    there = campaign.records(base)
+    for result in campaign.results:
+        here = campaign.records(result)
+        groups = compare.by_benchmark(here)
+        result["speed"] = {name: _speed(held, there) for name, held in groups.items()}
+        result["speed_all"] = _speed(here, there)
+    campaign.write()
+
+
+def _speed(here: Sequence[Record], there: Sequence[Record]) -> dict[str, Any]:
+    """Speed-up in tokens a second, paired by request; tau."""
+    held = {record.index: record for record in there}
+    both = [(r, held[r.index]) for r in here if r.ok and r.index in held and held[r.index].ok]
+    speedup = None
+    if both:
+        ours = [(metrics.e2e_from_send(a) or 0.0, a.completion_tokens or 0) for a, _ in both]
+        base = [(metrics.e2e_from_send(b) or 0.0, b.completion_tokens or 0) for _, b in both]
+        tokens = sum(t for _, t in ours) / max(1, sum(t for _, t in base))
+        ratio = ratio_interval([s for s, _ in base], [s for s, _ in ours])
+        speedup = compare.described(
+            replace(
+                ratio,
+                value=ratio.value * tokens,
+                low=ratio.low * tokens,
+                high=ratio.high * tokens,
+            ),
+            len(both),
+        )
+    return {"speedup": speedup, "tau": metrics.tau(here)}
+
+
+def _close(campaign: Campaign) -> None:
+    campaign.compare()
+    campaign.write()

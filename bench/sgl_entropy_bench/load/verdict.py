@@ -1,0 +1,141 @@
+"""Whether a run measured what it says: every reason why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from sgl_entropy_bench.load.intervals import batch_means, t_quantile
+from sgl_entropy_bench.load.metrics import e2e, lag, quantile
+from sgl_entropy_bench.load.record import Record
+from sgl_entropy_bench.load.worker import Tally
+
+RATE_OFF = 0.01
+LAG_P99_S = 0.010
+LAG_SHARE = 0.01
+CPU_SHARE = 0.80
+DRIFT = 0.25
+_BATCHES = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``reasons`` why a run is invalid; none = valid. ``notes`` limit what it says."""
+
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        return not self.reasons
+
+
+def judge(
+    measured: Sequence[Record],
+    tallies: Sequence[Tally],
+    *,
+    expected: int,
+    open_loop: bool,
+    first_use: Sequence[Record] = (),
+) -> Verdict:
+    """Judge the measured part of a run.
+
+    Args:
+        measured: its records by schedule.
+        tallies: of the client processes.
+        expected: how many records there should be.
+        open_loop: arrivals were scheduled, so that being late is a fault.
+        first_use: requests whose prompt the server had not seen in this run.
+    """
+    reasons = []
+    if len(measured) < expected:
+        reasons.append(f"partial: {len(measured)} of {expected} measured requests ended")
+    failed = sum(not record.ok for record in measured)
+    if failed:
+        reasons.append(f"{failed} of {len(measured)} requests failed")
+    if open_loop:
+        reasons += _late(measured)
+    busiest = max((t.cpu_s / t.wall_s for t in tallies if t.wall_s > 0), default=0.0)
+    if busiest > CPU_SHARE:
+        reasons.append(f"a client process used {busiest:.0%} of a core: give it more --processes")
+    reasons += _unexplained_hits(measured, first_use)
+    if (change := drift(measured)) is not None:
+        reasons.append(
+            f"drift: mean latency {'rose' if change > 0 else 'fell'} by {abs(change):.0%} "
+            f"within the measured part"
+        )
+    return Verdict(tuple(reasons))
+
+
+def rates(measured: Sequence[Record]) -> tuple[float | None, float | None]:
+    """(requests a second of the schedule, of what was sent) over the measured part."""
+    sent = sorted(record.sent for record in measured if record.sent is not None)
+    scheduled = sorted(record.scheduled for record in measured)
+    return _rate(scheduled), _rate(sent)
+
+
+def _rate(times: Sequence[float]) -> float | None:
+    span = times[-1] - times[0] if len(times) > 1 else 0.0
+    return (len(times) - 1) / span if span > 0 else None
+
+
+def _late(measured: Sequence[Record]) -> list[str]:
+    reasons = []
+    scheduled, sent = rates(measured)
+    if scheduled and sent and abs(sent / scheduled - 1) > RATE_OFF:
+        reasons.append(f"{sent:.3f} requests a second were sent, {scheduled:.3f} were scheduled")
+    lags = sorted(value for value in map(lag, measured) if value is not None)
+    latencies = sorted(value for value in map(e2e, measured) if value is not None)
+    if lags and latencies:
+        worst = quantile(lags, 0.99)
+        allowed = max(LAG_P99_S, LAG_SHARE * quantile(latencies, 0.5))
+        if worst > allowed:
+            reasons.append(
+                f"p99 of the lag between schedule and send is {worst * 1e3:.1f} ms, "
+                f"{allowed * 1e3:.1f} ms are allowed"
+            )
+    return reasons
+
+
+def _unexplained_hits(measured: Sequence[Record], first_use: Sequence[Record]) -> list[str]:
+    """A prompt that was not sent before can share no more than the prompts' common head, which
+    is no longer than the shortest of them."""
+    lengths = [r.prompt_tokens for r in measured if r.prompt_tokens]
+    if not lengths:
+        return []
+    most = min(lengths)
+    wrong = [r for r in first_use if (r.cached_tokens or 0) > most]
+    if len(wrong) <= len(first_use) // 100:
+        return []
+    return [
+        f"{len(wrong)} of {len(first_use)} prompts were found in the server's prefix cache when "
+        f"they were sent for the first time: it was not empty, or is shared"
+    ]
+
+
+def drift(measured: Sequence[Record]) -> float | None:
+    """Relative change of the latency over the measured part where it is large and significant
+    (a line through batch means, 1 % level); None = steady."""
+    values = [v for v in map(e2e, measured) if v is not None]
+    if len(values) < 4 * _BATCHES:
+        return None
+    means = batch_means(values, _BATCHES)
+    centre, mean = (_BATCHES - 1) / 2, fmean(means)
+    spread = sum((i - centre) ** 2 for i in range(_BATCHES))
+    slope = sum((i - centre) * (m - mean) for i, m in enumerate(means)) / spread
+    left = sum((m - mean - slope * (i - centre)) ** 2 for i, m in enumerate(means))
+    error = math.sqrt(left / (_BATCHES - 2) / spread)
+    change = slope * (_BATCHES - 1) / mean if mean else 0.0
+    significant = error == 0 or abs(slope / error) > t_quantile(0.995, _BATCHES - 2)
+    return change if significant and abs(change) > DRIFT else None
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "valid": verdict.valid,
+        "reasons": list(verdict.reasons),
+        "notes": list(verdict.notes),
+    }

@@ -1,0 +1,310 @@
+"""``sgl-entropy bench VERB``: load tests of running servers, or of servers that it starts."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sgl_entropy.cli.output import check_json, write_json
+
+if TYPE_CHECKING:
+    from sgl_entropy_bench.load.campaign import Campaign
+
+VERBS = {
+    "latency": "open loop: latency at given arrival rates (Table 5)",
+    "throughput": "closed loop: tokens/s at so many requests at a time (Table 4)",
+    "capacity": "closed loop: the rate of requests at which an arm saturates",
+    "speed": "one request at a time: speed-up and tau by benchmark (Table 1)",
+    "report": "result folders -> one HTML page with plots, and Markdown tables",
+    "merge": "result folders of several clients that shared a load -> one",
+}
+EPILOG = """examples:
+  sgl-entropy bench latency --arms none=http://h:30000,edsd=http://h:30001 --qps 2,3,4,5
+  sgl-entropy bench latency --launch arms.toml --load 0.4,0.6,0.8,0.95 --out run1
+  sgl-entropy bench throughput --launch arms.toml --concurrency 1,2,4,8,16
+  sgl-entropy bench speed --launch arms.toml --prompts data/bench
+  sgl-entropy bench report run1 --out run1
+
+exit codes: 0 valid, 3 measured but invalid (each reason is told), 1 could not measure,
+2 wrong arguments, 130 interrupted (what was measured is kept, and marked partial)."""
+EXIT_INVALID = 3
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``bench``."""
+    verbs = parser.add_subparsers(dest="what", metavar="VERB", required=True)
+    for name, help_line in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=help_line,
+            description=help_line[0].upper() + help_line[1:] + ".",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in ("report", "merge"):
+            sub.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+            sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+            continue
+        _add_arms(sub)
+        _add_workload(sub)
+        _add_run(sub)
+        if name == "latency":
+            _add_latency(sub)
+        elif name == "throughput":
+            sub.add_argument(
+                "--concurrency",
+                default="8,16,32,64,128,256",
+                metavar="LIST",
+                help="requests at a time (default: %(default)s)",
+            )
+        elif name == "capacity":
+            sub.add_argument(
+                "--concurrency", type=int, default=64, metavar="N", help="default: %(default)s"
+            )
+    parser.epilog = EPILOG
+
+
+def _add_arms(parser: argparse.ArgumentParser) -> None:
+    arms = parser.add_mutually_exclusive_group(required=True)
+    arms.add_argument("--arms", metavar="NAME=URL,...", help="servers that run already")
+    arms.add_argument(
+        "--launch",
+        type=Path,
+        metavar="FILE",
+        help="an arms file: each arm's server is started, measured and stopped in turn",
+    )
+    parser.add_argument(
+        "--api",
+        default="auto",
+        choices=("auto", "generate", "chat", "completions"),
+        help="route; auto: /generate where a chat template is at hand, else chat",
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="whose chat template /generate gets"
+    )
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--prompts",
+        action="append",
+        default=[],
+        metavar="FILE|DIR|hf:NAME",
+        help="JSON Lines (rows with turns, prompt, question or conversations), a folder of them, "
+        "or a data set as hf:NAME:SPLIT:FIELD; several may be given (default: built-in prompts)",
+    )
+    add("--per-benchmark", type=int, default=80, metavar="N", help="default: %(default)s")
+    add("--max-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    add("--ignore-eos", action="store_true", help="every answer has --max-tokens tokens")
+    add("--temperature", type=float, default=0.0, help="default: %(default)s")
+    add("--no-stream", action="store_true", help="whole replies: end-to-end latency alone")
+    add("--warmup", type=int, default=8, metavar="N", help="prompts of their own, before")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--num-requests", type=int, default=400, metavar="N", help="measured ones an arm and load")
+    add(
+        "--ramp",
+        type=int,
+        metavar="N",
+        help="requests before them that are not measured (default: a tenth of --num-requests)",
+    )
+    add("--seed", type=int, default=0)
+    add("--processes", type=int, default=1, metavar="N", help="client processes")
+    add("--timeout", type=float, default=600.0, metavar="S", help="a request fails after")
+    add("--stall", type=float, default=120.0, metavar="S", help="... or without a byte for")
+    add("--slo", metavar="e2e=S,ttft=S,tpot=S", help="limits for goodput")
+    add("--out", type=Path, metavar="DIR", help="results and records (default: bench-DATE)")
+    add("--json", type=Path, metavar="FILE", help="the result, also here; - is stdout")
+    add("--resume", action="store_true", help="keep what --out holds of the same settings")
+
+
+def _add_latency(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument("--qps", metavar="LIST", help="requests/s and data-parallel rank, as 2,3,4")
+    rates.add_argument(
+        "--load", metavar="LIST", help="shares of the first arm's capacity, which is measured"
+    )
+    add("--dp-size", type=int, metavar="N", help="ranks (default: what the server says)")
+    add(
+        "--arrivals",
+        default="poisson",
+        metavar="LAW",
+        help="poisson, gamma:CV, constant or trace:FILE (default: %(default)s)",
+    )
+    add(
+        "--stream",
+        default="0/1",
+        metavar="I/N",
+        help="this is client I (from 0) of N on machines of their own that share the load: it "
+        "takes an N-th of the rate and of the prompts; `bench merge` joins their folders",
+    )
+    add(
+        "--start-at",
+        metavar="TIME",
+        help="begin then (seconds since 1970, or 2026-01-31T12:00:00Z): clients that share a load "
+        "must begin together; for one arm and one load",
+    )
+    add("--capacity-concurrency", type=int, default=64, metavar="N", help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print tables; see EPILOG for exit codes."""
+    from sgl_entropy_bench.client import ServerError
+    from sgl_entropy_bench.load.pool import ClientError
+    from sgl_entropy_bench.servers import StartError
+
+    if args.what in ("report", "merge"):
+        return _after(args)
+    check_json(args.json)
+    campaign, act = _prepared(args)
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        act(campaign)
+    except KeyboardInterrupt as error:
+        campaign.interrupted, interrupted = True, error
+        campaign.compare()
+        campaign.write()
+    except (ServerError, StartError, ClientError, OSError) as error:
+        campaign.interrupted = True
+        print(f"sgl-entropy bench {args.what}: {error}", file=sys.stderr)
+        if campaign.results:
+            print(f"finished measurements are in {campaign.out}", file=sys.stderr)
+        return 1
+    report = campaign.report()
+    if not write_json(report, args.json):
+        print(_tables(report))
+        print(f"\nresults: {campaign.out}", file=sys.stderr)
+    if interrupted is not None:
+        raise interrupted
+    return 0 if report["valid"] else EXIT_INVALID
+
+
+def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
+    """The campaign that the arguments ask for, and what runs it. Raises ValueError."""
+    from sgl_entropy_bench.load import verbs
+    from sgl_entropy_bench.load.arms import parse_arms, read_arms
+    from sgl_entropy_bench.load.arrivals import ArrivalLaw
+    from sgl_entropy_bench.load.campaign import Campaign
+    from sgl_entropy_bench.load.measure import Plan
+    from sgl_entropy_bench.load.metrics import Slo
+    from sgl_entropy_bench.load.routes import Output
+    from sgl_entropy_bench.load.workload import load_workload
+
+    _at_least(args, "num_requests", 2)
+    _at_least(args, "max_tokens", 1)
+    _at_least(args, "processes", 1)
+    _at_least(args, "warmup", 0)
+    latency = args.what == "latency"
+    law = ArrivalLaw.parse(args.arrivals if latency else "poisson")
+    ramp = args.num_requests // 10 if args.ramp is None else args.ramp
+    if ramp < 0:
+        raise ValueError(f"--ramp must be at least 0, found {ramp}")
+    share = _share(args.stream) if latency else (0, 1)
+    plan = Plan(
+        load_workload(args.prompts, args.per_benchmark, args.seed, args.warmup, share),
+        Output(args.max_tokens, args.ignore_eos, args.temperature, not args.no_stream),
+        args.num_requests,
+        ramp,
+        args.seed,
+        share,
+        _time(args.start_at) if latency and args.start_at else None,
+        law,
+        args.processes,
+        args.timeout,
+        args.stall,
+        Slo.parse(args.slo) if args.slo else None,
+    )
+    campaign = Campaign(
+        args.what,
+        plan,
+        parse_arms(args.arms) if args.arms else read_arms(args.launch),
+        args.out or Path(f"bench-{datetime.datetime.now():%Y%m%d-%H%M%S}"),
+        args.api,
+        args.tokenizer,
+        args.resume,
+    )
+    if args.what == "throughput":
+        counts = _numbers("--concurrency", args.concurrency, int)
+        return campaign, lambda c: verbs.throughput(c, counts)
+    if args.what == "capacity":
+        _at_least(args, "concurrency", 1)
+        return campaign, lambda c: verbs.capacity(c, args.concurrency)
+    if args.what == "speed":
+        return campaign, verbs.speed
+    if share[1] > 1 and (args.load or args.launch or law.kind != "poisson"):
+        raise ValueError(
+            "--stream is for --arms and --qps with poisson arrivals: a sum of other streams is "
+            "another law, and each client would start servers and measure a capacity of its own"
+        )
+    if plan.start_at is not None and (
+        len(campaign.arms) > 1 or "," in (args.qps or args.load or "")
+    ):
+        raise ValueError("--start-at is for one arm and one load: give one command to each")
+    if law.kind == "trace":
+        if args.qps or args.load:
+            raise ValueError("a trace has its own rate: leave out --qps and --load")
+        return campaign, verbs.trace
+    if not args.qps and not args.load:
+        raise ValueError("give --qps or --load")
+    if args.dp_size is not None:
+        _at_least(args, "dp_size", 1)
+    qps = _numbers("--qps", args.qps, float) if args.qps else []
+    shares = _numbers("--load", args.load, float) if args.load else []
+    campaign.settings["capacity_concurrency"] = args.capacity_concurrency
+    return campaign, lambda c: verbs.latency(c, qps, shares, args.dp_size)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not number.isdigit() or not count.isdigit() or not int(number) < int(count):
+        raise ValueError(f"--stream {text}: expected I/N with I from 0 to N - 1")
+    return int(number), int(count)
+
+
+def _time(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        found = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        raise ValueError(f"--start-at {text}: expected seconds, or 2026-01-31T12:00:00Z") from None
+    return found.astimezone().timestamp()
+
+
+def _at_least(args: argparse.Namespace, name: str, least: int) -> None:
+    value = getattr(args, name)
+    if value < least:
+        raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
+
+
+def _numbers(flag: str, text: str, kind: Any) -> list[Any]:
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if not all(0 < value < float("inf") for value in found):
+        raise ValueError(f"{flag} {text}: expected numbers above 0, separated by commas")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{flag} {text}: a number twice")
+    return found
+
+
+def _tables(report: dict[str, Any]) -> str:
+    from sgl_entropy_bench.load.report import text_tables
+
+    return text_tables(report)
+
+
+def _after(args: argparse.Namespace) -> int:
+    from sgl_entropy_bench.load import report
+
+    return report.main(args.what, args.folders, args.out)
