@@ -21,6 +21,7 @@ FIGURES = {
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
     "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
     "matmuls": "what verifying costs at least: the target's matmuls by rows, and the core's peak",
+    "clients": "load testers against the fake server: ours and another's rate, lag, processor time",
     "startup": "start-up time and memory with and without a drafter",
 }
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.name == "matmuls":
         data, page = matmuls(target, threads)
+    elif args.name == "clients":
+        from sgl_entropy_bench.figures import clients
+
+        data, page = clients.measure(target, args.quick)
     else:
         figure = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}")
         data, page = figure.measure(plan)

@@ -132,8 +132,11 @@ def test_the_cache_knows_prompts_since_the_last_flush() -> None:
     with FakeServer(*QUICK) as server, FakeServer(*QUICK, "--no-cache") as without:
         client = client_of(server)
         assert [cached(client), cached(client)] == [0, 8]
+        assert len(client.get("/fake_arrivals")) == 2
         client.post("/flush_cache")
         assert cached(client) == 0
+        (came,) = client.get("/fake_arrivals")
+        assert 0 <= time.monotonic() - came < 10
         assert [cached(client_of(without)) for _ in range(2)] == [0, 0]
 
 

@@ -115,6 +115,8 @@ def _models(service: Service) -> Json:
 
 
 READINGS: dict[str, Callable[[Service], Any]] = {
+    # Ours: when each request came since the start or the last flush, on time.monotonic's clock.
+    "/fake_arrivals": lambda service: service.arrivals,
     "/get_load": _load,
     "/get_model_info": lambda service: {"model_path": "fake"},
     "/get_server_info": _server_info,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import time
 
 from sgl_entropy_bench.fakeserver import faults
 from sgl_entropy_bench.fakeserver.connection import Connection
@@ -46,6 +47,8 @@ class Service:
         self.connections: set[Connection] = set()
         # The worst delay of a tick: far above 1 ms, this process was too slow for its load.
         self.late_s = 0.0
+        # When each request came since the last flush, on time.monotonic's clock.
+        self.arrivals: list[float] = []
         self._requests = 0
         self._cache: set[bytes] = set()
         self._due: list[tuple[float, int, Job]] = []
@@ -61,6 +64,7 @@ class Service:
         if ask.rid in self.jobs:
             raise Refused(f"Duplicate request ID detected: {ask.rid}")
         self._requests += 1
+        self.arrivals.append(time.monotonic())
         job = JOBS[ask.path](ask, self._requests, connection, self.options)
         faults.plan(job)
         if faults.refuses(job):
@@ -101,8 +105,9 @@ class Service:
             self.leave(job, self.loop.time())
 
     def flush(self) -> None:
-        """Forget all prompts."""
+        """Forget all prompts, and when they came."""
         self._cache.clear()
+        self.arrivals.clear()
 
     def _start(self, job: Job, now: float) -> None:
         job.started = True

@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 
+from sgl_entropy_bench.figures.peer import keep_busy
 from sgl_entropy_bench.load.record import CUT, Phase, Record, RecordWriter
 from sgl_entropy_bench.load.routes import (
     Api,
@@ -57,7 +58,7 @@ class Task:
         timeout_s: a request fails when it takes longer, or
         stall_s: when no byte comes for so long.
         busy_share: for measuring this client itself: the share of the event loop's time that is
-            taken from it, in pieces of ``busy_piece_s``.
+            taken from it.
     """
 
     url: str
@@ -71,7 +72,6 @@ class Task:
     timeout_s: float = 600.0
     stall_s: float = 120.0
     busy_share: float = 0.0
-    busy_piece_s: float = 0.002
 
 
 @dataclass
@@ -136,7 +136,7 @@ class _Worker:
                 cpu = time.process_time()
                 sides = [asyncio.create_task(self._say(cpu))]
                 if task.busy_share:
-                    sides.append(asyncio.create_task(self._keep_busy()))
+                    sides.append(asyncio.create_task(keep_busy(task.busy_share)))
                 if task.concurrency is None:
                     await self._open_loop()
                 else:
@@ -168,14 +168,6 @@ class _Worker:
     def _measure(self, cpu: float) -> None:
         self.tally.cpu_s = time.process_time() - cpu
         self.tally.wall_s = self._now()
-
-    async def _keep_busy(self) -> None:
-        piece, share = self.task.busy_piece_s, self.task.busy_share
-        while True:
-            until = time.perf_counter() + piece
-            while time.perf_counter() < until:
-                pass
-            await asyncio.sleep(piece * (1 - share) / share)
 
     async def _open_loop(self) -> None:
         loop = asyncio.get_running_loop()
