@@ -1,0 +1,1 @@
+"""Which drafted tokens stand: EASD's rule, on plain tensors."""
