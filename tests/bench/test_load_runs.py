@@ -125,6 +125,7 @@ def test_throughput_and_its_speed_up(plain: FakeServer, fast: FakeServer, tmp_pa
             for b in records
         )
         assert at_once == result["concurrency"]
+        assert all(record.scheduled >= 0 for record in records)
     ratio = report["results"][1]["against"]["throughput_ratio"]
     assert 1.5 < ratio["value"] < 3.5
 

@@ -24,7 +24,6 @@ ARGUMENTS = (
     "chunked_prefill_size",
     "disable_radix_cache",
     "disable_cuda_graph",
-    "random_seed",
     "speculative_algorithm",
     "speculative_draft_model_path",
     "speculative_num_steps",

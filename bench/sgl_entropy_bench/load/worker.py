@@ -133,6 +133,7 @@ class _Worker:
                 gc.collect()
                 gc.freeze()
                 gc.disable()
+                await asyncio.sleep(max(0.0, self.began - time.monotonic()))
                 cpu = time.process_time()
                 sides = [asyncio.create_task(self._say(cpu))]
                 if task.busy_share:
