@@ -26,6 +26,7 @@ from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.texts import read_texts, text_files
 from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.export import export_drafter
+from sgl_entropy.train.fit_costs import answer_tokens, flops
 from sgl_entropy.train.settings import TrainSettings, load_settings, read_settings
 
 Report = Callable[[str], None]
@@ -210,10 +211,10 @@ def fit_job(job: Job, report: Report = print) -> None:
     fit.run(lambda line: report(f"{job.name}: {line}"))
     done = {
         "recipe": job.recipe,
-        "answer_tokens": fit.answer_tokens(),
+        "answer_tokens": answer_tokens(fit),
         "seconds": round(fit.seconds, 1),
         "epochs": fit.costs,
-        "flops": fit.flops(),
+        "flops": flops(fit),
     }
     (job.folder / "fit.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
     partial = job.folder / "drafter.partial"

@@ -8,11 +8,10 @@ of an unbroken one, on any number of processes.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,8 @@ from torch import Tensor
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
 from sgl_entropy.train.arithmetic import resolve_dtype
-from sgl_entropy.train.batches import (
-    Batch,
-    chain_count,
-    collate,
-    first_tokens,
-    plan_epoch,
-    split_validation,
-)
+from sgl_entropy.train.batches import Batch, collate, first_tokens, plan_epoch, split_validation
+from sgl_entropy.train.fit_progress import Costs, Progress, add_rows, add_up
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
 from sgl_entropy.train.initial import initialise, start_from, tap_scales
@@ -38,7 +31,6 @@ from sgl_entropy.train.objective import (
     StepFigures,
     TargetSide,
     count_rows,
-    sum_figures,
     unrolled_loss,
 )
 from sgl_entropy.train.schedules import masked_percent
@@ -96,13 +88,8 @@ class Fit:
         self.drafter.d2t.copy_(vocabulary - torch.arange(len(vocabulary)))
         self.step = 0
         # Of all runs together, as a resumed one continues: rows by epoch, and seconds.
-        self.costs: dict[str, dict[str, int]] = {}
+        self.costs: Costs = {}
         self.seconds = 0.0
-        self.side = TargetSide(
-            embedding.to(self.working),
-            head[vocabulary].to(self.working),
-            torch.ones(config.tap_width),
-        )
         # Where the starting drafter or the samples lie does not matter; what they hold does.
         passing = ("checkpoint_seconds", "start", "skip_damaged", "online")
         self._identity = {
@@ -113,18 +100,17 @@ class Fit:
         }
         if held is None:
             some = [self._sample(e) for e in self.train[:: max(1, len(self.train) // 96)]]
-            self.side = TargetSide(self.side.embedding, self.side.head, tap_scales(some))
-            if settings.start:
-                earlier = load_drafter(Path(settings.start).expanduser())
-                start_from(self.drafter, earlier, self.side.tap_scale)
-            else:
-                initialise(
-                    self.drafter, self.side, some, settings.seed, solved=settings.solved_start
-                )
+            scale = tap_scales(some)
         else:
             self._refuse_other(held)
+            scale = held["tap_scale"]
+        self.side = TargetSide(embedding.to(self.working), head[vocabulary].to(self.working), scale)
+        if held is not None:
             self.drafter.load_state_dict(held["drafter"])
-            self.side = replace(self.side, tap_scale=held["tap_scale"])
+        elif settings.start:
+            start_from(self.drafter, load_drafter(Path(settings.start).expanduser()), scale)
+        else:
+            initialise(self.drafter, self.side, some, settings.seed, solved=settings.solved_start)
         self.drafter.to(group.device)
         self.side = self.side.to(group.device)
         self.optimizer = self._new_optimizer()
@@ -134,92 +120,46 @@ class Fit:
             self.costs, self.seconds = held["costs"], held["seconds"]
         self._losses = self._shared_losses()
 
-    def run(
-        self,
-        report: Callable[[str], None] = print,
-        stop_after: int | None = None,
-    ) -> Drafter:
+    def run(self, report: Callable[[str], None] = print, stop_after: int | None = None) -> Drafter:
         """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter.
 
         Args:
             report: takes lines of progress, in the leading process alone.
         """
-        if not self.group.leads:
-            report = _ignore
-        plans = [
-            plan_epoch(self.train, self.settings.rows, self.settings.seed, epoch, self.prompt_from)
-            for epoch in range(self.settings.epochs)
-        ]
-        total = sum(len(plan) for plan in plans)
-        done = 0
-        saved = noted = time.monotonic()
-        cost = sum(len(plan) * self.settings.steps_in(i) for i, plan in enumerate(plans))
-        run_cost, began = 0, time.monotonic()
-        recent: list[list[StepFigures]] = []
-        for epoch, plan in enumerate(plans):
-            steps = self.settings.steps_in(epoch)
+        plans = [self.plan(epoch) for epoch in range(self.settings.epochs)]
+        total, skipped, todo = sum(map(len, plans)), self.step, []
+        for plan in plans:
+            todo.append(plan[skipped:])
+            skipped = max(0, skipped - len(plan))
+        cost = sum(len(plan) * self.settings.steps_in(epoch) for epoch, plan in enumerate(todo))
+        progress = Progress(self.folder / _LOG, report, not self.group.leads, total, cost)
+        saved = time.monotonic()
+        for epoch, plan in enumerate(todo):
             for batch in plan:
-                done += 1
-                if done <= self.step:
-                    cost -= steps
-                    continue
                 before = time.monotonic()
-                figures = self._learn(batch, epoch, total)
-                self.seconds += time.monotonic() - before
-                recent.append(figures)
-                self._count(epoch, figures)
-                run_cost += steps
+                figures = self.learn(batch, epoch, total)
                 now = time.monotonic()
-                if now - noted > 15:
-                    left = (now - began) / run_cost * (cost - run_cost)
-                    self._note(report, epoch, total, recent, left)
-                    recent, noted = [], now
+                self.seconds += now - before
+                add_rows(self.costs, epoch, figures)
+                progress.learned(epoch, self.step, figures)
                 if now - saved > self.settings.checkpoint_seconds:
                     self._save()
                     saved = now
                 if stop_after is not None and self.step >= stop_after:
                     self._save()
                     return self.drafter
-            if self.step == done and plan and run_cost:
-                self._validate(report, epoch)
+            if plan and self.validation:
+                progress.validated(epoch, self.step, self._validate(), self.costs)
         self._save()
         return self.drafter
 
-    def chain_seconds(self, epoch: int, tries: int = 2) -> float:
-        """Seconds a chain of ``epoch`` costs, the best of some optimizer steps on its largest
-        batches. They are real steps: for estimates, on a training that is thrown away."""
-        plan = plan_epoch(
+    def plan(self, epoch: int) -> list[list[Entry]]:
+        """The batches of an epoch."""
+        return plan_epoch(
             self.train, self.settings.rows, self.settings.seed, epoch, self.prompt_from
         )
-        plan.sort(key=lambda batch: -sum(chain_count(e, self.prompt_from) for e in batch))
-        best = math.inf
-        for number in range(tries + 1):
-            before = time.perf_counter()
-            figures = self._learn(plan[number % len(plan)], epoch, 10**6)
-            if number:  # the first one makes kernels
-                best = min(best, (time.perf_counter() - before) / figures[0].rows)
-        return best
 
-    def answer_tokens(self) -> int:
-        """Answer tokens that are learned from in an epoch."""
-        return sum(entry.length - entry.prompt_length for entry in self.train)
-
-    def flops(self) -> float:
-        """Floating-point operations of the rows trained so far: 6 a weight and row, forward and
-        backward, of the layer (fusion included) and of the head. Attention scores, ``fc`` and the
-        target's side are left out: a few percent, the same for all schedules."""
-        layer = head = 0
-        for name, weight in self.drafter.named_parameters():
-            if name.startswith("lm_head."):
-                head += weight.numel()
-            elif weight.dim() == 2 and not name.startswith("fc."):
-                layer += weight.numel()
-        rows = self.costs.values()
-        return 6.0 * (
-            layer * sum(c["layer_rows"] for c in rows) + head * sum(c["head_rows"] for c in rows)
-        )
-
-    def _learn(self, entries: Sequence[Entry], epoch: int, total: int) -> list[StepFigures]:
+    def learn(self, entries: Sequence[Entry], epoch: int, total: int) -> list[StepFigures]:
         """One optimizer step on a batch, of which this process takes its share.
 
         Returns:
@@ -234,7 +174,7 @@ class Fit:
         shared = self._shared_counts(batch, steps)
         with self._autocast():
             loss, figures = self._losses(batch, steps, shared)
-        figures = self._add_up(figures)
+        figures = add_up(figures, self.group)
         if any(f.counted for f in figures):  # a batch may hold no row to learn from
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -265,11 +205,7 @@ class Fit:
         return torch.nn.parallel.DistributedDataParallel(losses, broadcast_buffers=False)
 
     def _batch(
-        self,
-        entries: Sequence[Entry],
-        steps: int,
-        masked: float = 0.0,
-        prompt_from: int | None = None,
+        self, entries: Sequence[Entry], steps: int, masked: float, prompt_from: int | None
     ) -> Batch | None:
         """This process's share of a batch; None where nothing is left for it."""
         samples = [self._sample(entry) for entry in self.group.share(entries)]
@@ -282,14 +218,6 @@ class Fit:
             self.group.device.type, torch.bfloat16, enabled=self.working == torch.bfloat16
         )
 
-    def _add_up(self, figures: Sequence[StepFigures]) -> list[StepFigures]:
-        """The figures of all processes together."""
-        mine = torch.tensor([astuple(f) for f in figures], dtype=torch.float64)
-        return [
-            StepFigures(int(counted), loss, int(right), int(rows))
-            for counted, loss, right, rows in self.group.sum(mine).tolist()
-        ]
-
     def _broken(self, entries: Sequence[Entry], loss: float, norm: float) -> str:
         where = ", ".join(f"{entry.shard.name} prompt {entry.prompt_id}" for entry in entries)
         return (
@@ -298,49 +226,17 @@ class Fit:
             f"Lower fit.learning_rate, or look at these samples"
         )
 
-    def _count(self, epoch: int, figures: Sequence[StepFigures]) -> None:
-        """Add a batch to what its epoch cost: rows run through the layer, and through the head."""
-        cost = self.costs.setdefault(str(epoch + 1), {"layer_rows": 0, "head_rows": 0})
-        cost["layer_rows"] += sum(f.rows for f in figures)
-        cost["head_rows"] += sum(f.counted for f in figures)
-
     @torch.no_grad()
-    def _validate(self, report: Callable[[str], None], epoch: int) -> None:
-        if not self.validation:
-            return
+    def _validate(self) -> list[list[StepFigures]]:
         figures = []
         for entries in plan_epoch(self.validation, self.settings.rows, 0, 0):
-            batch = self._batch(entries, 3)
+            batch = self._batch(entries, 3, 0.0, None)
             own = [StepFigures(0, 0.0, 0, 0)] * 3
             if batch is not None:
                 with self._autocast():
                     own = unrolled_loss(self.drafter, self.side, batch, 3)[1]
-            figures.append(self._add_up(own))
-        by_step = sum_figures(figures)
-        cost = self.costs.get(str(epoch + 1), {})
-        self._log({"epoch": epoch + 1, "step": self.step, "validation": by_step, **cost})
-        report(f"epoch {epoch + 1} validation: {_figures_text(by_step)}")
-
-    def _note(
-        self,
-        report: Callable[[str], None],
-        epoch: int,
-        total: int,
-        recent: list[list[StepFigures]],
-        left: float,
-    ) -> None:
-        by_step = sum_figures(recent)
-        self._log({"epoch": epoch + 1, "step": self.step, "train": by_step})
-        report(
-            f"epoch {epoch + 1} step {self.step}/{total} {_figures_text(by_step)} "
-            f"left {left / 60:.1f} min"
-        )
-
-    def _log(self, record: dict[str, Any]) -> None:
-        if not self.group.leads:
-            return
-        with (self.folder / _LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"time": round(time.time(), 1), **record}) + "\n")
+            figures.append(add_up(own, self.group))
+        return figures
 
     def _sample(self, entry: Entry) -> Any:
         return self.store.sample(entry, self.config.target_layer_ids)
@@ -384,10 +280,7 @@ class Fit:
     def _held(folder: Path) -> dict[str, Any] | None:
         """The folder's checkpoint."""
         path = folder / _CHECKPOINT
-        if not path.is_file():
-            return None
-        held: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        return held
+        return torch.load(path, weights_only=True, map_location="cpu") if path.is_file() else None
 
     def _refuse_other(self, held: dict[str, Any]) -> None:
         if held["identity"] != self._identity:
@@ -398,15 +291,7 @@ class Fit:
             )
 
 
-def _ignore(line: str) -> None:
-    pass
-
-
 def _digest(folder: Path) -> str:
     """sha256 of a drafter's weights."""
     sums = [hashlib.sha256(f.read_bytes()) for f in sorted(folder.glob("*.safetensors"))]
     return "-".join(digest.hexdigest() for digest in sums)
-
-
-def _figures_text(by_step: Sequence[dict[str, float]]) -> str:
-    return " ".join(f"[{i}] {f['loss']:.3f} {f['accuracy']:.3f}" for i, f in enumerate(by_step))

@@ -25,6 +25,7 @@ import torch
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.fit import Fit
+from sgl_entropy.train.fit_costs import chain_seconds
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.generate import PREFILL_ROWS, Batch, Prompt
 from sgl_entropy.train.schedules import masked_percent
@@ -99,7 +100,7 @@ class Counts:
         store_bytes: of the feature store.
         generate_flops: prefill and decoding.
         fit_rows: rows through the drafter's layer, of all epochs and draft steps.
-        fit_flops: see ``Fit.flops``.
+        fit_flops: see ``fit_costs.flops``.
         optimizer_steps: of all epochs.
         parameters: that are learned.
     """
@@ -307,7 +308,7 @@ def _fit_seconds(trial: Trial) -> float:
         )
         # Schedules are straight lines over the epochs: a few of them tell the others.
         some = sorted({round(i * (fit.epochs - 1) / 3) for i in range(4)})
-        cost = [run.chain_seconds(epoch) for epoch in some]
+        cost = [chain_seconds(run, epoch) for epoch in some]
     trained = lengths.sequences * (1 - 1 / fit.validation_every)
     mean = statistics.fmean(np.interp(range(fit.epochs), some, cost))
     return trained * chains_of(lengths, fit) * fit.epochs * mean

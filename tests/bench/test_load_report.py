@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 from sgl_entropy_bench.fakeserver import FakeServer
-from sgl_entropy_bench.load import compare, metrics, page, report, verdict
+from sgl_entropy_bench.load import compare, metrics, page, plots, report, verdict
 from sgl_entropy_bench.load.arms import ArmSpec
 from sgl_entropy_bench.load.campaign import Campaign
+from sgl_entropy_bench.load.folders import read_folder
 from sgl_entropy_bench.load.measure import Plan, window
-from sgl_entropy_bench.load.merge import _first_use, read_folder
+from sgl_entropy_bench.load.merge import _first_use
 from sgl_entropy_bench.load.record import Record
 from sgl_entropy_bench.load.routes import Output
 from sgl_entropy_bench.load.worker import CUT, Tally
@@ -260,7 +261,7 @@ def test_failed_requests_are_shown(page1: Path) -> None:
         parsed.paths("cdf", page.COLOURS[0])[1][-1][1]
     )
     crosses = [h for t, h in parsed.figures["timeline-edsd-qps-2"]
-               if t == "use" and page.RED in h.get("style", "")]  # fmt: skip
+               if t == "use" and plots.RED in h.get("style", "")]  # fmt: skip
     assert len(crosses) == COUNT // 4 + 1  # and the key's
     assert "cut at the end" in parsed.data
     assert "status 503: <script>alert(1)</script>" in parsed.data
@@ -274,7 +275,7 @@ def test_requests_in_flight_end_when_they_do() -> None:
         Record(2, "p", "b", "tail", 3.0, sent=3.0, error=CUT),
         Record(3, "p", "b", "measured", 3.5, error="never sent"),
     ]
-    times, counts = page._in_flight(held)
+    times, counts = plots._in_flight(held)
     assert dict(zip(times, counts, strict=True)) == {0.0: 1, 1.0: 2, 2.0: 1, 3.0: 2, 4.0: 0}
 
 
@@ -427,14 +428,14 @@ def test_dots_are_thinned_evenly(tmp_path: Path) -> None:
     parsed = reported(tmp_path, folder)
     (dots,) = parsed.paths("timeline-edsd-qps-2", page.COLOURS[0])
     crosses = [h for t, h in parsed.figures["timeline-edsd-qps-2"]
-               if t == "use" and page.RED in h.get("style", "")]  # fmt: skip
-    assert len(dots) // 2 + len(crosses) - 1 == page.MOST_DOTS
+               if t == "use" and plots.RED in h.get("style", "")]  # fmt: skip
+    assert len(dots) // 2 + len(crosses) - 1 == plots.MOST_DOTS
     places = sorted({x for x, _ in dots})
     width = places[-1] - places[0]
     assert max(b - a for a, b in pairwise(places)) < 0.01 * width
-    assert any(f"{page.MOST_DOTS} of {many + 2 * RAMP} requests" in text for text in parsed.data)
-    assert page.thin(range(10), 4) == [0, 2, 5, 7]
-    assert page.thin([1, 2], 4) == [1, 2]
+    assert any(f"{plots.MOST_DOTS} of {many + 2 * RAMP} requests" in text for text in parsed.data)
+    assert plots.thin(range(10), 4) == [0, 2, 5, 7]
+    assert plots.thin([1, 2], 4) == [1, 2]
 
 
 def rewrite(name: str, text: str) -> Callable[[Path], object]:

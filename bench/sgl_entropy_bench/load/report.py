@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_entropy_bench.load import tables
+from sgl_entropy_bench.load.folders import Folder, read_folder
 from sgl_entropy_bench.tables import markdown_table, text_table
 
 if TYPE_CHECKING:
-    from sgl_entropy_bench.load.merge import Folder
     from sgl_entropy_bench.load.page import Plot
 
 Form = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
@@ -80,7 +80,7 @@ def main(what: str, folders: Sequence[Path], out: Path) -> int:
         print(f"\nresults: {out}", file=sys.stderr)
         return 0 if merged["valid"] else _INVALID
     page.require_matplotlib()
-    held = [merge.read_folder(folder) for folder in folders]
+    held = [read_folder(folder) for folder in folders]
     arms = list(dict.fromkeys(arm for folder in held for arm in folder.arms))
     out.mkdir(parents=True, exist_ok=True)
     plots = [page.plots(f, arms, f"-{i}" if i > 1 else "") for i, f in enumerate(held, 1)]
