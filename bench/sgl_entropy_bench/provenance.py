@@ -47,6 +47,18 @@ def provenance(threads: int, inputs: dict[str, Path | None] | None = None) -> di
     }
 
 
+def footer(facts: dict[str, Any]) -> str:
+    """What ``provenance`` found, as the last paragraph of a page."""
+    machine = facts["machine"]
+    versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
+    return (
+        f"Measured {facts['date']} at commit {facts['commit']} (patch series "
+        f"{facts['patches']}) with `{facts['command']}` on {machine['cpu']}, {machine['cores']} "
+        f"cores, {facts['threads']} compute thread(s), load before {machine['load_before']}. "
+        f"Versions: {versions}."
+    )
+
+
 def command_line(words: list[str]) -> str:
     """The command as typed, with every absolute path cut to its last part."""
     shown = [Path(words[0]).name]

@@ -71,6 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="which drafter (fit, export)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the drafter's folder (export)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="compare: the table as Markdown")
     parser.add_argument("--drafter", type=Path, metavar="DIR", help="what to measure (evaluate)")
     parser.add_argument(
         "--server",
@@ -191,10 +192,10 @@ def _server(url: str, settings: TrainSettings, report: Callable[[str], None]) ->
 
 def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     import torch
-    from sgl_entropy_bench.provenance import provenance
+    from sgl_entropy_bench.provenance import footer, provenance
 
     from sgl_entropy.train import compare, data
-    from sgl_entropy.train.compare_report import summarise, table
+    from sgl_entropy.train.compare_report import page, summarise, table
 
     if args.config is None:
         raise ValueError("compare needs --config FILE, which names the arms (see --help)")
@@ -207,6 +208,9 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     rows = compare.run(comparison, args.workers, report)
     figures = summarise(rows, comparison.baseline)
     origin = provenance(1, {"target": data.target_folder(comparison.arms[0].settings)})
+    if args.page is not None:
+        text = page(figures, rows, f"Training comparison: {args.config.stem}")
+        args.page.write_text(f"{text}\n\n{footer(origin)}\n", encoding="utf-8")
     if not write_json({**figures, "runs": rows, "provenance": origin}, args.json):
         print(table(figures))
     return 0

@@ -125,7 +125,50 @@ def _curves(
 
 def table(summary: Mapping[str, Any]) -> str:
     """The figures for people; a difference whose interval includes none is said to be none."""
-    rows = [("arm", "tau", "95 % interval", "against " + summary["baseline"], "seconds", "TFLOP")]
+    rows = _rows(summary)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    if summary["curves"]:
+        lines += ["", curve_table(summary["curves"])]
+    return "\n".join(lines)
+
+
+def page(summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], title: str) -> str:
+    """The same as Markdown, with tau on each benchmark."""
+    header, *rows = _rows(summary)
+    by_group = [
+        [name, *(f"{arm['tau_by_group'][group]:.3f}" for group in summary["groups"])]
+        for name, arm in summary["arms"].items()
+    ]
+    seeds = sorted({run["seed"] for run in runs})
+    tokens = sorted({run["fit"]["answer_tokens"] for run in runs})
+    parts = [
+        f"# {title}",
+        f"tau: mean over {len(summary['groups'])} benchmarks of pooled tokens a cycle, greedy "
+        f"chains by the plain drafter. Seeds: {', '.join(map(str, seeds))}; answer tokens: "
+        f"{', '.join(map(str, tokens))}. Intervals: 95 %, over prompts (and seeds); differences "
+        "are paired by prompt. Seconds are of one thread, two trainings at a time.",
+        _markdown(header, rows),
+        _markdown(["tau", *summary["groups"]], by_group),
+    ]
+    if summary["curves"]:
+        parts.append("```\n" + curve_table(summary["curves"]) + "\n```")
+    return "\n\n".join(parts)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Header and a row an arm."""
+    rows: list[tuple[str, ...]] = [
+        ("arm", "tau", "95 % interval", "against " + summary["baseline"], "seconds", "TFLOP")
+    ]
     for name, arm in summary["arms"].items():
         against = ""
         if "ratio" in arm:
@@ -142,14 +185,7 @@ def table(summary: Mapping[str, Any]) -> str:
                 f"{arm['flops'] / 1e12:.1f}",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    if summary["curves"]:
-        lines += ["", curve_table(summary["curves"])]
-    return "\n".join(lines)
+    return rows
 
 
 def _resampled(counts: Tensor, weight: Tensor, drawn_prompts: Sequence[Tensor]) -> Tensor:

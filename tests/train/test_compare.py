@@ -153,7 +153,8 @@ def test_a_comparison_from_end_to_end(
     assert main(["train", "generate", "--config", str(tmp_path / "base.json")]) == 0
 
     out = tmp_path / "out.json"
-    words = ["train", "compare", "--config", str(config), "--json", str(out)]
+    page = tmp_path / "out.md"
+    words = ["train", "compare", "--config", str(config), "--json", str(out), "--page", str(page)]
     assert main([*words, "--workers", "1"]) == 0
     first = json.loads(out.read_text())["runs"]
     config.write_text(json.dumps({**given, "seeds": [0, 1]}))
@@ -169,6 +170,12 @@ def test_a_comparison_from_end_to_end(
     assert masked["head_rows"] < plain["head_rows"]
     assert masked["layer_rows"] == plain["layer_rows"]
     assert found["provenance"]["commit"]
+    lines = page.read_text().splitlines()
+    assert lines[0] == "# Training comparison: compare"
+    assert f"| eagle3 | {masked['tau']:.3f} |" in "\n".join(lines)
+    taus = [f"{tau:.3f}" for tau in plain["tau_by_group"].values()]
+    assert f"| layers | {' | '.join(taus)} |" in lines
+    assert lines[-1].startswith("Measured ")
     assert found["curves"]["c"]["points"] == [
         [found["runs"][1]["fit"]["answer_tokens"], found["arms"]["eagle3"]["tau"]]
     ]

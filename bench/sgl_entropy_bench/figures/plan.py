@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sgl_entropy_bench.arms import Arm, Engine
-from sgl_entropy_bench.provenance import provenance, served_hash, weights_hash
+from sgl_entropy_bench.provenance import footer, provenance, served_hash, weights_hash
 from sgl_entropy_bench.servers import Server, free_port
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum")
@@ -178,14 +178,6 @@ def write_results(plan: Plan, name: str, data: Mapping[str, Any], page: str) -> 
     stem = f"{name}-quick" if plan.quick else name
     whole = {**data, "provenance": facts}
     (plan.results / f"{stem}.json").write_text(json.dumps(whole, indent=2) + "\n")
-    machine = facts["machine"]
-    versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
-    footer = (
-        f"Measured {facts['date']} at commit {facts['commit']} (patch series "
-        f"{facts['patches']}) with `{facts['command']}` on {machine['cpu']}, {machine['cores']} "
-        f"cores, {facts['threads']} compute thread(s), load before {machine['load_before']}. "
-        f"Versions: {versions}."
-    )
     path = plan.results / f"{stem}.md"
-    path.write_text(f"{page.rstrip()}\n\n{footer}\n")
+    path.write_text(f"{page.rstrip()}\n\n{footer(facts)}\n")
     return path
