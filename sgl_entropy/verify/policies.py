@@ -1,0 +1,172 @@
+"""Decisions that follow uncertainty: when to stop drafting, how strictly to verify, who drafts.
+
+Each policy is one small object that is given a step's statistics and decides; it holds no state
+of requests, so that what an engine did can be replayed from what it recorded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sgl_entropy.verify.easd import Thresholds, Uncertainty, fires
+
+
+@dataclass(frozen=True)
+class DraftStep:
+    """What is known after a token was drafted, one entry a request.
+
+    Attributes:
+        depth: how many tokens the chain holds, this one included.
+        entropy: float32 [b], of the drafter's distribution that the token was chosen from, nats.
+        path: float32 [b], the drafter's probability of the whole chain so far.
+    """
+
+    depth: int
+    entropy: Tensor
+    path: Tensor
+
+
+class DraftStop(Protocol):
+    """When a request's chain ends. Verification stays exact, so outputs do not change."""
+
+    def stops(self, step: DraftStep) -> Tensor:
+        """bool [b]: no further token; the one just drafted is kept."""
+
+
+@dataclass(frozen=True)
+class NoStop:
+    """Chains of full length."""
+
+    def stops(self, step: DraftStep) -> Tensor:
+        return torch.zeros_like(step.entropy, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Svip:
+    """SVIP's rule: stop after a token with sqrt(c H_d) > h; 0.15 and 0.3 are H_d > 0.6 nats.
+
+    The root of c H bounds how unlikely acceptance is from below (SVIP, eq. 5).
+    """
+
+    factor: float = 0.15
+    limit: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0 or not self.limit > 0:
+            raise ValueError(
+                f"svip: factor and limit must be above 0, found {self.factor}, {self.limit}"
+            )
+
+    def stops(self, step: DraftStep) -> Tensor:
+        return (self.factor * step.entropy).sqrt() > self.limit
+
+
+@dataclass(frozen=True)
+class CalibratedStop:
+    """Stop where one more token would not pay for its draft step (ours).
+
+    Acceptance by the drafter's entropy, as measured on held-out text, gives the chance that the
+    chain stands up to here and that the next token is reached at all; below ``cost``, a draft
+    step in units of the tokens that a cycle's time is worth, drafting on loses time.
+
+    Attributes:
+        edges: rising entropies between bins, nats.
+        acceptance: of each bin, one more than edges.
+        cost: of a draft step, in tokens.
+    """
+
+    edges: tuple[float, ...]
+    acceptance: tuple[float, ...]
+    cost: float
+
+    def __post_init__(self) -> None:
+        if len(self.acceptance) != len(self.edges) + 1:
+            raise ValueError("calibrated stop: expected one acceptance more than edges")
+        if any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
+            raise ValueError("calibrated stop: edges must rise")
+        if any(not 0 <= a <= 1 for a in self.acceptance) or not 0 < self.cost < 1:
+            raise ValueError("calibrated stop: acceptances and cost must be shares")
+
+    def stops(self, step: DraftStep) -> Tensor:
+        bins = torch.bucketize(step.entropy, torch.tensor(self.edges))
+        stands = torch.tensor(self.acceptance)[bins] * step.path
+        return stands < self.cost
+
+
+@dataclass(frozen=True)
+class Typical:
+    """Typical acceptance: x stands where P_t(x) > min(eps, delta exp(-H_t)). Not lossless."""
+
+    eps: float = 0.09
+    delta: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eps < 1 or not 0 < self.delta <= 1:
+            raise ValueError(
+                f"typical: eps and delta must be shares, found {self.eps}, {self.delta}"
+            )
+
+    def accepts(self, probability: Tensor, entropy: Tensor) -> Tensor:
+        """bool [...] of P_t(x) and H_t (nats)."""
+        limit = (self.delta * torch.exp(-entropy)).clamp_max(self.eps)
+        return probability > limit
+
+
+@dataclass(frozen=True)
+class Strictness:
+    """By the target's entropy: typical acceptance below ``relaxed_below`` nats, exact above it,
+    and EASD where that fires. Not lossless.
+
+    Attributes:
+        relaxed_below: 0 = never.
+        easd: thresholds of EASD, one entry a position; None = off.
+    """
+
+    relaxed_below: float
+    typical: Typical
+    easd: Thresholds | None = None
+
+    EXACT, RELAXED, REJECT = 0, 1, 2
+
+    def decide(self, probability: Tensor, target: Uncertainty, draft: Uncertainty) -> Tensor:
+        """int64 [n]: EXACT, RELAXED (the token stands), or REJECT (EASD fires)."""
+        relaxed = (target.entropy < self.relaxed_below) & self.typical.accepts(
+            probability, target.entropy
+        )
+        out = torch.where(relaxed, self.RELAXED, self.EXACT)
+        if self.easd is None:
+            return out
+        return torch.where(fires(target, draft, self.easd), self.REJECT, out)
+
+
+@dataclass(frozen=True)
+class DrafterSwitch:
+    """Which of two drafters works for a batch: the small one while text is easy. Lossless.
+
+    Hysteresis keeps it from switching to and fro: the large one takes over above ``up`` nats of
+    mean target entropy, the small one again below ``down``.
+    """
+
+    down: float
+    up: float
+
+    SMALL, LARGE = 0, 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.down < self.up < math.inf:
+            raise ValueError(
+                f"drafter switch: expected 0 <= down < up, found {self.down}, {self.up}"
+            )
+
+    def choose(self, now: int, mean_entropy: float) -> int:
+        """The drafter of the next cycle. An entropy that is not known changes nothing."""
+        if mean_entropy > self.up:
+            return self.LARGE
+        if mean_entropy < self.down:
+            return self.SMALL
+        return now
