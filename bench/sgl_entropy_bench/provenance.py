@@ -64,7 +64,11 @@ def command_line(words: list[str]) -> str:
     shown = [Path(words[0]).name]
     for word in words[1:]:
         flag, equals, value = word.rpartition("=")
-        shown.append(flag + equals + (Path(value).name if value.startswith("/") else value))
+        quote = '"' if value[:1] == '"' else ""
+        path = value.strip('"')
+        shown.append(
+            flag + equals + (quote + Path(path).name + quote if path.startswith("/") else value)
+        )
     return shlex.join(shown)
 
 

@@ -155,6 +155,8 @@ def test_an_error_in_parallel_work_stops_the_rest() -> None:
 def test_commands_are_recorded_without_this_machines_paths() -> None:
     words = ["/a/b/sgl-entropy", "figures", "--prompts", "/home/me/bench", "--out=/tmp/x"]
     assert command_line(words) == "sgl-entropy figures --prompts bench --out=x"
+    quoted = ["sgl-entropy", "train", "--set", 'work="/home/someone/w"', "--set", 'a.b="c"']
+    assert command_line(quoted) == """sgl-entropy train --set 'work="w"' --set 'a.b="c"'"""
 
 
 def test_hostile_cases_are_seeded_and_mixed() -> None:
