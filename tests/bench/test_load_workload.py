@@ -149,6 +149,24 @@ def test_templates_are_named_and_never_guessed(tmp_path: Path) -> None:
         Target.connect("a", "https://h")
 
 
+def test_the_cache_is_emptied_once_the_server_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeServer() as server:
+        target = Target.connect("a", server.url)
+    answers = iter([ServerError("busy", 400), ServerError("busy", 400), None])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def post(path: str, timeout_s: float) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    monkeypatch.setattr(target.client, "post", post)
+    assert target.forget_prefixes()
+    answers = iter([ServerError("no such route", 404)])
+    assert not target.forget_prefixes()
+    answers = iter([ServerError("busy", 400)] * 9)
+    assert not target.forget_prefixes(patience_s=-1.0)
+
+
 def test_tau_from_a_servers_counters() -> None:
     before = [{"cycles": 10, "emitted": 20}, {"cycles": 0, "emitted": 0}]
     after = [{"cycles": 20, "emitted": 45}, {"cycles": 10, "emitted": 15}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,22 @@ class Target:
         """The server's own version; empty where it does not say."""
         return str(self.info.get("version", ""))
 
-    def forget_prefixes(self) -> bool:
-        """Empty the prefix cache; False where the server has no such route, or refuses."""
-        try:
-            self.client.post("/flush_cache", timeout_s=30.0)
-        except ServerError:
-            return False
-        return True
+    def forget_prefixes(self, patience_s: float = 20.0) -> bool:
+        """Empty the prefix cache; False where the server has no such route, or keeps refusing.
+
+        SGLang refuses while requests run, as those that were cut off at a run's end still do for
+        a moment.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                self.client.post("/flush_cache", timeout_s=30.0)
+            except ServerError as error:
+                if error.status in (404, 405) or time.monotonic() > deadline:
+                    return False
+                time.sleep(0.25)
+            else:
+                return True
 
     def counters(self) -> list[dict[str, Any]]:
         """Each rank's cycles and tokens so far, where the server counts them."""
