@@ -129,7 +129,9 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument("--qps", metavar="LIST", help="requests/s and data-parallel rank, as 2,3,4")
     rates.add_argument(
-        "--load", metavar="LIST", help="shares of the first arm's capacity, which is measured"
+        "--load",
+        metavar="LIST",
+        help="shares of the capacity of the arm `none` (else the first), which is measured first",
     )
     add("--dp-size", type=int, metavar="N", help="ranks (default: what the server says)")
     add(
@@ -151,7 +153,13 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
         help="begin then (seconds since 1970, or 2026-01-31T12:00:00Z): clients that share a load "
         "must begin together; for one arm and one load",
     )
-    add("--capacity-concurrency", type=int, default=64, metavar="N", help=argparse.SUPPRESS)
+    add(
+        "--capacity-concurrency",
+        type=int,
+        default=64,
+        metavar="N",
+        help="at once and rank (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -171,10 +179,12 @@ def run(args: argparse.Namespace) -> int:
         campaign.interrupted, interrupted = True, error
         campaign.compare()
         campaign.write()
-    except (ServerError, StartError, ClientError, OSError) as error:
+    except (ServerError, StartError, ClientError, OSError, ValueError) as error:
         campaign.interrupted = True
         print(f"sgl-entropy bench {args.what}: {error}", file=sys.stderr)
         if campaign.results:
+            campaign.compare()
+            campaign.write()
             print(f"finished measurements are in {campaign.out}", file=sys.stderr)
         return 1
     report = campaign.report()

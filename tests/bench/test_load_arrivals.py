@@ -95,6 +95,12 @@ def test_a_trace_is_replayed_from_zero(tmp_path: Path) -> None:
         schedule(law, 1.0, 4, 0)
 
 
+def test_a_runs_own_records_are_replayed_in_any_order(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"scheduled": 2.5}\n{"scheduled": 1}\n{"scheduled": 2}\n')
+    assert read_trace(path) == [0.0, 1.0, 1.5]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

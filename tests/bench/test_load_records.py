@@ -149,6 +149,23 @@ def test_why_a_run_is_not_valid(
     assert len(reasons) == (2 if "were sent" in reason else 1)  # a client that falls back is late
 
 
+def test_repeated_prompts_are_noted() -> None:
+    records = [made(i, cached_tokens=5 if i >= 8 else 0) for i in range(10)]
+    found = verdict.judge(records, [QUIET], expected=10, open_loop=True, first_use=records[:8])
+    assert found.valid
+    assert found.notes == (
+        "2 of 10 requests repeat an earlier prompt; 10% of the prompt tokens were cached",
+    )
+
+
+def test_rates_are_of_the_steady_state_and_not_of_the_drain() -> None:
+    """One a second, however long the last ones take."""
+    found = metrics.summary([made(i, 50.0) for i in range(11)], Slo(e2e=60.0))
+    assert found["request_rate"] == pytest.approx(1.0)
+    assert found["output_tokens_per_s"] == pytest.approx(5.0)
+    assert found["goodput"]["requests_per_s"] == pytest.approx(1.0)
+
+
 def test_hits_that_the_prompts_common_head_explains_are_none() -> None:
     records = [made(i, cached_tokens=9) for i in range(20)]
     assert judged(records, first_use=records) == ()

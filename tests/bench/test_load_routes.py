@@ -82,6 +82,14 @@ def test_the_same_text_has_the_same_hash_on_every_route() -> None:
     assert streamed.completion_tokens == 2
 
 
+def test_thoughts_are_output_too() -> None:
+    thought = json.dumps({"choices": [{"delta": {"reasoning_content": "hm"}}]}).encode()
+    usage = chat(usage={"prompt_tokens": 2, "completion_tokens": 3})
+    record = read("chat", [thought, thought, chat("ab"), usage])
+    assert record.chunks == [(1.0, None), (2.0, None), (3.0, None)]
+    assert record.text_hash != read("chat", [chat("ab"), usage]).text_hash
+
+
 @pytest.mark.parametrize(
     ("api", "events", "message"),
     [

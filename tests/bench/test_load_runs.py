@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,9 +16,10 @@ from typing import Any
 
 import pytest
 from sgl_entropy_bench.fakeserver import FakeServer
-from sgl_entropy_bench.load.record import read_records
+from sgl_entropy_bench.load.record import CUT, read_records
 
 from sgl_entropy.cli import main
+from tests.bench.odd_server import OddServer
 
 QUICK = ("--ttft", "0.01", "--cycle", "exponential:0.004", "--output-tokens", "gamma:20:0.4")
 
@@ -192,8 +195,6 @@ def test_faults_are_errors_with_a_reason(fault: str, error: str, tmp_path: Path)
     assert 4 <= result["errors"] <= 8
     assert result["requests"] == 24
     (kind,) = result["error_kinds"]
-    import re
-
     assert re.search(error, kind, re.IGNORECASE), kind
     assert result["e2e"]["p99"] is None
     assert result["e2e"]["failed"] == result["errors"]
@@ -247,6 +248,141 @@ def test_two_machines_share_a_load_and_are_merged(plain: FakeServer, tmp_path: P
         reason for reason in result["reasons"] if "lag" not in reason and "off" not in reason
     ]
     assert result["achieved_qps"] == pytest.approx(20, rel=0.3)
+
+
+FINE = (
+    b'data: {"text": "a", "meta_info": {"finish_reason": {"type": "stop"}, "prompt_tokens": 2,'
+    b' "completion_tokens": 1}}\n\ndata: [DONE]\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("odd", "error"),
+    [
+        (b'data: {"error": {"message": ""}}\n\n', "an error without a message"),
+        (b'data: {"error": {"message": "a\\u2028b \\ud800"}}\n\n', "a\u2028b"),
+        (FINE.replace(b'{"type": "stop"}', b'"stop"'), ""),
+        (FINE.replace(b'"text": "a"', b'"text": "\\ud800"'), ""),
+        (FINE.replace(b"\n", b"\r\n"), ""),
+        (FINE.replace(b'"completion_tokens": 1', b'"completion_tokens": -1e999'), "counts no"),
+        (FINE.replace(b"data: {", b"data: 3{"), "not JSON"),
+        (b"data: " + b"[" * 100_000 + b"\n\ndata: [DONE]\n\n", "not JSON|RecursionError"),
+    ],
+)
+def test_an_odd_reply_is_one_requests_error_and_never_hangs(
+    odd: bytes, error: str, tmp_path: Path
+) -> None:
+    """Every fourth reply; the run ends, and counts exactly those."""
+    with OddServer(odd, FINE) as server:
+        report = bench(
+            *("latency", "--arms", f"a={server.url}", "--api", "generate", "--qps", 60),
+            *("--num-requests", 20, "--ramp", 0, "--warmup", 0, "--stall", 2),
+            out=tmp_path,
+            code=3 if error else 0,
+        )
+    (result,) = report["results"]
+    assert (result["requests"], result["errors"]) == (20, 5 if error else 0)
+    for kind in result["error_kinds"]:
+        assert re.search(error, kind)
+
+
+def test_the_load_goes_on_until_the_last_measured_request_has_ended(tmp_path: Path) -> None:
+    """Requests far longer than the whole schedule: arrivals must not stop behind it."""
+    laws = ("--ttft", "0.02", "--cycle", "0.1", "--output-tokens", "25", "--slots", "4096")
+    with FakeServer(*laws, "--depth", "0") as server:
+        bench(
+            *("latency", "--arms", f"a={server.url}", "--qps", 100, "--num-requests", 20),
+            *("--ramp", 0),
+            out=tmp_path / "open",
+        )
+        records = read_records(tmp_path / "open" / "a-qps-100.jsonl")
+        end = max(r.last or 0 for r in records if r.phase == "measured")
+        assert end > 2.4
+        assert max(r.scheduled for r in records) > end - 0.15
+        bench(
+            *("throughput", "--arms", f"a={server.url}", "--concurrency", 8),
+            *("--num-requests", 8),
+            out=tmp_path / "closed",
+        )
+    records = read_records(tmp_path / "closed" / "a-batch-8.jsonl")
+    cut = [r for r in records if r.error == CUT]
+    # What they delivered until they were cut off counts in the throughput.
+    assert len(cut) == 8
+    assert any(r.chunks for r in cut)
+
+
+def test_capacity_with_answers_of_any_length(tmp_path: Path) -> None:
+    """By Little's law: places / mean time in service."""
+    laws = ("--ttft", "0.005", "--cycle", "0.004", "--output-tokens", "gamma:30:0.8")
+    with FakeServer(*laws, "--depth", "0", "--slots", "16") as server:
+        report = bench(
+            *("capacity", "--arms", f"a={server.url}", "--concurrency", 32),
+            *("--num-requests", 160),
+            out=tmp_path,
+        )
+    (result,) = report["results"]
+    served = [
+        r.last - r.first
+        for r in read_records(tmp_path / "a-capacity.jsonl")
+        if r.phase == "measured" and r.first is not None and r.last is not None
+    ]
+    mean = sum(served) / len(served) + 0.005
+    assert result["capacity"]["value"] == pytest.approx(16 / mean, rel=0.12)
+
+
+def test_resuming_takes_nothing_from_another_arm_and_loses_nothing(
+    plain: FakeServer, tmp_path: Path
+) -> None:
+    with FakeServer(*QUICK, "--depth", "0") as twin:  # the same in all that a server says
+        words = ("latency", "--arms", f"none={plain.url},twin={twin.url}", "--num-requests", 12)
+        first = bench(*words, "--qps", "20,30", out=tmp_path)
+        again = bench(*words, "--qps", "20,30", "--resume", out=tmp_path)
+        assert again["results"] == first["results"]
+        assert [r["arm"] for r in again["results"]] == ["none", "twin"] * 2
+        only = bench(*words, "--qps", "40", "--resume", out=tmp_path)
+    loads = [(r["arm"], r["load"]) for r in only["results"]]
+    assert loads[:2] == [("none", "qps-40"), ("twin", "qps-40")]
+    assert set(loads[2:]) == {(a, q) for a in ("none", "twin") for q in ("qps-20", "qps-30")}
+
+
+def test_results_are_not_overwritten(
+    plain: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("latency", "--arms", f"a={plain.url}", "--qps", "20", "--num-requests", "4")
+    first = bench(*words, out=tmp_path)
+    assert bench(*words, out=tmp_path, code=2) == first
+    assert "holds results already" in capsys.readouterr().err
+    (tmp_path / "result.json").write_text("{")
+    assert main(["bench", *words, "--resume", "--out", str(tmp_path)]) == 2
+    assert "cannot be resumed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["warm-up", "waiting", "measuring"])
+def test_a_signal_to_all_processes_ends_a_run_at_any_moment(
+    number: int, when: str, tmp_path: Path
+) -> None:
+    """As a terminal's Ctrl-C and a batch system's cancellation send it."""
+    late = ("--start-at", str(time.time() + 3600)) if when == "waiting" else ()
+    warm = ("--warmup", "8" if when == "warm-up" else "0")
+    with FakeServer("--ttft", "3" if when == "warm-up" else "0.01", "--cycle", "0.01") as server:
+        words = ("latency", "--arms", f"a={server.url}", "--qps", "10", "--num-requests", "900")
+        command = [sys.executable, "-m", "sgl_entropy", "bench", *words, *late, *warm]
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        file = {"warm-up": "warmup.jsonl", "waiting": "a-qps-10.jsonl"}.get(when, "a-qps-10.jsonl")
+        deadline = time.monotonic() + 30
+        while not (tmp_path / file).is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1.5)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=15) == 128 + number
+    assert json.loads((tmp_path / "result.json").read_text())["partial"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -320,17 +456,35 @@ def test_arms_that_are_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (("latency", "--arms", "a=http://h:1", "--qps", "2,2"), "a number twice"),
         (("latency", "--arms", "a=http://h:1", "--qps", "x"), "--qps x"),
         (("latency", "--arms", "http://h:1", "--qps", "1"), "NAME=URL"),
-        (("latency", "--arms", "a=x,a=y", "--qps", "1"), "a name of its own"),
-        (("latency", "--arms", "../a=x", "--qps", "1"), "an arm's name"),
+        (("latency", "--arms", "a=http://h:1,a=http://h:2", "--qps", "1"), "a name of its own"),
+        (("latency", "--arms", "../a=http://h:1", "--qps", "1"), "an arm's name"),
         (("latency", "--arms", "a=ftp://h", "--qps", "1"), "http://HOST:PORT"),
-        (("latency", "--arms", "a=x", "--qps", "1", "--num-requests", "1"), "--num-requests"),
-        (("latency", "--arms", "a=x", "--qps", "1", "--prompts", "nowhere.jsonl"), "nowhere"),
-        (("latency", "--arms", "a=x", "--qps", "1", "--arrivals", "often"), "--arrivals often"),
-        (("latency", "--arms", "a=x", "--qps", "1", "--stream", "2/2"), "--stream 2/2"),
-        (("latency", "--arms", "a=x", "--load", "1", "--stream", "0/2"), "--stream is for"),
-        (("latency", "--arms", "a=x", "--qps", "1", "--start-at", "noon"), "--start-at noon"),
-        (("latency", "--arms", "a=x,b=y", "--qps", "1", "--start-at", "9"), "one arm and one load"),
-        (("throughput", "--arms", "a=x", "--concurrency", "1.5"), "--concurrency 1.5"),
+        (
+            ("latency", "--arms", "a=http://h:1", "--qps", "1", "--num-requests", "1"),
+            "--num-requests",
+        ),
+        (
+            ("latency", "--arms", "a=http://h:1", "--qps", "1", "--prompts", "nowhere.jsonl"),
+            "nowhere",
+        ),
+        (
+            ("latency", "--arms", "a=http://h:1", "--qps", "1", "--arrivals", "often"),
+            "--arrivals often",
+        ),
+        (("latency", "--arms", "a=http://h:1", "--qps", "1", "--stream", "2/2"), "--stream 2/2"),
+        (
+            ("latency", "--arms", "a=http://h:1", "--load", "1", "--stream", "0/2"),
+            "--stream is for",
+        ),
+        (
+            ("latency", "--arms", "a=http://h:1", "--qps", "1", "--start-at", "noon"),
+            "--start-at noon",
+        ),
+        (
+            ("latency", "--arms", "a=http://h:1,b=http://h:2", "--qps", "1", "--start-at", "9"),
+            "one arm and one load",
+        ),
+        (("throughput", "--arms", "a=http://h:1", "--concurrency", "1.5"), "--concurrency 1.5"),
         (("latency", "--launch", "nowhere.toml", "--qps", "1"), "nowhere.toml"),
     ],
 )

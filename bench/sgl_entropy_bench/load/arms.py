@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.client import ServerError
+from sgl_entropy_bench.client import Client, ServerError
 from sgl_entropy_bench.load.target import Target
 from sgl_entropy_bench.servers import Server, free_port
 
@@ -37,13 +37,14 @@ def parse_arms(text: str) -> tuple[ArmSpec, ...]:
     """``none=URL,edsd=URL``.
 
     Raises:
-        ValueError: another form, or a name twice.
+        ValueError: another form, no URL, or a name twice.
     """
     arms = []
     for part in text.split(","):
         name, equals, url = part.strip().partition("=")
         if not equals or not name or not url:
             raise ValueError(f"--arms {text}: expected NAME=URL[,NAME=URL...]")
+        Client.from_url(url)
         arms.append(ArmSpec(_name(name), url=url))
     _distinct(arms, "--arms")
     return tuple(arms)

@@ -109,28 +109,31 @@ def schedule(law: ArrivalLaw, rate: float, count: int, seed: int, stream: str = 
 
 def read_trace(path: Path) -> list[float]:
     """Recorded arrival times, shifted to start at 0: a number a line, or JSON Lines with
-    ``timestamp`` or ``scheduled`` (so that a run's own records can be replayed).
+    ``timestamp``, or with ``scheduled``: a run's own records, which may be in any order.
 
     Raises:
         ValueError: a line that is neither (named), times that fall, or fewer than two.
         OSError: not readable.
     """
     times: list[float] = []
+    records = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             if isinstance(row, dict):
+                records = records or "scheduled" in row
                 row = row["timestamp"] if "timestamp" in row else row["scheduled"]
             time = float(row)
         except (ValueError, TypeError, KeyError):
             raise ValueError(
                 f"{path}:{number}: expected a time in seconds, or an object with timestamp"
             ) from None
-        if not math.isfinite(time) or (times and time < times[-1]):
+        if not math.isfinite(time) or (times and not records and time < times[-1]):
             raise ValueError(f"{path}:{number}: arrival times must not fall, found {time:g}")
         times.append(time)
     if len(times) < 2:
         raise ValueError(f"{path}: a trace needs at least two arrivals, found {len(times)}")
+    times.sort()
     return [time - times[0] for time in times]

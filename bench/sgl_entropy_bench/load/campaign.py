@@ -44,6 +44,7 @@ class Campaign:
         arms: the first whose name is none, else the first, is what others are compared with.
         out: the folder of results; made if missing.
         resume: take what the folder already holds of the same settings.
+        probes: results that no table shows, as of a capacity; kept for ``resume``.
     """
 
     verb: str
@@ -55,12 +56,28 @@ class Campaign:
     resume: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     results: list[dict[str, Any]] = field(default_factory=list)
+    probes: list[dict[str, Any]] = field(default_factory=list)
     servers: dict[str, dict[str, Any]] = field(default_factory=dict)
     interrupted: bool = False
 
     def __post_init__(self) -> None:
+        path = self.out / "result.json"
+        if path.exists() and not self.resume:
+            raise ValueError(
+                f"--out {self.out} holds results already: name another folder, or --resume"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         self._warm: set[str] = set()
+        self._facts: dict[str, list[Any]] = {}
+        # Of an earlier run of this folder; those that are not reached again stay in the file.
+        self._earlier: list[dict[str, Any]] = []
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            self._earlier = [*held["results"], *held.get("probes", [])]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be resumed: {error!r}") from None
 
     @property
     def baseline(self) -> str:
@@ -72,6 +89,8 @@ class Campaign:
         """The arm's server, for as long as the block lasts."""
         progress = LoadProgress(f"{spec.name}: server starts")
         log = self.out / f"{spec.name}.server.log"
+        if spec.command:
+            self._warm.discard(spec.name)  # a new server
         with opened(spec, self.api, self.tokenizer, log, progress.waiting) as target:
             progress.close()
             self.servers[spec.name] = {
@@ -82,6 +101,7 @@ class Campaign:
                 "arguments": target.arguments(),
                 "command": spec.shown(),
             }
+            self._facts[spec.name] = [spec.url, *spec.command, sorted(spec.environment.items())]
             yield target
 
     def measure(self, target: Target, load: Load, plan: Plan | None = None) -> dict[str, Any]:
@@ -128,7 +148,9 @@ class Campaign:
 
     def _key(self, target: Target, load: Load, plan: Plan) -> str:
         what = {
-            "target": [target.api, target.text(plan.workload.prompts[0]), target.arguments()],
+            "target": [target.name, target.api, target.version(), target.arguments()],
+            "server": self._facts[target.name],
+            "text": target.text(plan.workload.prompts[0]),
             "load": asdict(load),
             "prompts": [prompt.text for prompt in plan.workload.prompts],
             "plan": [
@@ -141,25 +163,26 @@ class Campaign:
                 plan.stream,
                 str(plan.law),
                 plan.law.trace,
+                str(plan.slo),
+                plan.processes,
             ],
         }
         return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
     def _held(self, name: str, key: str) -> dict[str, Any] | None:
-        try:
-            held = json.loads((self.out / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        for one in held.get("results", []):
+        """A whole result of the same arm, load and settings."""
+        for one in self._earlier:
             if one.get("key") == key and not one.get("partial", True):
-                found: dict[str, Any] = one
-                return found if (self.out / f"{name}.jsonl").is_file() else None
+                return one if (self.out / f"{name}.jsonl").is_file() else None
         return None
 
     def records(self, result: dict[str, Any]) -> list[Record]:
         """The measured records behind a result."""
-        path = self.out / f"{result['arm']}-{result['load']}.jsonl"
-        return [record for record in read_records(path) if record.phase == "measured"]
+        return [record for record in self.every_record(result) if record.phase == "measured"]
+
+    def every_record(self, result: dict[str, Any]) -> list[Record]:
+        """All records behind a result, also those that are not measured."""
+        return read_records(self.out / f"{result['arm']}-{result['load']}.jsonl")
 
     def compare(self) -> None:
         """Add to each result how it stands against the baseline at the same load."""
@@ -194,6 +217,7 @@ class Campaign:
             },
             "servers": self.servers,
             "results": self.results,
+            "probes": self.probes,
             "provenance": provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
         }
 
@@ -201,7 +225,13 @@ class Campaign:
         """Write ``result.json``, whole or not at all."""
         path = self.out / "result.json"
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.report(), indent=1) + "\n", encoding="utf-8")
+        report = self.report()
+        done = {(r["arm"], r["load"]) for r in [*self.results, *self.probes]}
+        report["results"] = [
+            *self.results,
+            *(r for r in self._earlier if (r.get("arm"), r.get("load")) not in done),
+        ]
+        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
 
 

@@ -20,7 +20,7 @@ from itertools import pairwise
 from statistics import NormalDist, fmean
 
 _BATCHES = 12
-_LEAST_CORRELATION = 0.3
+LEAST_CORRELATION = 0.3
 _HOPELESS = 0.5
 
 
@@ -110,7 +110,7 @@ def _half_width(values: list[float], level: float) -> _Error:
     means = batch_means(values, count)
     mean, found = fmean(means), lag_one(means)
     variance = sum((m - mean) ** 2 for m in means) / (count - 1)
-    left = min(max(found, _LEAST_CORRELATION), 0.9)
+    left = min(max(found, LEAST_CORRELATION), 0.9)
     error = math.sqrt(variance / count * (1 + left) / (1 - left))
     reliable = count == _BATCHES and found < _HOPELESS
     return _Error(t_quantile(0.5 + level / 2, count - 1) * error, count, reliable)

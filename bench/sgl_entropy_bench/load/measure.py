@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sgl_entropy_bench.load import metrics, verdict
 from sgl_entropy_bench.load.arrivals import ArrivalLaw, arrivals
 from sgl_entropy_bench.load.pool import Outcome, Report, drive
-from sgl_entropy_bench.load.record import Phase, Record, read_records
+from sgl_entropy_bench.load.record import CUT, Phase, Record, read_records
 from sgl_entropy_bench.load.routes import Output
 from sgl_entropy_bench.load.target import Target, tau_of_counters
-from sgl_entropy_bench.load.worker import Planned, Task, dealt
-from sgl_entropy_bench.load.workload import Prompt, Workload
-
-# How many arrivals are held ready behind the measured ones, to keep up the load until those end.
-_TAIL_LEAST = 200
+from sgl_entropy_bench.load.worker import Planned, Tail, Task, dealt
+from sgl_entropy_bench.load.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -86,23 +83,14 @@ def open_loop(
         ValueError, ClientError, OSError.
     """
     whole = plan.ramp + plan.requests
-    tail = max(_TAIL_LEAST, whole)
-    times = itertools.islice(arrivals(plan.law, rate, plan.seed, plan.stream), whole + tail)
-    planned = [
-        Planned(i, time, _phase(i, plan), prompt.id, prompt.benchmark, text)
-        for (i, time), (prompt, text) in zip(enumerate(times), _texts(target, plan), strict=False)
-    ]
+    texts = _texts(target, plan)
+    times = itertools.islice(arrivals(plan.law, rate, plan.seed, plan.stream), whole)
+    planned = [_planned(i, time, texts, plan, plan.ramp) for i, time in enumerate(times)]
     if len(planned) < whole:
         raise ValueError(f"the trace holds {len(planned)} arrivals, {whole} are asked for")
-    out = _run(
-        target,
-        plan,
-        list(dealt(planned, plan.processes)),
-        [None] * plan.processes,
-        folder,
-        name,
-        report,
-    )
+    parts = list(dealt(planned, plan.processes))
+    tail = Tail(whole, texts, rate, plan.law, plan.seed, plan.stream, 0, plan.processes)
+    out = _run(target, plan, parts, [None] * plan.processes, tail, folder, name, report)
     asked = rate if plan.law.kind != "trace" else None
     return _result(target, plan, out, open_loop=True, extra={"asked_qps": asked})
 
@@ -118,15 +106,13 @@ def closed_loop(
     """
     processes = min(plan.processes, concurrency)
     ramp = max(plan.ramp, concurrency)
+    texts = _texts(target, plan)
     whole = ramp + plan.requests
-    planned = [
-        Planned(i, 0.0, _phase(i, plan, ramp), prompt.id, prompt.benchmark, text)
-        for i, (prompt, text) in zip(
-            range(whole + max(_TAIL_LEAST, 4 * concurrency)), _texts(target, plan), strict=False
-        )
-    ]
+    planned = [_planned(i, 0.0, texts, plan, ramp) for i in range(whole)]
     places = [len(range(i, concurrency, processes)) for i in range(processes)]
-    out = _run(target, plan, list(dealt(planned, processes)), places, folder, name, report)
+    parts = list(dealt(planned, processes))
+    tail = Tail(whole, texts, None, plan.law, plan.seed, plan.stream, 0, processes)
+    out = _run(target, plan, parts, places, tail, folder, name, report)
     return _result(target, plan, out, open_loop=False, extra={"concurrency": concurrency})
 
 
@@ -144,19 +130,23 @@ def warm_up(target: Target, plan: Plan, folder: Path, report: Report) -> None:
         path = folder / "warmup.jsonl"
         path.unlink(missing_ok=True)
         task = _task(target, plan, planned, path, 4, 0)
-        drive([task], len(planned), report)
+        outcome = drive([task], len(planned), report)
+        if outcome.interrupted is not None:
+            raise outcome.interrupted
     target.forget_prefixes()
 
 
-def _phase(index: int, plan: Plan, ramp: int | None = None) -> Phase:
-    ramp = plan.ramp if ramp is None else ramp
-    if index < ramp:
-        return "ramp"
-    return "measured" if index < ramp + plan.requests else "tail"
+Texts = tuple[tuple[str, str, str], ...]
 
 
-def _texts(target: Target, plan: Plan) -> Iterator[tuple[Prompt, str]]:
-    return itertools.cycle([(p, target.text(p)) for p in plan.workload.prompts])
+def _texts(target: Target, plan: Plan) -> Texts:
+    """(prompt, benchmark, what is sent) of the workload; requests cycle through it by index."""
+    return tuple((p.id, p.benchmark, target.text(p)) for p in plan.workload.prompts)
+
+
+def _planned(index: int, time: float, texts: Texts, plan: Plan, ramp: int) -> Planned:
+    phase: Phase = "ramp" if index < ramp else "measured"
+    return Planned(index, time, phase, *texts[index % len(texts)])
 
 
 def _task(
@@ -166,6 +156,7 @@ def _task(
     path: Path,
     concurrency: int | None,
     process: int,
+    tail: Tail | None = None,
 ) -> Task:
     return Task(
         target.url,
@@ -179,6 +170,7 @@ def _task(
         plan.timeout_s,
         plan.stall_s,
         plan.busy_share,
+        tail,
     )
 
 
@@ -194,6 +186,7 @@ def _run(
     plan: Plan,
     parts: Sequence[tuple[Planned, ...]],
     places: Sequence[int | None],
+    tail: Tail,
     folder: Path,
     name: str,
     report: Callable[..., None],
@@ -202,7 +195,8 @@ def _run(
     path.unlink(missing_ok=True)
     # One file: every process appends whole lines.
     tasks = [
-        _task(target, plan, part, path, places[number], number) for number, part in enumerate(parts)
+        _task(target, plan, part, path, places[number], number, replace(tail, process=number))
+        for number, part in enumerate(parts)
     ]
     before = target.counters()
     outcome = drive(tasks, plan.requests, report, plan.start_at)
@@ -228,12 +222,13 @@ def _result(
     )
     result: dict[str, Any] = {"arm": target.name, **extra, **verdict.as_json(judged)}
     if not measured:
-        return Measured(ran.records, {**result, "requests": 0}, ran.outcome.interrupted)
+        empty = {**result, "requests": 0, "partial": True}
+        return Measured(ran.records, empty, ran.outcome.interrupted)
     scheduled, achieved = verdict.rates(measured)
     figures = metrics.summary(measured, plan.slo)
     lags = figures["lag"] or {}
     result |= {
-        "partial": len(measured) < plan.requests,
+        "partial": len(measured) < plan.requests or any(r.error == CUT for r in measured),
         "interrupted": ran.outcome.interrupted is not None,
         "scheduled_qps": scheduled if open_loop else None,
         "achieved_qps": achieved,

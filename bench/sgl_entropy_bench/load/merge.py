@@ -89,6 +89,9 @@ def _refuse(folders: Sequence[Folder]) -> None:
         raise ValueError("merge: expected at least two folders")
     first, facts = folders[0], _facts(folders[0])
     streams: dict[str, Path] = {}
+    clients = str(first.report["settings"].get("stream", "")).partition("/")[2]
+    if clients.isdigit() and int(clients) != len(folders):
+        raise ValueError(f"merge: {len(folders)} folders of clients that are {clients} in all")
     for folder in folders:
         if "merged" in folder.report:
             raise ValueError(f"{folder.path}: merged already; give its own inputs instead")

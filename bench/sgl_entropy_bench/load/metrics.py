@@ -173,10 +173,17 @@ def acceptance_by_position(records: Iterable[Record]) -> list[float] | None:
 
 def tokens_between(records: Iterable[Record], start: float, end: float) -> float:
     """Output tokens that arrived in a stretch of time. Events without a count share their
-    request's tokens equally; a request that was not streamed counts where it ended."""
+    request's tokens equally (one that broke off: as many as an event of the others holds); a
+    request that was not streamed counts where it ended."""
+    records = list(records)
+    known = [r for r in records if r.ok and r.chunks and r.completion_tokens]
+    events = sum(len(r.chunks) for r in known)
+    an_event = sum(r.completion_tokens or 0 for r in known) / events if events else 1.0
     total = 0.0
     for record in records:
-        whole = record.completion_tokens or 0
+        whole = record.completion_tokens
+        if whole is None:
+            whole = round(an_event * len(record.chunks))
         if not record.chunks:
             total += whole if record.ok and start < (record.last or -1) <= end else 0
             continue
@@ -192,9 +199,12 @@ def tokens_between(records: Iterable[Record], start: float, end: float) -> float
 def summary(records: Sequence[Record], slo: Slo | None = None) -> dict[str, Any]:
     """All figures of a set of measured requests, as JSON takes them; times in seconds."""
     scheduled = [r.scheduled for r in records]
-    ended = [r.last for r in records if r.last is not None]
     span = max(scheduled) - min(scheduled) if len(records) > 1 else 0.0
-    drain = max(ended) - min(scheduled) if ended else 0.0
+    # What was offered is what is served in a steady state; the drain would make it look less.
+    rate = (len(records) - 1) / span if span > 0 else None
+    share = len([r for r in records if r.ok]) / len(records)
+    served = rate * share if rate is not None else None
+    tokens = _mean_max(r.completion_tokens for r in records if r.ok)
     interval = interval_of(records, e2e)
     out: dict[str, Any] = {
         "requests": len(records),
@@ -207,13 +217,13 @@ def summary(records: Sequence[Record], slo: Slo | None = None) -> dict[str, Any]
         "tpot": distribution(v for v in map(tpot, records) if v is not None),
         "itl": distribution(gap for record in records for gap in gaps(record)),
         "lag": distribution(v for v in map(lag, records) if v is not None),
-        "request_rate": len([r for r in records if r.ok]) / drain if drain else None,
+        "request_rate": served,
         "output_tokens_per_s": (
-            sum(r.completion_tokens or 0 for r in records if r.ok) / drain if drain else None
+            served * tokens["mean"] if served is not None and tokens is not None else None
         ),
         "scheduled_span_s": span,
         "prompt_tokens": _mean_max(r.prompt_tokens for r in records if r.ok),
-        "completion_tokens": _mean_max(r.completion_tokens for r in records if r.ok),
+        "completion_tokens": tokens,
         "cached_tokens": _mean_max(r.cached_tokens for r in records if r.ok),
         "tau": tau(records),
         "tau_by_benchmark": _taus(by_key(records, lambda r: r.benchmark)),
@@ -226,7 +236,7 @@ def summary(records: Sequence[Record], slo: Slo | None = None) -> dict[str, Any]
         out["goodput"] = {
             "slo": str(slo),
             "share": good / len(records),
-            "requests_per_s": good / drain if drain else None,
+            "requests_per_s": good / len(records) * rate if rate is not None else None,
         }
     return out
 

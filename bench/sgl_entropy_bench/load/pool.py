@@ -120,7 +120,7 @@ def _watch(
             stopping = True
             for pipe in running:
                 _tell(pipe)
-    if failures:
+    if failures and interrupted is None:
         raise ClientError("; ".join(dict.fromkeys(failures)))
     return Outcome(tuple(tallies.values()), interrupted, started)
 

@@ -144,7 +144,11 @@ def read_records(path: Path) -> list[Record]:
 
 def _records(path: Path) -> Iterator[Record]:
     text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.splitlines(keepends=True)
+    # Not splitlines: a text may hold what Unicode calls a line's end.
+    lines = [line + "\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    if not lines[-1]:
+        lines.pop()
     for number, line in enumerate(lines, 1):
         try:
             yield Record.from_json(line)

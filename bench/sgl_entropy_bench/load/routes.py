@@ -60,6 +60,9 @@ class Reader(Protocol):
     def finish(self, record: Record) -> None:
         """Write what was learned into the record. Raises StreamError for what is missing."""
 
+    def salvage(self, record: Record) -> None:
+        """Write the events of a response that broke off: their tokens were delivered."""
+
 
 def body_of(api: Api, model: str, text: str, output: Output) -> tuple[str, Json]:
     """(path, body) of one request; ``text``: for chat the user's message, else the whole prompt."""
@@ -137,6 +140,9 @@ class _GenerateReader:
     def whole(self, body: bytes, now: float) -> None:
         self._last = body
 
+    def salvage(self, record: Record) -> None:
+        self._chunks.write(record)
+
     def finish(self, record: Record) -> None:
         reply = _object(self._last)
         meta = reply.get("meta_info")
@@ -145,7 +151,7 @@ class _GenerateReader:
         reason = meta.get("finish_reason")
         if reason is None and self._streamed:
             raise StreamError("the stream ended before the answer did")
-        reason = reason or {}
+        reason = reason if isinstance(reason, dict) else {"type": str(reason or "")}
         if reason.get("type") == "abort":
             raise StreamError(f"aborted by the server: {reason.get('message')}")
         if self._streamed:
@@ -175,7 +181,7 @@ class _OpenAIReader:
 
     def __init__(self, api: Api) -> None:
         self._piece: Callable[[Json], Any] = (
-            (lambda choice: (choice.get("delta") or choice.get("message") or {}).get("content"))
+            (lambda choice: _said(choice.get("delta") or choice.get("message") or {}))
             if api == "chat"
             else (lambda choice: choice.get("text"))
         )
@@ -204,6 +210,9 @@ class _OpenAIReader:
                 new = True
             self._finish = choice.get("finish_reason") or self._finish
         return new
+
+    def salvage(self, record: Record) -> None:
+        self._chunks.write(record)
 
     def finish(self, record: Record) -> None:
         if self._finish == "abort":
@@ -248,10 +257,15 @@ def _error_text(reply: Json) -> str:
     return str(message)[:200]
 
 
+def _said(message: Json) -> str:
+    """What a message holds, thoughts first: they are output too."""
+    return str(message.get("reasoning_content") or "") + str(message.get("content") or "")
+
+
 def _count(held: Mapping[str, Any], name: str) -> int | None:
     value = held.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]

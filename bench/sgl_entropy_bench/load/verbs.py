@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from sgl_entropy_bench.client import ServerError
 from sgl_entropy_bench.load import compare, metrics
 from sgl_entropy_bench.load.campaign import Campaign, Load, each
 from sgl_entropy_bench.load.intervals import mean_interval, ratio_interval
@@ -28,6 +29,10 @@ def latency(
         found = capacity_of(campaign)
         loads = [Load(rate=share * found, label=f"load-{share:g}") for share in shares]
         each(campaign, lambda target: loads)
+        if not campaign.settings["capacity_valid"]:
+            for result in campaign.results:
+                result["valid"] = False
+                result["reasons"].append("its load is a share of a capacity that is not valid")
     else:
         clients = campaign.plan.share[1]
         each(campaign, lambda target: _by_rank(target, qps, dp_size, clients))
@@ -64,7 +69,7 @@ def capacity(campaign: Campaign, concurrency: int) -> dict[str, dict[str, Any]]:
     each(campaign, lambda target: [Load(concurrency=concurrency, label="capacity")])
     found = {}
     for result in campaign.results:
-        rate = _ended_per_second(campaign.records(result))
+        rate = _ended_per_second(campaign.every_record(result))
         if rate is not None:
             ranks = campaign.servers[result["arm"]]["dp_size"] or 1
             result["capacity"] = {**rate, "qps_per_rank": rate["value"] / ranks}
@@ -74,34 +79,38 @@ def capacity(campaign: Campaign, concurrency: int) -> dict[str, dict[str, Any]]:
 
 
 def capacity_of(campaign: Campaign) -> float:
-    """The baseline arm's saturation rate in requests a second."""
+    """The baseline arm's saturation rate in requests a second, all ranks together."""
     spec = next(arm for arm in campaign.arms if arm.name == campaign.baseline)
-    concurrency = int(campaign.settings["capacity_concurrency"])
-    plan = replace(campaign.plan, requests=max(4 * concurrency, campaign.plan.requests // 2))
     with campaign.serving(spec) as target:
-        load = Load(concurrency=concurrency, label="capacity")
-        result = campaign.measure(target, load, plan)
-    rate = _ended_per_second(campaign.records(result))
+        at_once = int(campaign.settings["capacity_concurrency"]) * (target.ranks or 1)
+        plan = replace(campaign.plan, requests=max(4 * at_once, campaign.plan.requests // 2))
+        result = campaign.measure(target, Load(concurrency=at_once, label="capacity"), plan)
+    rate = _ended_per_second(campaign.every_record(result))
     if rate is None:
-        raise ValueError("the baseline's capacity could not be measured: no request ended")
-    campaign.settings["capacity_qps"] = rate
+        raise ServerError("the baseline's capacity could not be measured: no request ended")
     campaign.results.remove(result)
+    campaign.probes.append(result)
+    campaign.settings["capacity_qps"] = rate
     campaign.settings["capacity_valid"] = result["valid"]
     return float(rate["value"])
 
 
 def _ended_per_second(records: Sequence[Record]) -> dict[str, Any] | None:
-    """From the times at which requests ended: 1 / the mean time between them."""
-    ends = sorted(record.last for record in records if record.ok and record.last is not None)
-    between = [b - a for a, b in pairwise(ends)]
+    """Requests of any phase that ended well while all places were taken: from when the first
+    measured one was sent to when the last measured one ended. As 1 / the mean time between ends.
+    """
+    measured = [r for r in records if r.phase == "measured" and r.sent is not None]
+    if not measured:
+        return None
+    start = min(r.sent or 0.0 for r in measured)
+    end = max((r.last for r in measured if r.last is not None), default=start)
+    ends = sorted(r.last for r in records if r.ok and r.last is not None and start < r.last <= end)
+    between = [b - a for a, b in pairwise([start, *ends])]
     if not between or fmean(between) <= 0:
         return None
     gap = mean_interval(between)
-    return metrics.as_json(
-        replace(gap, value=1 / gap.value, low=1 / gap.high, high=1 / gap.low)
-        if gap.low > 0
-        else replace(gap, value=1 / gap.value, low=0.0, high=float("inf"))
-    )
+    low, high = 1 / gap.high, 1 / gap.low if gap.low > 0 else float("inf")
+    return metrics.as_json(replace(gap, value=1 / gap.value, low=low, high=high))
 
 
 def speed(campaign: Campaign) -> None:

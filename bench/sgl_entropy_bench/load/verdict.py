@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from sgl_entropy_bench.load.intervals import batch_means, t_quantile
+from sgl_entropy_bench.load.intervals import (
+    LEAST_CORRELATION,
+    batch_means,
+    lag_one,
+    t_quantile,
+)
 from sgl_entropy_bench.load.metrics import e2e, lag, quantile
 from sgl_entropy_bench.load.record import Record
 from sgl_entropy_bench.load.worker import Tally
@@ -67,7 +72,7 @@ def judge(
             f"drift: mean latency {'rose' if change > 0 else 'fell'} by {abs(change):.0%} "
             f"within the measured part"
         )
-    return Verdict(tuple(reasons))
+    return Verdict(tuple(reasons), tuple(_repeats(measured, first_use)))
 
 
 def rates(measured: Sequence[Record]) -> tuple[float | None, float | None]:
@@ -116,9 +121,22 @@ def _unexplained_hits(measured: Sequence[Record], first_use: Sequence[Record]) -
     ]
 
 
+def _repeats(measured: Sequence[Record], first_use: Sequence[Record]) -> list[str]:
+    """What of the run the prefix cache may have served."""
+    new = {record.index for record in first_use}
+    repeated = sum(record.index not in new for record in measured)
+    if not repeated or not first_use:
+        return []
+    prompts = sum(r.prompt_tokens or 0 for r in measured)
+    cached = sum(r.cached_tokens or 0 for r in measured)
+    share = f"; {cached / prompts:.0%} of the prompt tokens were cached" if prompts else ""
+    return [f"{repeated} of {len(measured)} requests repeat an earlier prompt{share}"]
+
+
 def drift(measured: Sequence[Record]) -> float | None:
     """Relative change of the latency over the measured part where it is large and significant
-    (a line through batch means, 1 % level); None = steady."""
+    (a line through batch means, 0.1 % level, its error widened by what correlation is left between
+    batches as in ``intervals``); None = steady."""
     values = [v for v in map(e2e, measured) if v is not None]
     if len(values) < 4 * _BATCHES:
         return None
@@ -126,10 +144,12 @@ def drift(measured: Sequence[Record]) -> float | None:
     centre, mean = (_BATCHES - 1) / 2, fmean(means)
     spread = sum((i - centre) ** 2 for i in range(_BATCHES))
     slope = sum((i - centre) * (m - mean) for i, m in enumerate(means)) / spread
-    left = sum((m - mean - slope * (i - centre)) ** 2 for i, m in enumerate(means))
-    error = math.sqrt(left / (_BATCHES - 2) / spread)
+    left = [m - mean - slope * (i - centre) for i, m in enumerate(means)]
+    correlation = min(max(lag_one(left), LEAST_CORRELATION), 0.9)
+    wider = (1 + correlation) / (1 - correlation)
+    error = math.sqrt(sum(v**2 for v in left) / (_BATCHES - 2) / spread * wider)
     change = slope * (_BATCHES - 1) / mean if mean else 0.0
-    significant = error == 0 or abs(slope / error) > t_quantile(0.995, _BATCHES - 2)
+    significant = error == 0 or abs(slope / error) > t_quantile(0.9995, _BATCHES - 2)
     return change if significant and abs(change) > DRIFT else None
 
 

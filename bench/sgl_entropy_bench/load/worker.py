@@ -11,7 +11,7 @@ import gc
 import itertools
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,10 +20,12 @@ from typing import Any
 import aiohttp
 
 from sgl_entropy_bench.figures.peer import keep_busy
+from sgl_entropy_bench.load.arrivals import ArrivalLaw, arrivals
 from sgl_entropy_bench.load.record import CUT, Phase, Record, RecordWriter
 from sgl_entropy_bench.load.routes import (
     Api,
     Output,
+    Reader,
     StreamError,
     body_of,
     error_text,
@@ -46,12 +48,46 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """What follows the planned requests, without end, so that the load stays as it is.
+
+    Attributes:
+        index: of the first request behind the plan, over all processes.
+        texts: (prompt, benchmark, text), cycled by index.
+        rate, law, seed, stream: of the arrivals; rate None = closed loop.
+        process, processes: this process takes every ``processes``-th request.
+    """
+
+    index: int
+    texts: tuple[tuple[str, str, str], ...]
+    rate: float | None
+    law: ArrivalLaw
+    seed: int
+    stream: str
+    process: int
+    processes: int
+
+    def planned(self) -> Iterator[Planned]:
+        """The requests of this process, in order; a trace's end with it."""
+        if self.rate is None:
+            times: Iterator[float] = itertools.repeat(0.0)
+        else:
+            times = arrivals(self.law, self.rate, self.seed, self.stream)
+            times = itertools.islice(times, self.index, None)
+        for number, time_ in enumerate(times, self.index):
+            if number % self.processes == self.process:
+                prompt, benchmark, text = self.texts[number % len(self.texts)]
+                yield Planned(number, time_, "tail", prompt, benchmark, text)
+
+
+@dataclass(frozen=True)
 class Task:
     """What one process does.
 
     Attributes:
         url: the server, ``http://HOST:PORT``.
         planned: its requests, by time.
+        tail: what follows them until the run is stopped; None = nothing.
         concurrency: None = open loop, by ``scheduled``; else so many at a time, in order.
         records: the file that records are appended to.
         process: its number.
@@ -72,6 +108,11 @@ class Task:
     timeout_s: float = 600.0
     stall_s: float = 120.0
     busy_share: float = 0.0
+    tail: Tail | None = None
+
+    def requests(self) -> Iterable[Planned]:
+        """All that is to be sent, in order."""
+        return itertools.chain(self.planned, () if self.tail is None else self.tail.planned())
 
 
 @dataclass
@@ -98,7 +139,8 @@ def run(task: Task, pipe: Connection) -> None:
     """The process's main: says ("ready",), waits for ("start", t0) on time.monotonic's clock,
     says ("tally", Tally) now and then, ends on ("stop",) and says ("done", Tally) or
     ("failed", message)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent ends us
     try:
         asyncio.run(_Worker(task, pipe).run())
     except OSError as error:
@@ -133,7 +175,9 @@ class _Worker:
                 gc.collect()
                 gc.freeze()
                 gc.disable()
-                await asyncio.sleep(max(0.0, self.began - time.monotonic()))
+                with contextlib.suppress(asyncio.TimeoutError):
+                    wait = max(0.0, self.began - time.monotonic())
+                    await asyncio.wait_for(self.stop.wait(), wait)
                 cpu = time.process_time()
                 sides = [asyncio.create_task(self._say(cpu))]
                 if task.busy_share:
@@ -174,7 +218,7 @@ class _Worker:
         loop = asyncio.get_running_loop()
         running: set[asyncio.Task[None]] = set()
         stopped = asyncio.create_task(self.stop.wait())
-        for planned in self.task.planned:
+        for planned in self.task.requests():
             # To the absolute time: a late one does not move those that follow.
             if (wait := planned.scheduled - self._now()) > 0:
                 await asyncio.wait((stopped,), timeout=wait)
@@ -188,7 +232,7 @@ class _Worker:
         stopped.cancel()
 
     async def _closed_loop(self, concurrency: int) -> None:
-        plans = iter(self.task.planned)
+        plans = iter(self.task.requests())
 
         async def work() -> None:
             for planned in plans:
@@ -216,11 +260,12 @@ class _Worker:
             process=self.task.process,
         )
         self.tally.sent += 1
+        reader = reader_of(self.task.api)
         cut = False
         try:
-            await self._exchange(planned, record)
+            await self._exchange(planned, record, reader)
         except StreamError as error:
-            record.error = str(error)
+            record.error = str(error) or "an error without a message"
         except asyncio.TimeoutError as error:
             stalled = isinstance(error, aiohttp.SocketTimeoutError)
             record.error = (
@@ -232,14 +277,17 @@ class _Worker:
             record.error = f"{type(error).__name__}: {error}"[:200]
         except asyncio.CancelledError:
             cut, record.error = True, CUT
+        except Exception as error:  # of a reply nobody thought of: one request's error, no more
+            record.error = f"{type(error).__name__}: {error}"[:200]
+        if record.error:
+            reader.salvage(record)
         self._note(record)
         if cut:
             raise asyncio.CancelledError
 
-    async def _exchange(self, planned: Planned, record: Record) -> None:
+    async def _exchange(self, planned: Planned, record: Record, reader: Reader) -> None:
         task = self.task
         path, body = body_of(task.api, task.model, planned.text, task.output)
-        reader = reader_of(task.api)
         record.sent = self._now()
         async with self.session.post(task.url + path, json=body) as response:
             record.status = response.status
@@ -268,6 +316,8 @@ class _Worker:
         async for data in response.content.iter_any():
             now = self._now()
             held = held + data if held else data
+            if b"\r" in held:  # a \r at the very end may be half of a line's end
+                held = held.replace(b"\r\n", b"\n")
             *whole, held = held.split(b"\n\n")
             for block in whole:
                 for line in block.split(b"\n"):
