@@ -71,6 +71,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="which drafter (fit, export)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the drafter's folder (export)")
+    parser.add_argument("--arms", metavar="LIST", help="compare: these arms of the file alone")
+    parser.add_argument("--seeds", metavar="LIST", help="compare: these seeds, as 0,1")
     parser.add_argument("--page", type=Path, metavar="FILE", help="compare: the table as Markdown")
     parser.add_argument("--drafter", type=Path, metavar="DIR", help="what to measure (evaluate)")
     parser.add_argument(
@@ -190,6 +192,13 @@ def _server(url: str, settings: TrainSettings, report: Callable[[str], None]) ->
     return ask
 
 
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {text}: expected whole numbers, separated by commas") from None
+
+
 def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     import torch
     from sgl_entropy_bench.provenance import footer, provenance
@@ -205,6 +214,10 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
         print(line, file=sys.stderr, flush=True)
 
     comparison = compare.load_comparison(args.config, overrides)
+    comparison = comparison.part(
+        args.arms.split(",") if args.arms else [],
+        _seeds(args.seeds) if args.seeds else [],
+    )
     rows = compare.run(comparison, args.workers, report)
     figures = summarise(rows, comparison.baseline)
     origin = provenance(1, {"target": data.target_folder(comparison.arms[0].settings)})

@@ -52,6 +52,22 @@ class Comparison:
     baseline: str
     seeds: tuple[int, ...]
 
+    def part(self, arms: Sequence[str], seeds: Sequence[int]) -> Comparison:
+        """Some arms and seeds alone; none named = all. The baseline stays.
+
+        Raises:
+            ValueError: an arm that is not among them.
+        """
+        names = [arm.name for arm in self.arms]
+        if wrong := sorted(set(arms) - set(names)):
+            raise ValueError(f"--arms: there is no {', '.join(wrong)}, but {', '.join(names)}")
+        wanted = {*(arms or names), self.baseline}
+        return replace(
+            self,
+            arms=tuple(arm for arm in self.arms if arm.name in wanted),
+            seeds=tuple(dict.fromkeys(seeds)) or self.seeds,
+        )
+
     def jobs(self) -> list[Job]:
         """Seed by seed, so that an interrupted comparison has whole seeds first."""
         return [Job(arm, seed) for seed in self.seeds for arm in self.arms]

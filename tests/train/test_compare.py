@@ -107,6 +107,18 @@ def test_what_all_arms_set_yields_to_the_command_line_and_to_their_own(tmp_path:
     assert (b.epochs, b.rows, b.steps) == (5, 7, (2,))
 
 
+def test_some_arms_and_seeds_alone(tmp_path: Path) -> None:
+    path = tmp_path / "compare.json"
+    arms = [*ARMS, {"name": "c", "algorithm": "EAGLE3"}]
+    path.write_text(json.dumps({"arms": arms, "seeds": [0, 1, 2], "baseline": "b"}))
+    whole = load_comparison(path)
+    part = whole.part(["c"], [2, 2])
+    assert [(job.arm.name, job.seed) for job in part.jobs()] == [("b", 2), ("c", 2)]
+    assert whole.part([], []) == whole
+    with pytest.raises(ValueError, match="there is no d, but a, b, c"):
+        whole.part(["d"], [])
+
+
 @pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_committed_comparisons_can_be_read(path: Path) -> None:
     comparison = load_comparison(path)
