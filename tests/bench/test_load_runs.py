@@ -35,6 +35,11 @@ def bench(*words: object, out: Path, code: int | None = 0) -> dict[str, Any]:
     return result
 
 
+def heeding_interrupts() -> None:
+    """A shell's background job starts with SIGINT ignored, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def plain() -> Iterator[FakeServer]:
     """Without speculation."""
@@ -272,7 +277,7 @@ FINE = (
 def test_an_odd_reply_is_one_requests_error_and_never_hangs(
     odd: bytes, error: str, tmp_path: Path
 ) -> None:
-    """Every fourth reply; the run ends, and counts exactly those."""
+    """Every fourth reply; the run ends, and counts those."""
     with OddServer(odd, FINE) as server:
         report = bench(
             *("latency", "--arms", f"a={server.url}", "--api", "generate", "--qps", 60),
@@ -281,7 +286,9 @@ def test_an_odd_reply_is_one_requests_error_and_never_hangs(
             code=3 if error else 0,
         )
     (result,) = report["results"]
-    assert (result["requests"], result["errors"]) == (20, 5 if error else 0)
+    # The twentieth and the first of the tail may come to the server in either order.
+    assert result["requests"] == 20
+    assert result["errors"] in ((4, 5) if error else (0,))
     for kind in result["error_kinds"]:
         assert re.search(error, kind)
 
@@ -373,6 +380,7 @@ def test_a_signal_to_all_processes_ends_a_run_at_any_moment(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=heeding_interrupts,
         )
         file = {"warm-up": "warmup.jsonl", "waiting": "a-qps-10.jsonl"}.get(when, "a-qps-10.jsonl")
         deadline = time.monotonic() + 30
@@ -391,7 +399,13 @@ def test_an_interrupt_keeps_what_was_measured(
 ) -> None:
     words = ("latency", "--arms", f"a={plain.url}", "--qps", "10", "--num-requests", "1000")
     command = [sys.executable, "-m", "sgl_entropy", "bench", *words, "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeding_interrupts,
+    )
     path = tmp_path / "a-qps-10.jsonl"
     deadline = time.monotonic() + 30
     while not path.is_file() or path.read_bytes().count(b"measured") < 5:
