@@ -228,7 +228,7 @@ def test_a_run_goes_on_where_it_was(plain: FakeServer, tmp_path: Path) -> None:
 def test_two_machines_share_a_load_and_are_merged(plain: FakeServer, tmp_path: Path) -> None:
     """Each with its own prompts and arrivals of half the rate; begun together, without a
     coordinator."""
-    begin = time.time() + 4
+    begin = time.time() + 8
     processes = [
         subprocess.Popen(
             [
@@ -334,7 +334,7 @@ def test_capacity_with_answers_of_any_length(tmp_path: Path) -> None:
         if r.phase == "measured" and r.first is not None and r.last is not None
     ]
     mean = sum(served) / len(served) + 0.005
-    assert result["capacity"]["value"] == pytest.approx(16 / mean, rel=0.12)
+    assert result["capacity"]["value"] == pytest.approx(16 / mean, rel=0.2)
 
 
 def test_resuming_takes_nothing_from_another_arm_and_loses_nothing(
