@@ -462,6 +462,28 @@ def test_arms_that_are_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "--depth 0" in report["servers"]["none"]["command"]
 
 
+def test_a_campaign_that_breaks_off_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second arm's server does not come up: what the first gave is kept, and is partial."""
+    arms = {
+        "command": "python -m sgl_entropy_bench.fakeserver --port {port} --cycle 0.002",
+        "arms": [{"name": "none"}, {"name": "edsd", "flags": ["--nonsense"]}],
+    }
+    (tmp_path / "arms.json").write_text(json.dumps(arms))
+    report = bench(
+        *("throughput", "--launch", tmp_path / "arms.json", "--concurrency", 2),
+        *("--num-requests", 8, "--max-tokens", 8),
+        out=tmp_path / "out",
+        code=1,
+    )
+    assert [r["arm"] for r in report["results"]] == ["none"]
+    assert report["partial"]
+    told = capsys.readouterr().err
+    assert "the edsd server ended while starting" in told
+    assert "finished measurements are in" in told
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
