@@ -211,6 +211,11 @@ def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
     _at_least(args, "max_tokens", 1)
     _at_least(args, "processes", 1)
     _at_least(args, "warmup", 0)
+    for name in ("timeout", "stall"):
+        if not 0 < getattr(args, name) < float("inf"):
+            raise ValueError(f"--{name} must be above 0 seconds, found {getattr(args, name)}")
+    if not 0 <= args.temperature < float("inf"):
+        raise ValueError(f"--temperature must be at least 0, found {args.temperature}")
     latency = args.what == "latency"
     law = ArrivalLaw.parse(args.arrivals if latency else "poisson")
     ramp = args.num_requests // 10 if args.ramp is None else args.ramp
@@ -263,6 +268,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
         return campaign, verbs.trace
     if not args.qps and not args.load:
         raise ValueError("give --qps or --load")
+    _at_least(args, "capacity_concurrency", 1)
     if args.dp_size is not None:
         _at_least(args, "dp_size", 1)
     qps = _numbers("--qps", args.qps, float) if args.qps else []

@@ -489,6 +489,9 @@ def test_a_campaign_that_breaks_off_says_so(
     [
         (("latency", "--arms", "a=http://h:1"), "give --qps or --load"),
         (("latency", "--arms", "a=http://h:1", "--qps", "0"), "--qps 0"),
+        (("latency", "--arms", "a=http://h:1", "--qps", "1", "--stall", "0"), "--stall must be"),
+        (("speed", "--arms", "a=http://h:1", "--timeout", "nan"), "--timeout must be"),
+        (("speed", "--arms", "a=http://h:1", "--temperature", "-1"), "--temperature must"),
         (("latency", "--arms", "a=http://h:1", "--qps", "2,2"), "a number twice"),
         (("latency", "--arms", "a=http://h:1", "--qps", "x"), "--qps x"),
         (("latency", "--arms", "http://h:1", "--qps", "1"), "NAME=URL"),

@@ -20,16 +20,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-PIECE_S = 0.002
-
-
-async def keep_busy(share: float) -> None:
-    """Take ``share`` of the event loop's time, in pieces; never returns."""
-    while True:
-        until = time.perf_counter() + PIECE_S
-        while time.perf_counter() < until:
-            pass
-        await asyncio.sleep(PIECE_S * (1 - share) / share)
+from sgl_entropy_bench.load.busy import keep_busy
 
 
 def main() -> None:

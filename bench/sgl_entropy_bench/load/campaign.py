@@ -16,13 +16,12 @@ from typing import Any
 
 from sgl_entropy_bench.load import compare
 from sgl_entropy_bench.load.arms import ArmSpec, opened
+from sgl_entropy_bench.load.folders import FORMAT
 from sgl_entropy_bench.load.measure import Measured, Plan, closed_loop, open_loop, warm_up
 from sgl_entropy_bench.load.progress import LoadProgress
 from sgl_entropy_bench.load.record import Record, read_records
 from sgl_entropy_bench.load.target import Target
 from sgl_entropy_bench.provenance import provenance
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from sgl_entropy_bench.load.record import Record, read_records
 
 Json = dict[str, Any]
 Key = tuple[str, str]
-# As in ``campaign``, which needs aiohttp; reading results does not.
 FORMAT = 1
 _SHAPE: dict[str, type] = {
     "verb": str, "partial": bool, "valid": bool, "baseline": str, "settings": dict,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 # Of the schedule: before what is measured, measured, after it (to keep up the load), or closed
 # loop's warm-up.
@@ -156,10 +156,3 @@ def _records(path: Path) -> Iterator[Record]:
             if number == len(lines) and not line.endswith("\n"):
                 return
             raise ValueError(f"{path}:{number}: {error}") from None
-
-
-def json_default(value: Any) -> Any:
-    """For ``json.dumps``: paths by name."""
-    if isinstance(value, Path):
-        return value.name
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

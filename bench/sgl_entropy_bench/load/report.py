@@ -117,18 +117,12 @@ def _interval(held: dict[str, Any] | None) -> str:
 
 def text_tables(report: dict[str, Any]) -> str:
     """For a terminal."""
-    return _tables(report, text_table, shown)
-
-
-def markdown_tables(report: dict[str, Any]) -> str:
-    """For a page or a repository."""
-    return _tables(report, markdown_table, in_markdown)
-
-
-def _tables(report: dict[str, Any], form: Form, clean: Callable[[str], str]) -> str:
-    parts = [_formed(main_table(report), form, clean), _strong(tables.caption(report), clean)]
+    parts = [
+        _formed(main_table(report), text_table, shown),
+        _strong(tables.caption(report), shown),
+    ]
     paper = _paper(report)
-    return "\n\n".join([*parts, *([_formed(paper, form, clean)] if paper else [])])
+    return "\n\n".join([*parts, *([_formed(paper, text_table, shown)] if paper else [])])
 
 
 def _formed(table: Table, form: Form, clean: Callable[[str], str]) -> str:

@@ -19,8 +19,8 @@ from typing import Any
 
 import aiohttp
 
-from sgl_entropy_bench.figures.peer import keep_busy
 from sgl_entropy_bench.load.arrivals import ArrivalLaw, arrivals
+from sgl_entropy_bench.load.busy import keep_busy
 from sgl_entropy_bench.load.record import CUT, Phase, Record, RecordWriter
 from sgl_entropy_bench.load.routes import (
     Api,
