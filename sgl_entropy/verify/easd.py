@@ -158,7 +158,9 @@ def verify_chain(
 
     At each position the target draws its token, and a drafted token stands where it equals that
     draw, which samples exactly (the drafter proposes one token: a point mass). A fired position
-    draws from ``without`` instead, with a coin of its own, and ends the walk.
+    ends the walk. Its token is drawn from ``without``, with a coin of its own; but where the draw
+    is another token than the drafted one, it is a draw of P_t without that token already, and
+    stands, unless the residual is asked for.
 
     Args:
         raw: [k + 1, vocab], the target's raw logits at the root and after each drafted token.
@@ -183,6 +185,8 @@ def verify_chain(
             here = torch.tensor([at])
             limits = Thresholds.of([rule])
             if bool(fires(target.at(here), draft.at(here), limits)):
+                if choice != token and not rule.residual:
+                    return Walk([*tokens, choice], checked, at)
                 beside = (
                     draft_probs[at : at + 1] if rule.residual and draft_probs is not None else None
                 )

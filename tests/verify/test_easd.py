@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -210,6 +211,26 @@ def test_checking_accepted_tokens_alone_has_the_same_law_where_it_always_fires(
     left = [0.0 if i == drafted else float(p) for i, p in enumerate(PROBS)]
     expected = [p / sum(left) for p in left]
     assert drawn(rule, PROBS, drafted) == pytest.approx(expected, abs=0.02)
+
+
+def test_a_draw_of_another_token_stands_where_the_rule_fires() -> None:
+    """It is a draw of P_t without x already; the residual is another law, and draws again."""
+    raw = PROBS.log().repeat(2, 1)
+    draft = uncertainty(raw[:1], OPEN)
+    beside = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    for first, drawn_first in ((0.1, 0), (0.5, 1), (0.8, 2)):
+        for second in (0.0, 0.4, 0.99):
+            coins = torch.tensor([[first] * 2, [second] * 2])
+            walk, residual = (
+                verify_chain(
+                    raw, raw.softmax(-1), torch.tensor([1]), draft, rule, coins, draft_probs=beside
+                )
+                for rule in (OPEN, replace(OPEN, residual=True))
+            )
+            left = [0, 2, 3][int(torch.bucketize(second, torch.tensor([4 / 7, 6 / 7])))]
+            expected = left if drawn_first == 1 else drawn_first
+            assert (walk.tokens, walk.fired, walk.checked) == ([expected], 0, 1)
+            assert (residual.tokens, residual.fired) == ([left], 0)
 
 
 def test_the_residual_form_uses_the_drafters_probabilities() -> None:
