@@ -7,7 +7,7 @@ of requests, so that what an engine did can be replayed from what it recorded.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -70,21 +70,30 @@ class Svip:
 class CalibratedStop:
     """Stop where one more token would not pay for its draft step (ours).
 
-    Acceptance by the drafter's entropy, as measured on held-out text, gives the chance that the
-    chain stands up to here and that the next token is reached at all; below ``cost``, a draft
-    step in units of the tokens that a cycle's time is worth, drafting on loses time.
+    A further token is worth at most the chance that the whole chain before it stands. The
+    drafter's own probability of the chain says that but for a bias, which depends on how unsure
+    it is, and is measured on held-out text. Where the chance is below ``cost``, a draft step in
+    units of the tokens that a cycle's time is worth, drafting on loses time.
 
     Attributes:
-        edges: rising entropies between bins, nats.
-        acceptance: of each bin, one more than edges.
+        edges: rising entropies between bins, nats; one at an edge belongs below it.
+        acceptance: of each bin, one more than edges: of the chains whose last token was drafted
+            at such an entropy, how many stood as a whole, over the sum of their ``path``; at
+            most 1. (Not the acceptance of that token: ``path`` holds its probability already.)
         cost: of a draft step, in tokens.
     """
 
     edges: tuple[float, ...]
     acceptance: tuple[float, ...]
     cost: float
+    # Asked for at every draft step, so the tensors are kept where the steps are.
+    _tables: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
+        if not all(math.isfinite(edge) for edge in self.edges):
+            raise ValueError("calibrated stop: edges must be finite numbers")
         if len(self.acceptance) != len(self.edges) + 1:
             raise ValueError("calibrated stop: expected one acceptance more than edges")
         if any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
@@ -93,9 +102,16 @@ class CalibratedStop:
             raise ValueError("calibrated stop: acceptances and cost must be shares")
 
     def stops(self, step: DraftStep) -> Tensor:
-        bins = torch.bucketize(step.entropy, torch.tensor(self.edges))
-        stands = torch.tensor(self.acceptance)[bins] * step.path
-        return stands < self.cost
+        edges, acceptance = self._on(step.entropy.device)
+        return acceptance[torch.bucketize(step.entropy, edges)] * step.path < self.cost
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._tables:
+            self._tables[device] = (
+                torch.tensor(self.edges, dtype=torch.float32, device=device),
+                torch.tensor(self.acceptance, dtype=torch.float32, device=device),
+            )
+        return self._tables[device]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ def test_a_calibrated_chain_stops_where_the_next_token_does_not_pay() -> None:
     # A chain that hardly stands up to here stops earlier.
     assert policy.stops(step(0.1, 1.0, 2.5, path=0.5)).tolist() == [False, True, True]
     assert policy.stops(step(0.1, 1.0, 2.5, path=0.2)).tolist() == [True, True, True]
+    # What it keeps for its next step is not part of what it is.
+    assert policy == CalibratedStop((0.5, 2.0), (0.9, 0.5, 0.1), cost=0.3)
+    assert CalibratedStop((), (0.2,), 0.3).stops(step(0.1, path=0.9)).tolist() == [True]
 
 
 def test_typical_acceptance() -> None:
@@ -75,6 +78,7 @@ def test_drafters_are_not_switched_to_and_fro() -> None:
         (lambda: Svip(limit=math.nan), "above 0"),
         (lambda: CalibratedStop((1.0,), (0.5,), 0.1), "one acceptance more"),
         (lambda: CalibratedStop((1.0, 1.0), (0.5, 0.5, 0.5), 0.1), "must rise"),
+        (lambda: CalibratedStop((math.nan,), (0.5, 0.5), 0.1), "finite"),
         (lambda: CalibratedStop((), (1.5,), 0.1), "shares"),
         (lambda: CalibratedStop((), (0.5,), 0.0), "shares"),
         (lambda: Typical(eps=0), "eps and delta"),
