@@ -21,7 +21,7 @@ FIGURES = {
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
     "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
     "matmuls": "what verifying costs at least: the target's matmuls by rows, and the core's peak",
-    "clients": "load testers against the fake server: ours and another's rate, lag, processor time",
+    "clients": "load testers against the fake server: ours and others' rate, lag, processor time",
     "startup": "start-up time and memory with and without a drafter",
 }
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   sgl-entropy figures lossless --prompts BENCHMARKS
   sgl-entropy figures speed --prompts BENCHMARKS --threads 2
   sgl-entropy figures leaks --quick --out /tmp
+  sgl-entropy figures clients --peer-path DIR     # without it: how to install the others in DIR
 An interrupted measurement goes on where it ended when the command is repeated."""
 
 
@@ -57,6 +58,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a small version, written as NAME-quick"
     )
+    parser.add_argument(
+        "--peer-path",
+        type=Path,
+        metavar="DIR",
+        help="clients: a folder with other load testers, installed for this comparison only; "
+        "without it the figure takes those of this environment and says how to get the others",
+    )
     parser.epilog = EXAMPLES
 
 
@@ -64,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write, print the page; 1 where the figure is a check and fails."""
     from sgl_entropy.target import cache_dir
 
+    if args.peer_path is not None and args.name != "clients":
+        raise ValueError(f"--peer-path: of the figure clients, not of {args.name}")
     if args.name == "sampled":
         return run_sampled(args.out.absolute(), args.quick)
     target, eagle3, edsd, threads = resolve(args)
@@ -83,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.name == "clients":
         from sgl_entropy_bench.figures import clients
 
-        data, page = clients.measure(target, args.quick)
+        data, page = clients.measure(target, args.quick, args.peer_path)
     else:
         figure = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}")
         data, page = figure.measure(plan)

@@ -7,10 +7,7 @@ schedule (its drawn gaps, or our list of times) says when it should have come.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +16,8 @@ from typing import Any
 
 from sgl_entropy_bench.client import Client
 from sgl_entropy_bench.fakeserver import FakeServer
+from sgl_entropy_bench.figures import peers
+from sgl_entropy_bench.figures.peers import Load, Sent
 from sgl_entropy_bench.load.arrivals import ArrivalLaw, schedule
 from sgl_entropy_bench.load.metrics import quantile
 from sgl_entropy_bench.load.pool import drive
@@ -31,86 +30,78 @@ RATES = (40.0, 200.0)
 BUSY = (0.0, 0.5)
 TOKENS = 8
 SEED = 0
+OURS = "sgl-entropy bench"
+HABIT = "draws all times first and sleeps to them"
 
 
-def measure(target: Path, quick: bool) -> tuple[dict[str, Any], str]:
+def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[dict[str, Any], str]:
     """Returns the data (a row a client, rate and busy share) and the page.
 
     Args:
         target: a folder with a tokenizer, for clients that need one.
+        peer_path: a folder where other load testers are installed; those that are neither there
+            nor in this environment are left out, and a message says how to get them.
+
+    Raises:
+        ValueError: no other load tester is in ``peer_path``.
     """
     seconds = 4.0 if quick else 20.0
-    clients = ["sgl-entropy bench", "sglang.bench_serving"]
-    if importlib.util.find_spec("sglang") is None:
-        clients.pop()
-    cases = list(itertools.product(RATES, BUSY, clients))
+    others = peers.installed(peer_path)
+    missing = [peer for peer in peers.PEERS if peer not in others]
+    if missing:
+        names = ", ".join(peer.name for peer in missing)
+        print(
+            f"not installed, the figure goes without: {names}\n\n{peers.how_to_install(missing)}\n",
+            file=sys.stderr,
+        )
+    cases = list(itertools.product(RATES, BUSY, [None, *others]))
+    clients = {OURS: {"version": "", "habit": HABIT}}
     progress = Progress(len(cases) * (seconds + 10))
     rows = []
     with FakeServer("--ttft", "0.01", "--cycle", "0.005", "--slots", "4096") as server:
-        for number, (rate, busy, client) in enumerate(cases):
-            progress.step(f"{client} at {rate:g}/s, busy {busy:.0%}", number / len(cases))
-            count = round(rate * seconds)
-            control = Client.from_url(server.url)
+        control = Client.from_url(server.url)
+        for number, (rate, busy, peer) in enumerate(cases):
+            name = peer.name if peer else OURS
+            progress.step(f"{name} at {rate:g}/s, busy {busy:.0%}", number / len(cases))
+            load = Load(server.url, target, rate, round(rate * seconds), TOKENS, SEED)
             control.post("/flush_cache")
-            if client == clients[0]:
-                planned, cpu = _ours(server.url, rate, count, busy)
-            else:
-                planned, cpu = _bench_serving(server.url, target, rate, count, busy)
-            arrived = control.get("/fake_arrivals")[-count:]
-            rows.append(
-                {"client": client, "rate": rate, "busy": busy, **_judged(planned, arrived, cpu)}
-            )
+            sent = peers.run(peer, load, busy, peer_path) if peer else _ours(load, busy)
+            if peer:
+                clients[name] = {"version": sent.version, "habit": peer.habit}
+            arrived = control.get("/fake_arrivals")[-load.count :]
+            rows.append({"client": name, "rate": rate, "busy": busy, **_judged(sent, arrived)})
     progress.close()
-    data = {"seconds": seconds, "rows": rows}
+    data = {
+        "seconds": seconds,
+        "clients": clients,
+        "missing": [peer.name for peer in missing],
+        "rows": rows,
+    }
     return data, page(data)
 
 
-def _ours(url: str, rate: float, count: int, busy: float) -> tuple[list[float], float]:
-    times = schedule(ArrivalLaw("poisson"), rate, count, SEED)
+def _ours(load: Load, busy: float) -> Sent:
+    times = schedule(ArrivalLaw("poisson"), load.rate, load.count, load.seed)
     planned = tuple(
         Planned(i, time, "measured", str(i), "none", f"prompt {i}") for i, time in enumerate(times)
     )
     with tempfile.TemporaryDirectory() as folder:
         task = Task(
-            url,
+            load.url,
             "generate",
             "fake",
-            Output(TOKENS, ignore_eos=True),
+            Output(load.tokens, ignore_eos=True),
             planned,
             Path(folder) / "records.jsonl",
             busy_share=busy,
         )
-        outcome = drive([task], count, lambda tallies, elapsed: None)
-    return times, outcome.tallies[0].cpu_s
+        outcome = drive([task], load.count, lambda tallies, elapsed: None)
+    return Sent(times, outcome.tallies[0].cpu_s)
 
 
-def _bench_serving(
-    url: str, target: Path, rate: float, count: int, busy: float
-) -> tuple[list[float], float]:
-    with tempfile.TemporaryDirectory() as folder:
-        notes = Path(folder) / "notes.json"
-        command = [
-            *(sys.executable, "-m", "sgl_entropy_bench.figures.peer", "--notes", str(notes)),
-            *("--busy", str(busy), "sglang.bench_serving", "--backend", "sglang"),
-            *("--base-url", url, "--model", str(target), "--tokenizer", str(target)),
-            *("--dataset-name", "random-ids", "--random-input-len", "16"),
-            *("--random-output-len", str(TOKENS), "--random-range-ratio", "1"),
-            *("--num-prompts", str(count), "--request-rate", str(rate), "--seed", str(SEED)),
-            *("--output-file", str(Path(folder) / "out.jsonl"), "--disable-tqdm"),
-            *("--warmup-requests", "1"),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not notes.is_file():
-            raise RuntimeError(f"sglang.bench_serving failed:\n{done.stderr[-2000:]}")
-        held = json.loads(notes.read_text())
-    gaps = held["gaps"][-count:]
-    # It sends one, then sleeps for a gap: the last gap follows the last request.
-    return [0.0, *itertools.accumulate(gaps[: count - 1])], sum(held["cpu_s"])
-
-
-def _judged(planned: Sequence[float], arrived: Sequence[float], cpu: float) -> dict[str, Any]:
+def _judged(sent: Sent, arrived: Sequence[float]) -> dict[str, Any]:
     """Rates and lag of the requests that came, both clocks set to the first one."""
-    count = len(planned)
+    planned, count = sent.times, len(sent.times)
     if len(arrived) != count:
         raise RuntimeError(f"{len(arrived)} requests came, {count} were planned")
     late = sorted(
@@ -123,7 +114,7 @@ def _judged(planned: Sequence[float], arrived: Sequence[float], cpu: float) -> d
         "achieved_rate": (count - 1) / (max(arrived) - arrived[0]),
         "lag_p99_s": quantile(late, 0.99),
         "lag_max_s": late[-1],
-        "cpu_ms_a_request": 1e3 * cpu / count,
+        "cpu_ms_a_request": 1e3 * sent.cpu_s / count,
     }
 
 
@@ -146,14 +137,20 @@ def page(data: dict[str, Any]) -> str:
         *("client", "asked/s", "event loop", "scheduled/s", "achieved/s"),
         *("lag p99, ms", "lag max, ms", "CPU, ms a request"),
     )
+    habits = [
+        f"- `{name}`{client['version'] and ' ' + client['version']} {client['habit']}."
+        for name, client in data["clients"].items()
+    ]
+    missing = [f"- `{name}` was not installed." for name in data["missing"]]
     return "\n\n".join(
         [
             "# Load testers: do they send when they say?",
             f"One process each against the fake server, {data['seconds']:g} s of Poisson arrivals, "
             f"{TOKENS} streamed tokens a request. Scheduled: the client's own drawn times. Lag: by "
             "how much a request came to the server later than that, from the first request on. "
-            "Half busy: a task takes half of the event loop's time, 2 ms at a time; its processor "
-            "time is in the last column.",
+            "Half busy: a task takes half of the event loop's time, 2 ms at a time. CPU: the "
+            "client's processor time from its first request to its end, with that task's.",
+            "\n".join([*habits, *missing]),
             markdown_table(header, rows),
         ]
     )

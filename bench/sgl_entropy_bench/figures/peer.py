@@ -2,21 +2,22 @@
 
     python -m sgl_entropy_bench.figures.peer --notes FILE [--busy SHARE] MODULE ARGUMENT...
 
-runs MODULE as its own command would. Noted as JSON are the gaps that it drew between requests
-(numpy's exponential draws, in order), which are its schedule, and the processor time of its event
-loop. With ``--busy`` a task takes that share of the loop's time in pieces of 2 ms, as parsing
-streams does.
+runs MODULE as its own command would. Noted as JSON are its package's version, the gaps that it drew
+between requests (numpy's exponential or gamma draws, in order), each with the process's processor
+time at the draw, and that time where the event loop ended. With ``--busy`` a task takes that share
+of the loop's time in pieces of 2 ms, as parsing streams does.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import json
 import runpy
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +35,48 @@ def main() -> None:
     parser.add_argument("words", nargs=argparse.REMAINDER)
     args = parser.parse_args()
 
-    gaps: list[float] = []
-    cpu: list[float] = []
-    draw, run = np.random.exponential, asyncio.run
+    draws: list[tuple[float, float]] = []
+    ended = [0.0]
+    run = asyncio.run
 
-    def drawn(*given: Any, **named: Any) -> Any:
-        value = draw(*given, **named)
-        gaps.append(float(value))
-        return value
+    def noted(draw: Callable[..., Any]) -> Callable[..., Any]:
+        def drawn(*given: Any, **named: Any) -> Any:
+            value = draw(*given, **named)
+            if np.ndim(value) == 0:
+                draws.append((float(value), time.process_time()))
+            return value
+
+        return drawn
 
     async def beside(work: Coroutine[Any, Any, Any]) -> Any:
         other = asyncio.create_task(keep_busy(args.busy)) if args.busy else None
-        began = time.process_time()
         try:
             return await work
         finally:
-            cpu.append(time.process_time() - began)
+            ended[0] = time.process_time()
             if other is not None:
                 other.cancel()
 
     def run_noted(work: Coroutine[Any, Any, Any], **named: Any) -> Any:
         return run(beside(work), **named)
 
-    np.random.exponential = drawn
+    np.random.exponential = noted(np.random.exponential)
+    np.random.gamma = noted(np.random.gamma)
     asyncio.run = run_noted  # type: ignore[assignment]
     sys.argv = [args.module, *args.words]
     try:
         runpy.run_module(args.module, run_name="__main__", alter_sys=True)
     finally:
-        args.notes.write_text(json.dumps({"gaps": gaps, "cpu_s": cpu}))
+        notes = {"version": version(args.module), "draws": draws, "cpu_s": ended[0]}
+        args.notes.write_text(json.dumps(notes))
+
+
+def version(module: str) -> str:
+    """That of the package which brings a module; "" where it has none."""
+    try:
+        return importlib.metadata.version(module.partition(".")[0])
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":
