@@ -121,8 +121,8 @@ PEERS = (
         "python -m pip install --no-deps --target DIR setuptools-scm vcs-versioning cbor2 blake3 "
         "cachetools py-cpuinfo lm-format-enforcer==0.11.3 interegular ijson jmespath watchfiles "
         "'model-hosting-container-standards<1'\n"
-        "VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=0.13.0 PYTHONPATH=DIR python -m pip install "
-        "--no-deps --no-build-isolation --no-binary vllm --target DIR vllm==0.13.0",
+        "VLLM_TARGET_DEVICE=empty VLLM_VERSION_OVERRIDE=0.13.0 PYTHONPATH=DIR python -m pip "
+        "install --no-deps --no-build-isolation --no-binary vllm --target DIR vllm==0.13.0",
     ),
 )
 
