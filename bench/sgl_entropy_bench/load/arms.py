@@ -59,7 +59,11 @@ def read_arms(path: Path) -> tuple[ArmSpec, ...]:
         ValueError: not readable as such, unknown keys, or values of another type.
         OSError: no such file.
     """
-    raw = _read(path)
+    return arms_of(path, read_table(path))
+
+
+def arms_of(path: Path, raw: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
+    """The arms of a table that was read from ``path``. Raises ValueError as ``read_arms``."""
     wrong = sorted(set(raw) - {"command", "environment", "ready_timeout_s", "arms"})
     if wrong:
         raise ValueError(f"{path}: unknown keys {', '.join(wrong)}")
@@ -129,7 +133,8 @@ def opened(
             raise ServerError(f"the {spec.name} server ended while it was measured: see {log}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML or JSON file's table. Raises ValueError, OSError."""
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".json":

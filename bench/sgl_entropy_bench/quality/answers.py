@@ -1,0 +1,118 @@
+"""One line of JSON for each answer, written as it ends; a later line of the same answer counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+Place = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one arm answered to one question.
+
+    Attributes:
+        key: of the settings and the question that it was given under; see ``run``.
+        sample: which of the question's.
+        text: the whole answer; empty where the request failed.
+        found, right, outcome: its judgement.
+        error: why the request failed; empty = it did not.
+        finish: the server's reason to end; ``length``: cut by the token limit.
+        seconds: from sending to the reply.
+        others: as the load tester's records have them.
+    """
+
+    arm: str
+    question: str
+    sample: int
+    key: str
+    text: str = ""
+    found: str = ""
+    right: bool = False
+    outcome: str = ""
+    error: str = ""
+    finish: str = ""
+    seconds: float = 0.0
+    completion_tokens: int | None = None
+    cycles: int | None = None
+    emitted: int | None = None
+    easd_checks: int | None = None
+    easd_fires: int | None = None
+
+    @property
+    def place(self) -> Place:
+        return self.arm, self.question, self.sample
+
+    @property
+    def cut(self) -> bool:
+        return self.finish == "length"
+
+    def to_json(self) -> str:
+        """One line without its end; what is unknown or empty is left out."""
+        held = {k: v for k, v in asdict(self).items() if v is not None and v != ""}
+        held["seconds"] = round(self.seconds, 4)
+        return json.dumps(held, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> Answer:
+        """Raises ValueError for a line that is no answer."""
+        row: Any = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("expected an object")
+        if unknown := sorted(set(row) - {f.name for f in fields(cls)}):
+            raise ValueError(f"unknown keys {', '.join(unknown)}")
+        try:
+            return cls(**row)
+        except TypeError as error:
+            raise ValueError(f"not a whole answer: {error}") from None
+
+
+def read_answers(path: Path) -> dict[Place, Answer]:
+    """The answers of a file, the last of each place; none where there is no file. A last line that
+    was cut short is left out.
+
+    Raises:
+        ValueError: any other line that is no answer (named).
+        OSError: not readable.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return {}
+    found: dict[Place, Answer] = {}
+    *lines, _cut = text.split("\n")
+    for number, line in enumerate(lines, 1):
+        try:
+            answer = Answer.from_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+        found[answer.place] = answer
+    return found
+
+
+class AnswerWriter:
+    """Appends answers to a file from several threads, each whole before the next begins.
+
+    A line that an earlier run left unfinished is taken away first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        held = path.read_bytes()
+        os.ftruncate(self._file, held.rfind(b"\n") + 1)
+
+    def write(self, answer: Answer) -> None:
+        """Raises OSError when the disk is full; what was written before stays readable."""
+        line = answer.to_json().encode(errors="backslashreplace") + b"\n"
+        with self._lock:
+            while line:
+                line = line[os.write(self._file, line) :]
+
+    def close(self) -> None:
+        os.close(self._file)

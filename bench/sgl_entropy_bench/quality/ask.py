@@ -1,0 +1,83 @@
+"""One request: sent whole, answered whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sgl_entropy_bench.client import Client, ServerError
+from sgl_entropy_bench.load.record import Record
+from sgl_entropy_bench.load.routes import Api, Output, StreamError, body_of, reader_of
+from sgl_entropy_bench.load.target import Target
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply's text, its counts, and the seconds that it took."""
+
+    text: str
+    counts: Record
+    seconds: float
+
+
+def ask(target: Target, prompt: str, output: Output, timeout_s: float) -> Reply:
+    """Send one request and wait for its end.
+
+    Args:
+        prompt: as the route takes it: the chat template, where there is one, is in it.
+
+    Raises:
+        ServerError: refused, broken off or aborted; ``status`` where the server gave one.
+        StreamError: a reply that is not what the route promises.
+        OSError: no connection.
+    """
+    path, body = body_of(target.api, target.model, prompt, output)
+    client = Client(target.client.host, target.client.port, timeout_s)
+    begun = time.monotonic()
+    reply = client.post(path, body)
+    seconds = time.monotonic() - begun
+    counts = Record(0, "", "", "measured", 0.0, sent=0.0)
+    reader = reader_of(target.api)
+    reader.whole(json.dumps(reply).encode(), seconds)
+    reader.finish(counts)
+    return Reply(_text(target.api, reply), counts, seconds)
+
+
+def sampling_of(
+    api: Api, custom_params: Mapping[str, Any], temperature: float, seed: int
+) -> dict[str, Any]:
+    """Sampling parameters beside length and temperature, by route; no seed where nothing is drawn.
+
+    SGLang follows the seed where it was started with ``--enable-deterministic-inference``.
+    """
+    found: dict[str, Any] = {"custom_params": dict(custom_params)} if custom_params else {}
+    if temperature > 0:
+        found["sampling_seed" if api == "generate" else "seed"] = seed
+    return found
+
+
+def seed_of(seed: int, question: str, sample: int) -> int:
+    """The seed of one answer: the same in every arm; from 0, below 2**31."""
+    digest = hashlib.sha256(f"{seed}:{question}:{sample}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _text(api: Api, reply: Any) -> str:
+    if api == "generate":
+        text = reply.get("text")
+    else:
+        choices = reply.get("choices") or [{}]
+        message = choices[0].get("message") or {}
+        text = choices[0].get("text") if api == "completions" else message.get("content")
+        if api == "chat" and message.get("reasoning_content"):
+            text = f"{message['reasoning_content']}</think>{text or ''}"
+    if not isinstance(text, str):
+        raise StreamError("the reply holds no text")
+    return text
+
+
+__all__ = ["Reply", "ServerError", "StreamError", "ask", "sampling_of", "seed_of"]

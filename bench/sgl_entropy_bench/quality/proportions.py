@@ -1,0 +1,136 @@
+"""Statistics of right and wrong: intervals of a share and of a paired difference, exact tests.
+
+With several samples a question, answers to one question are not independent: questions are the
+unit everywhere, and every function reduces to the textbook's form at one sample a question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, variance
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share or a difference of shares, with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(right: float, total: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share (E. B. Wilson, 1927).
+
+    Args:
+        right, total: counts; not whole where ``total`` is an effective number.
+
+    Raises:
+        ValueError: no trial, or more right than there are.
+    """
+    if not 0 <= right <= total or total <= 0:
+        raise ValueError(f"wilson: {right:g} of {total:g} is no share")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = right / total
+    middle = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    # At 0 and 1 rounding would leave the end beside the share itself.
+    low = 0.0 if right == 0 else (middle - half) / scale
+    high = 1.0 if right == total else (middle + half) / scale
+    return low, high
+
+
+def accuracy(shares: Sequence[float], samples: int = 1) -> Estimate:
+    """Mean share of right answers over questions, with Wilson's interval.
+
+    Args:
+        shares: of each question's samples that are right.
+        samples: a question. Above 1 the interval is that of an effective number of answers, from
+            the spread between questions (ours): at least the questions, at most the answers.
+
+    Raises:
+        ValueError: no question.
+    """
+    if not shares:
+        raise ValueError("accuracy: no question")
+    count = len(shares)
+    mean = min(1.0, max(0.0, fmean(shares)))
+    effective = float(count)
+    if samples > 1 and count > 1:
+        spread = variance(shares) / count
+        found = mean * (1 - mean) / spread if spread > 0 else 0.0
+        effective = min(float(count * samples), max(float(count), found))
+    low, high = wilson(mean * effective, effective)
+    return Estimate(mean, low, high)
+
+
+def difference(differences: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean of paired differences of shares, each from -1 to 1.
+
+    The interval is Agresti and Min's (2005) for matched pairs: Wald's after half a pair was added
+    to each of the four cells, which holds its level also where few pairs differ.
+
+    Raises:
+        ValueError: no pair.
+    """
+    if not differences:
+        raise ValueError("difference: no pair")
+    count = len(differences) + 2
+    mean = sum(differences) / count
+    # Of the two added pairs, half a pair lies at +1 and half a pair at -1.
+    spread = (sum(d * d for d in differences) + 1) / count - mean * mean
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(max(0.0, spread) / count)
+    return Estimate(fmean(differences), max(-1.0, mean - half), min(1.0, mean + half))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """McNemar's exact test, two-sided: the probability, were both arms equally good, that the
+    answers right on one arm alone fall at least so unevenly (binomial at 1/2).
+
+    Raises:
+        ValueError: a negative count.
+    """
+    if min(only_a, only_b) < 0:
+        raise ValueError(f"mcnemar: counts from 0, found {only_a} and {only_b}")
+    total, few = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(total, k) for k in range(few + 1))
+    return min(1.0, float(2 * tail / 2**total))
+
+
+def sign_flips(differences: Sequence[int]) -> float:
+    """The exact sign-flip test of paired counts, two-sided: the probability that the sum of the
+    differences is at least so far from 0 when each has either sign with equal chance.
+
+    With one sample a question this is McNemar's exact test; with more, each question is one unit.
+
+    Args:
+        differences: right answers of one arm less those of the other, question by question.
+    """
+    sizes = [abs(d) for d in differences if d]
+    reach = sum(sizes)
+    # Weights of the sums from -reach to reach, as whole numbers: exact however many there are.
+    weights = [0] * (2 * reach + 1)
+    weights[reach] = 1
+    for size in sizes:
+        before = weights
+        weights = [
+            (before[at - size] if at >= size else 0)
+            + (before[at + size] if at + size <= 2 * reach else 0)
+            for at in range(2 * reach + 1)
+        ]
+    far = abs(sum(differences))
+    tail = sum(weight for at, weight in enumerate(weights) if abs(at - reach) >= far)
+    return min(1.0, float(tail / 2 ** len(sizes)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values adjusted for being several (S. Holm, 1979), in the order given."""
+    adjusted = [0.0] * len(values)
+    least = 0.0
+    for rank, at in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        least = max(least, min(1.0, (len(values) - rank) * values[at]))
+        adjusted[at] = least
+    return adjusted

@@ -1,0 +1,320 @@
+"""A whole evaluation: every arm asked every question, resumable, with all answers in one folder.
+
+``OUT/answers.jsonl`` holds the answers; ``result.json`` and ``report.md`` what they come to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy_bench.client import ServerError
+from sgl_entropy_bench.load.arms import opened
+from sgl_entropy_bench.load.progress import LoadProgress
+from sgl_entropy_bench.load.routes import Output, StreamError
+from sgl_entropy_bench.load.target import Target
+from sgl_entropy_bench.load.workload import Prompt
+from sgl_entropy_bench.progress import Progress
+from sgl_entropy_bench.quality.answers import Answer, AnswerWriter, Place, read_answers
+from sgl_entropy_bench.quality.arms import Arm
+from sgl_entropy_bench.quality.ask import ask, sampling_of, seed_of
+from sgl_entropy_bench.quality.sandbox import Sandbox
+from sgl_entropy_bench.quality.tasks import Question, Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, and how.
+
+    Attributes:
+        source: of the questions, for captions.
+        samples: answers to each question.
+        concurrency: requests at a time, over all arms.
+        sandbox: of a task that runs code.
+    """
+
+    task: Task
+    questions: tuple[Question, ...]
+    source: str
+    max_tokens: int
+    temperature: float = 0.0
+    samples: int = 1
+    concurrency: int = 8
+    seed: int = 0
+    timeout_s: float = 600.0
+    sandbox: Sandbox | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "samples", "concurrency"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"--temperature must be at least 0, found {self.temperature}")
+        if not 0 < self.timeout_s < float("inf"):
+            raise ValueError(f"--timeout must be above 0 seconds, found {self.timeout_s}")
+        if not self.questions:
+            raise ValueError("there is no question to ask")
+
+
+@dataclass(frozen=True)
+class _Job:
+    arm: Arm
+    target: Target
+    question: Question
+    sample: int
+    key: str
+
+
+@dataclass
+class Evaluation:
+    """Asks and keeps what was answered.
+
+    Attributes:
+        out: the folder of answers; made if missing.
+        resume: go on with the answers that ``out`` holds; failed requests are asked again.
+        answers: so far, those of the present arms and questions.
+        partial: something was not asked.
+    """
+
+    plan: Plan
+    arms: tuple[Arm, ...]
+    out: Path
+    api: str = "auto"
+    tokenizer: Path | None = None
+    resume: bool = False
+    answers: dict[Place, Answer] = field(default_factory=dict)
+    servers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    partial: bool = True
+
+    def __post_init__(self) -> None:
+        for arm in self.arms:
+            if self.plan.samples > 1 and self.temperature(arm) == 0:
+                raise ValueError(
+                    f"--samples {self.plan.samples}: arm {arm.name} has temperature 0, which draws "
+                    "nothing: give --temperature"
+                )
+        self._file = self.out / "answers.jsonl"
+        if self._file.exists() and not self.resume:
+            raise ValueError(f"--out {self.out} holds answers: name another folder, or --resume")
+        self._earlier = read_answers(self._file)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+
+    def temperature(self, arm: Arm) -> float:
+        """Of an arm's requests."""
+        return self.plan.temperature if arm.temperature is None else arm.temperature
+
+    def run(self) -> None:
+        """Ask what was not asked yet. Arms on running servers take turns, question by question;
+        servers that have to be started are finished one after the other.
+
+        Raises:
+            ServerError, StartError: a server cannot be reached any more; what was answered stays.
+            SandboxError, ValueError, OSError: likewise.
+        """
+        writer = AnswerWriter(self._file)
+        try:
+            for arms in self._groups():
+                with contextlib.ExitStack() as stack:
+                    targets: dict[tuple[Any, ...], Target] = {}
+                    for arm in arms:
+                        if arm.place not in targets:
+                            targets[arm.place] = stack.enter_context(self._serving(arm))
+                        self._told(arm, targets[arm.place])
+                    jobs = self._jobs([(arm, targets[arm.place]) for arm in arms])
+                    self._work(jobs, writer)
+            self.partial = False
+        finally:
+            writer.close()
+
+    def _groups(self) -> Iterator[list[Arm]]:
+        if all(arm.server.url for arm in self.arms):
+            yield list(self.arms)
+            return
+        places = dict.fromkeys(arm.place for arm in self.arms)
+        for place in places:
+            yield [arm for arm in self.arms if arm.place == place]
+
+    @contextlib.contextmanager
+    def _serving(self, arm: Arm) -> Iterator[Target]:
+        progress = LoadProgress(f"{arm.name}: server starts")
+        log = self.out / f"{arm.name}.server.log"
+        with opened(arm.server, self.api, self.tokenizer, log, progress.waiting) as target:
+            progress.close()
+            yield target
+
+    def _told(self, arm: Arm, target: Target) -> None:
+        self.servers[arm.name] = {
+            "model": Path(target.model).name,
+            "version": target.version(),
+            "api": target.api,
+            "caption": target.caption,
+            "arguments": target.arguments(),
+            "command": arm.server.shown(),
+        }
+
+    def _jobs(self, served: Sequence[tuple[Arm, Target]]) -> list[_Job]:
+        """What is to be asked; each question to all arms before the next, arms in turn first."""
+        jobs = []
+        for number, question in enumerate(self.plan.questions):
+            at = number % len(served)
+            for sample in range(self.plan.samples):
+                for arm, target in itertools.chain(served[at:], served[:at]):
+                    key = self._key(arm, target, question)
+                    held = self._earlier.get((arm.name, question.id, sample))
+                    if held is None:
+                        jobs.append(_Job(arm, target, question, sample, key))
+                    elif held.key != key:
+                        raise ValueError(
+                            f"--out {self.out} holds answers of arm {arm.name} under other "
+                            "settings, or to other questions: name another folder"
+                        )
+                    elif held.error:
+                        jobs.append(_Job(arm, target, question, sample, key))
+                    else:
+                        self.answers[held.place] = held
+        return jobs
+
+    def _key(self, arm: Arm, target: Target, question: Question) -> str:
+        what = [
+            question.digest,
+            self._prompt(target, question),
+            self.plan.task.name,
+            dict(arm.custom_params),
+            self.temperature(arm),
+            self.plan.max_tokens,
+            self.plan.seed if self.temperature(arm) else None,
+            [target.api, target.version(), target.model, target.arguments()],
+            str(self.plan.sandbox.limits) if self.plan.sandbox else "",
+        ]
+        text = json.dumps(what, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @staticmethod
+    def _prompt(target: Target, question: Question) -> str:
+        if target.api == "chat":
+            return question.text
+        if target.template is None:
+            return question.plain
+        return target.text(Prompt(question.id, "", question.text))
+
+    def _work(self, jobs: Sequence[_Job], writer: AnswerWriter) -> None:
+        """All jobs, ``concurrency`` at a time, in threads that an interrupt need not wait for."""
+        waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        for job in jobs:
+            waiting.put(job)
+        ended: queue.SimpleQueue[Answer | BaseException | None] = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def work() -> None:
+            try:
+                while not stop.is_set():
+                    answer = self._answer(waiting.get_nowait())
+                    with self._lock:
+                        if not stop.is_set():
+                            writer.write(answer)
+                            ended.put(answer)
+            except queue.Empty:
+                ended.put(None)
+            except BaseException as error:
+                ended.put(error)
+
+        workers = min(self.plan.concurrency, len(jobs))
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()
+        progress = Progress(0.0)
+        try:
+            done = 0
+            while workers:
+                answer = ended.get()
+                if answer is None:
+                    workers -= 1
+                elif isinstance(answer, BaseException):
+                    raise answer
+                else:
+                    done += 1
+                    self.answers[answer.place] = answer
+                    self._show(progress, done, len(jobs))
+        finally:
+            with self._lock:  # no answer is half written when the file is closed
+                stop.set()
+            progress.close()
+
+    def _show(self, progress: Progress, done: int, total: int) -> None:
+        progress.expected_s = (time.monotonic() - progress.begun) * total / done
+        told = []
+        for arm in self.arms:
+            held = [one for one in self.answers.values() if one.arm == arm.name]
+            if held:
+                told.append(f"{arm.name} {sum(one.right for one in held)} of {len(held)} right")
+        errors = sum(bool(one.error) for one in self.answers.values())
+        text = f"{self.plan.task.name}: {', '.join(told)}, {errors} errors"
+        progress.update(text, done / total)
+
+    def _answer(self, job: _Job) -> Answer:
+        """Ask and judge.
+
+        Raises:
+            ServerError: nothing listens there any more; that is no fault of the request.
+            SandboxError: the program could not be run.
+        """
+        arm, question, target = job.arm, job.question, job.target
+        temperature = self.temperature(arm)
+        seed = seed_of(self.plan.seed, question.id, job.sample)
+        sampling = sampling_of(target.api, arm.custom_params, temperature, seed)
+        output = Output(self.plan.max_tokens, False, temperature, False, sampling)
+        begun = time.monotonic()
+        try:
+            reply = ask(target, self._prompt(target, question), output, self.plan.timeout_s)
+        except (ServerError, StreamError, OSError) as error:
+            if not _listens(target):
+                raise ServerError(f"the server of arm {arm.name} is gone: {error}") from None
+            return Answer(
+                arm.name,
+                question.id,
+                job.sample,
+                job.key,
+                error=f"{error}"[:300] or type(error).__name__,
+                seconds=time.monotonic() - begun,
+            )
+        counts = reply.counts
+        cut = counts.finish == "length"
+        judged = self.plan.task.judge(question, reply.text, cut, self.plan.sandbox)
+        return Answer(
+            arm.name,
+            question.id,
+            job.sample,
+            job.key,
+            reply.text,
+            judged.found,
+            judged.right,
+            judged.outcome,
+            finish=counts.finish,
+            seconds=reply.seconds,
+            completion_tokens=counts.completion_tokens,
+            cycles=counts.cycles,
+            emitted=counts.emitted,
+            easd_checks=counts.easd_checks,
+            easd_fires=counts.easd_fires,
+        )
+
+
+def _listens(target: Target) -> bool:
+    """Whether a connection can be made, within a few tries."""
+    for wait_s in (0.0, 0.5, 1.0):
+        time.sleep(wait_s)
+        with contextlib.suppress(OSError):
+            socket.create_connection((target.client.host, target.client.port), 10.0).close()
+            return True
+    return False

@@ -1,0 +1,242 @@
+"""What is asked and when an answer is right: one definition a task."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy_bench.load.arrivals import stream_seed
+from sgl_entropy_bench.quality import finals, latex, programs
+from sgl_entropy_bench.quality.numerals import number
+from sgl_entropy_bench.quality.rows import Row, read_rows
+from sgl_entropy_bench.quality.sandbox import Sandbox
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        text: the user's message.
+        plain: what a route without a chat template is sent.
+        references: what is right; any of them.
+        parts: of a programming task: prompt, test, entry_point.
+    """
+
+    id: str
+    text: str
+    plain: str
+    references: tuple[str, ...]
+    parts: tuple[str, str, str] = ("", "", "")
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the score."""
+        held = "\0".join([self.text, self.plain, *self.references, *self.parts])
+        return hashlib.sha256(held.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``found``: what was taken from the answer; empty = nothing of the right form. ``outcome``:
+    how the generated program ended."""
+
+    found: str
+    right: bool
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of question.
+
+    Attributes:
+        read: (where, row, instruction) -> question without its id.
+        judge: (question, answer, whether the token limit cut it, sandbox) -> judgement.
+        instruction: follows the question, a blank line between; of a programming task: precedes.
+        hub: where the data set is when no file is named.
+        max_tokens: of an answer, unless told otherwise.
+        runs_code: needs a sandbox.
+    """
+
+    name: str
+    read: Callable[[str, Row, str], Question]
+    judge: Callable[[Question, str, bool, Sandbox | None], Judgement]
+    instruction: str
+    hub: str = ""
+    max_tokens: int = 512
+    runs_code: bool = False
+
+
+def _field(where: str, row: Row, *names: str) -> str:
+    """The first of ``names`` that a row has; of a list, its first text."""
+    for name in names:
+        value = row.get(name)
+        if isinstance(value, (list, tuple)) and value:
+            value = value[0]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = f"{value:g}" if isinstance(value, float) else str(value)
+        if isinstance(value, str) and value.strip():
+            return value
+    has = ", ".join(sorted(map(str, row))) or "nothing"
+    raise ValueError(f"{where}: expected {' or '.join(names)}, found {has}")
+
+
+def _asked(question: str, instruction: str) -> str:
+    return f"{question.strip()}\n\n{instruction}" if instruction else question.strip()
+
+
+def _read_gsm8k(where: str, row: Row, instruction: str) -> Question:
+    question = _asked(_field(where, row, "question", "turns"), instruction)
+    written = _field(where, row, "answer", "reference")
+    final = finals.final_number(written)
+    if number(final) is None:
+        raise ValueError(f"{where}: the reference answer ends in no number: {written[-80:]!r}")
+    return Question("", question, question, (final,))
+
+
+def _judge_number(question: Question, text: str, cut: bool, _: Sandbox | None) -> Judgement:
+    found = finals.final_number(finals.without_thoughts(text), cut)
+    value = number(found)
+    return Judgement(found, value is not None and value == number(question.references[0]))
+
+
+def _read_math(where: str, row: Row, instruction: str) -> Question:
+    question = _asked(_field(where, row, "problem", "question"), instruction)
+    if isinstance(row.get("answer"), (str, int, float)):
+        reference = _field(where, row, "answer")
+    else:
+        reference = latex.boxed(_field(where, row, "answer", "solution"))
+    if not latex.normalised(reference):
+        raise ValueError(f"{where}: expected answer, or a solution with \\boxed{{}}")
+    return Question("", question, question, (reference,))
+
+
+def _judge_math(question: Question, text: str, cut: bool, _: Sandbox | None) -> Judgement:
+    found = finals.final_box(finals.without_thoughts(text))
+    return Judgement(found, any(latex.equal(found, one) for one in question.references))
+
+
+def _read_program(where: str, row: Row, instruction: str) -> Question:
+    missing = [name for name in ("prompt", "test", "entry_point") if name not in row]
+    if missing:
+        raise ValueError(
+            f"{where}: a programming task needs prompt, test and entry_point, and this row has no "
+            f"{' and no '.join(missing)}: without tests nothing can be scored"
+        )
+    prompt, test, entry = (
+        _field(where, row, "prompt"),
+        _field(where, row, "test"),
+        _field(where, row, "entry_point"),
+    )
+    if not entry.isidentifier():
+        raise ValueError(f"{where}: entry_point is no name: {entry!r}")
+    fenced = f"```python\n{prompt.rstrip()}\n```"
+    text = f"{instruction}\n\n{fenced}" if instruction else prompt
+    return Question("", text, prompt, (), (prompt, test, entry))
+
+
+def _judge_program(question: Question, text: str, _: bool, sandbox: Sandbox | None) -> Judgement:
+    assert sandbox is not None
+    prompt, test, entry = question.parts
+    source = programs.program(prompt, finals.without_thoughts(text), test, entry)
+    if not source:
+        return Judgement("", False, "no code")
+    verdict = sandbox.run(source)
+    found = programs.code_of(finals.without_thoughts(text), entry)
+    return Judgement(found, verdict.passed, verdict.shown())
+
+
+def _read_plain(where: str, row: Row, instruction: str) -> Question:
+    question = _asked(_field(where, row, "prompt", "question", "problem", "turns"), instruction)
+    held: Any = row.get("answer", row.get("reference"))
+    several = held if isinstance(held, (list, tuple)) else [held]
+    references = tuple(_field(where, {"answer": one}, "answer") for one in several)
+    if not references:
+        raise ValueError(f"{where}: expected an answer, found an empty list")
+    return Question("", question, question, references)
+
+
+def _judge_plain(question: Question, text: str, cut: bool, _: Sandbox | None) -> Judgement:
+    found = finals.final_line(finals.without_thoughts(text), cut)
+    return Judgement(found, any(finals.same_words(found, one) for one in question.references))
+
+
+TASKS = {
+    "gsm8k": Task(
+        "gsm8k",
+        _read_gsm8k,
+        _judge_number,
+        "Solve this step by step. End with one line that holds nothing but the final answer, a "
+        "plain number, in the form\n#### NUMBER",
+        "hf:openai/gsm8k:test:main",
+    ),
+    "math500": Task(
+        "math500",
+        _read_math,
+        _judge_math,
+        "Solve this step by step and put the final answer in \\boxed{}.",
+        "hf:HuggingFaceH4/MATH-500:test",
+        1024,
+    ),
+    "humaneval": Task(
+        "humaneval",
+        _read_program,
+        _judge_program,
+        "Complete this Python function. Answer with the whole function, and what it imports, in "
+        "one block of code.",
+        "hf:openai/openai_humaneval:test",
+        runs_code=True,
+    ),
+}
+PLAIN = Task("file", _read_plain, _judge_plain, "End with a line of the form\nAnswer: YOUR ANSWER")
+
+
+def parse_task(text: str) -> tuple[Task, str]:
+    """``gsm8k``, ``gsm8k=SOURCE`` or ``FILE`` -> (task, where its rows are).
+
+    Raises:
+        ValueError: neither a known task nor a file.
+    """
+    name, equals, source = text.partition("=")
+    if name in TASKS and (source or not equals):
+        return TASKS[name], source or TASKS[name].hub
+    if text.startswith("hf:") or Path(text).expanduser().is_file():
+        return PLAIN, text
+    raise ValueError(
+        f"--task {text}: expected {', '.join(TASKS)}, one of them as NAME=FILE, or a file of rows "
+        "with prompt and answer"
+    )
+
+
+def load_questions(
+    task: Task, source: str, limit: int | None, seed: int, instruction: str | None = None
+) -> tuple[Question, ...]:
+    """All questions of a source in a random order, or the first ``limit`` of that order: a run
+    that is cut short has then asked a random part of them.
+
+    Args:
+        instruction: instead of the task's own; empty = none.
+
+    Raises:
+        ValueError: a row that the task cannot read (named), or an id twice.
+        OSError: not readable.
+    """
+    said = task.instruction if instruction is None else instruction
+    questions: dict[str, Question] = {}
+    for count, (where, row) in enumerate(read_rows(source), 1):
+        names = ("id", "task_id", "unique_id", "question_id")
+        given = next((row[name] for name in names if row.get(name) is not None), count)
+        read = task.read(where, row, said)
+        if str(given) in questions:
+            raise ValueError(f"{where}: another row has the id {given}")
+        questions[str(given)] = Question(
+            str(given), read.text, read.plain, read.references, read.parts
+        )
+    found = list(questions.values())
+    random.Random(stream_seed(seed, "questions")).shuffle(found)
+    return tuple(found[:limit])

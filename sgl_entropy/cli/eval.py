@@ -1,0 +1,156 @@
+"""``sgl-entropy eval``: exact scores of servers, or of request settings, on the same questions."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sgl_entropy.cli.output import check_json, write_json
+
+if TYPE_CHECKING:
+    from sgl_entropy_bench.quality.run import Evaluation
+    from sgl_entropy_bench.quality.sandbox import Sandbox
+
+EPILOG = """examples:
+  sgl-entropy eval --task gsm8k=gsm8k.jsonl --arms none=http://h:30000,edsd=http://h:30001
+  sgl-entropy eval --task math500 --limit 100 --arms standard=http://h:30000 \\
+      --arms 'easd=http://h:30000;{"easd": {"target_entropy": 1.0}}'
+  sgl-entropy eval --task humaneval=humaneval.jsonl --launch arms.toml --allow-code-execution
+  sgl-entropy eval --task mine.jsonl --arms a=http://h:30000 --temperature 0.7 --samples 4
+
+exit codes: 0 all asked, 3 asked with failed requests among them (counted as wrong), 1 could not
+go on, 2 wrong arguments, 130 interrupted (answers are kept; --resume goes on)."""
+EXIT_ERRORS = 3
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``eval``."""
+    add = parser.add_argument
+    add(
+        "--task",
+        required=True,
+        metavar="gsm8k|math500|humaneval|FILE",
+        help="what is asked; NAME=FILE or NAME=hf:NAME:SPLIT:CONFIG reads a built-in task's rows "
+        "from there; a FILE alone has rows with prompt (or question) and answer",
+    )
+    arms = parser.add_mutually_exclusive_group(required=True)
+    arms.add_argument(
+        "--arms",
+        action="append",
+        metavar="NAME=URL[;JSON]",
+        help="a server that runs, and custom_params of its requests; may be repeated",
+    )
+    arms.add_argument(
+        "--launch",
+        type=Path,
+        metavar="FILE",
+        help="an arms file as of `bench`; each arm may have custom_params and temperature, and a "
+        "url instead of being started",
+    )
+    add(
+        "--api",
+        default="auto",
+        choices=("auto", "generate", "chat", "completions"),
+        help="route; auto: /generate where a chat template is at hand, else chat",
+    )
+    add("--tokenizer", type=Path, metavar="DIR", help="whose chat template /generate gets")
+    add(
+        "--baseline", metavar="NAME", help="the arm to compare with (default: none, else the first)"
+    )
+    add("--limit", type=int, metavar="N", help="a random part of the questions (default: all)")
+    add("--instruction", metavar="TEXT", help="instead of the task's own; empty: none")
+    add("--max-tokens", type=int, metavar="N", help="default: 512; math500: 1024")
+    add("--temperature", type=float, default=0.0, help="default: %(default)s")
+    add("--samples", type=int, default=1, metavar="N", help="answers to each question")
+    add("--concurrency", type=int, default=8, metavar="N", help="requests at a time (8)")
+    add("--seed", type=int, default=0, help="of the questions' order and of what is drawn")
+    add("--timeout", type=float, default=600.0, metavar="S", help="a request fails after")
+    add("--allow-code-execution", action="store_true", help="run generated programs, in a sandbox")
+    add("--code-seconds", type=int, default=5, metavar="S", help="processor time of a program (5)")
+    add("--code-memory", type=int, default=1024, metavar="MIB", help="of a program (1024)")
+    add("--out", type=Path, metavar="DIR", help="answers and result (default: eval-DATE)")
+    add("--json", type=Path, metavar="FILE", help="the result, also here; - is stdout")
+    add("--resume", action="store_true", help="go on with what --out holds of the same settings")
+    parser.epilog = EPILOG
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, score, print; see EPILOG for exit codes."""
+    from sgl_entropy_bench.client import ServerError
+    from sgl_entropy_bench.quality.page import text
+    from sgl_entropy_bench.quality.report import baseline_of, result_of, write_result
+    from sgl_entropy_bench.quality.sandbox import SandboxError
+    from sgl_entropy_bench.servers import StartError
+
+    check_json(args.json)
+    evaluation = _prepared(args)
+    baseline = baseline_of(evaluation.arms, args.baseline)
+    interrupted: KeyboardInterrupt | None = None
+    failed = False
+    try:
+        evaluation.run()
+    except KeyboardInterrupt as error:
+        interrupted = error
+    except (ServerError, StartError, SandboxError, OSError, ValueError) as error:
+        print(f"sgl-entropy eval: {error}", file=sys.stderr)
+        failed = True
+        if not evaluation.answers:
+            return 1
+    report = result_of(evaluation, baseline)
+    write_result(report, evaluation.out)
+    if not write_json(report, args.json):
+        print(text(report))
+        print(f"\nanswers: {evaluation.out}", file=sys.stderr)
+    if interrupted is not None:
+        raise interrupted
+    if failed:
+        return 1
+    return EXIT_ERRORS if report["errors"] else 0
+
+
+def _prepared(args: argparse.Namespace) -> Evaluation:
+    """The evaluation that the arguments ask for. Raises ValueError, OSError, SandboxError."""
+    from sgl_entropy_bench.quality.arms import parse_eval_arms, read_eval_arms
+    from sgl_entropy_bench.quality.report import baseline_of
+    from sgl_entropy_bench.quality.run import Evaluation, Plan
+    from sgl_entropy_bench.quality.tasks import load_questions, parse_task
+
+    task, source = parse_task(args.task)
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit must be at least 1, found {args.limit}")
+    if task.runs_code and not args.allow_code_execution:
+        raise ValueError(
+            f"{task.name} runs programs that a model wrote, in a sandbox with limits; what that "
+            "guarantees is in bench/README.md, Quality. Give --allow-code-execution to do it"
+        )
+    arms = parse_eval_arms(args.arms) if args.arms else read_eval_arms(args.launch)
+    baseline_of(arms, args.baseline)
+    plan = Plan(
+        task,
+        load_questions(task, source, args.limit, args.seed, args.instruction),
+        source if source.startswith("hf:") else Path(source).name,
+        task.max_tokens if args.max_tokens is None else args.max_tokens,
+        args.temperature,
+        args.samples,
+        args.concurrency,
+        args.seed,
+        args.timeout,
+        _sandbox(args) if task.runs_code else None,
+    )
+    out = args.out or Path(f"eval-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    return Evaluation(plan, arms, out, args.api, args.tokenizer, args.resume)
+
+
+def _sandbox(args: argparse.Namespace) -> Sandbox:
+    from sgl_entropy_bench.quality.sandbox import Limits, open_sandbox
+
+    if args.code_seconds < 1 or args.code_memory < 64:
+        raise ValueError("--code-seconds must be at least 1, --code-memory at least 64")
+    limits = Limits(args.code_seconds, 3.0 * args.code_seconds, args.code_memory * 2**20)
+    sandbox = open_sandbox(limits)
+    if not sandbox.namespaces:
+        print(f"warning: generated code runs with {sandbox.isolation}", file=sys.stderr)
+    return sandbox
