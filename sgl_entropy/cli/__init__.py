@@ -27,6 +27,7 @@ VERBS = {
     "target": "fetch and convert the small real target used by the demo and the tests",
     "demo": "serve the small target with and without drafters and print the comparison",
     "bench": "load-test servers: Poisson arrivals, paired arms, the papers' tables",
+    "eval": "score answers exactly: GSM8K, MATH, HumanEval, a file; paired arms, McNemar's test",
     "doctor": "check versions, patches, SGLang's functions, device, flags, drafter",
     "figures": "measure the committed figures: lossless, sampled, speed, matmuls, leaks, startup",
 }
