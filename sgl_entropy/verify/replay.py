@@ -39,7 +39,8 @@ POLICIES = {
     "off": Policy(make_off, "chains of full length: what was recorded"),
     "svip": Policy(make_svip, "draft stop: sqrt(factor * H_draft) > limit; factor=0.15, limit=0.3"),
     "calibrated": Policy(
-        make_calibrated, "draft stop: the next token does not pay; table=FILE, cost=the table's"
+        make_calibrated,
+        "draft stop: the next token does not pay; table=FILE, cost=TOKENS of a draft step",
     ),
     "easd": Policy(
         make_easd,

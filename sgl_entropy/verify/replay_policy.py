@@ -67,7 +67,7 @@ class Agreement:
 
 
 class Options:
-    """A policy's ``key=value`` settings, read once each.
+    """A policy's ``key=value`` settings: ``given``, as words or as JSON has them.
 
     Raises:
         ValueError: of every method, for values that are none and keys that nobody read.
@@ -75,7 +75,7 @@ class Options:
 
     def __init__(self, name: str, given: Mapping[str, Any]) -> None:
         self.name = name
-        self._given = dict(given)
+        self.given = dict(given)
         self._known: list[str] = []
 
     @classmethod
@@ -124,18 +124,18 @@ class Options:
         return self._take(key, default)
 
     def has(self, key: str) -> bool:
-        return key in self._given
+        return key in self.given
 
     def done(self) -> None:
         """Nothing may be left over."""
-        unknown = sorted(set(self._given) - set(self._known))
+        unknown = sorted(set(self.given) - set(self._known))
         if unknown:
             known = f"its keys are {', '.join(self._known)}" if self._known else "it has none"
             raise ValueError(f"{self.name}: unknown key {', '.join(unknown)}; {known}")
 
     def _take(self, key: str, default: Any) -> Any:
         self._known.append(key)
-        return self._given.get(key, default)
+        return self.given.get(key, default)
 
 
 def table(cycles: tuple[CycleRecord, ...], name: str, width: int) -> Tensor:

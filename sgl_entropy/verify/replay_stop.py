@@ -154,7 +154,8 @@ def _svip(options: Options) -> Svip:
 
 
 def _calibrated(options: Options) -> CalibratedStop:
-    """From ``table=FILE``, or from the numbers themselves as a header has them."""
+    """From ``table=FILE``, as ``sgl-entropy calibrate`` writes it or with the table alone, or from
+    the numbers themselves as a header has them."""
     path = options.raw("table")
     if path is None:
         held = {key: options.raw(key) for key in ("edges", "acceptance")}
@@ -162,12 +163,14 @@ def _calibrated(options: Options) -> CalibratedStop:
         held = _read(Path(str(path)))
     cost = options.raw("cost", held.get("cost"))
     options.done()
+    if cost is None and held.get("edges") is not None:
+        raise ValueError("calibrated: cost=TOKENS is missing: of a draft step, 0 to 1")
     try:
         return CalibratedStop(tuple(held["edges"]), tuple(held["acceptance"]), float(cost))
     except (TypeError, KeyError):
         raise ValueError(
             "calibrated: expected table=FILE, a JSON file with `edges` (rising entropies), "
-            "`acceptance` (one more) and `cost`"
+            "`acceptance` (one more), and cost=TOKENS of a draft step"
         ) from None
 
 

@@ -76,8 +76,11 @@ def simulated(
             accepted = 0
             while accepted < verified and bool(draw(1) < 0.7):
                 accepted += 1
+            lists = ("draft_entropy", "draft_prob", "overlap", "target_prob")
+            values = (tuple(t[:verified].tolist()) for t in (entropy, prob, share, draw(k)))
+            known: dict[str, Any] = dict(zip(lists, values, strict=True))
             one = CycleRecord(
-                *(tuple(t[:verified].tolist()) for t in (entropy, prob, share, draw(k))),
+                **known,
                 target_entropy=tuple((3 * draw(k + 1))[: verified + 1].tolist()),
                 accepted=accepted,
                 emitted=accepted + 1,
