@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _policies() -> str:
-    # The names and the numbers alone: the policies themselves bring torch along.
+    # Brings torch along, so only once this verb is asked for.
     from sgl_entropy.verify.replay import POLICIES
 
     width = max(map(len, POLICIES))

@@ -3,7 +3,8 @@
 Exact: checks and fires at the recorded positions of each cycle by itself, up to the first fire.
 An estimate: everything behind a fire, since other text would have followed. Where the recorded
 rule fired and the replayed one does not, the rest of the chain is not known; ``beyond`` counts
-those cycles, which keep what they emitted.
+those cycles, which keep what they emitted. A token without alternative stands in an engine, under
+a grammar say; a trace does not tell, so there a record may disagree.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class EasdReplay:
         figures |= {
             "checked": self.checked,
             "fired": self.fired,
-            "fired_on_accepted": self.on_accepted,
+            "fired_on_accepted": self.on_accepted if self.header.rule is None else None,
             "fire_rate": round(self.fired / max(1, self.checked), 4),
             "beyond_the_record": self.beyond,
             "by_threshold": [
@@ -170,6 +171,8 @@ class EasdReplay:
         notes = [f"by_threshold: both entropies at these nats, overlap {self.rule.overlap:g}"]
         if self.header.rule is not None and not self.agreement.agrees:
             notes.append("recorded under another rule: what stood behind its fires is not known")
+        if self.header.rule is not None:
+            notes.append("fired_on_accepted needs a trace without a rule (`policy record --exact`)")
         return Report(figures, self.agreement.agrees, self.agreement.disagreement, tuple(notes))
 
     def _check(self, request: RequestTrace, held: Positions, found: Outcome) -> None:
