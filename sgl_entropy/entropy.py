@@ -26,7 +26,7 @@ def shannon_entropy(logits: Tensor) -> Tensor:
     """
     if logits.device.type == "cpu" and logits.numel() > _PIECE and not logits.requires_grad:
         vocab = logits.shape[-1]
-        rows = logits.reshape(-1, vocab).split(max(1, _PIECE // vocab))
+        rows = torch.split(logits.reshape(-1, vocab), max(1, _PIECE // vocab))
         return torch.cat([_entropy(piece) for piece in rows]).view(logits.shape[:-1])
     return _entropy(logits)
 

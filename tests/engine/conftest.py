@@ -20,6 +20,11 @@ PLAIN = ("--disable-overlap-schedule",)
 # Little memory and small prompt chunks: retraction and chunked prefill on short requests.
 SMALL = ("--chunked-prefill-size", "32", "--schedule-conservativeness", "0.01")
 SMALL_POOL = 400
+# Low thresholds: the tiny target and its drafters are seldom unsure of the same tokens.
+EASD = (
+    *("--speculative-verify-mode", "easd", "--easd-top-n", "5", "--easd-overlap", "0.2"),
+    *("--easd-target-entropy", "1.0", "--easd-draft-entropy", "1.0"),
+)
 # Started together, two at a time, as most tests compare all of them.
 COMPARED = ("none", "edsd_chain", "edsd_tree", "eagle3")
 
@@ -49,6 +54,19 @@ class Fleet:
             "small_chain": (chain, SMALL, SMALL_POOL),
             "small_tree": (tree, SMALL, SMALL_POOL),
             "two_ranks": (chain, ("--dp-size", "2"), 4096),
+            "easd_chain": (Arm("easd_chain", "EDSD", edsd), (*EASD, "--enable-metrics"), 8192),
+            "easd_eagle3": (Arm("easd_eagle3", "EAGLE3", eagle3), EASD, 8192),
+            "easd_small": (
+                Arm("easd_small", "EDSD", edsd, 4, 3, 12),
+                (*EASD, *SMALL, "--dp-size", "2"),
+                SMALL_POOL,
+            ),
+            "stop_svip": (chain, ("--speculative-draft-stop", "svip"), 8192),
+        }
+        self.targets = {"easd_small": pair.write_broken_target(folder / "broken", self.target)}
+        # EASD checks drafted tokens: with the CPU engine's pruning, those depend on the batch.
+        self.environment = {
+            name: {"SGL_ENTROPY_CPU_CYCLE_ROWS": "inf"} for name in ("easd_chain", "easd_eagle3")
         }
         self.folder = folder
         self._pool = ThreadPoolExecutor(2)
@@ -57,7 +75,8 @@ class Fleet:
 
     def _start(self, name: str) -> Server:
         arm, flags, tokens = self.arms[name]
-        engine = Engine(self.target, max_total_tokens=tokens, extra_flags=flags)
+        target = self.targets.get(name, self.target)
+        engine = Engine(target, max_total_tokens=tokens, extra_flags=flags)
         with self._ports:
             port = free_port()
         server = Server(
@@ -65,7 +84,7 @@ class Fleet:
             engine.command(arm, port),
             port,
             self.folder / f"{name}.log",
-            engine.environment(),
+            engine.environment() | self.environment.get(name, {}),
             ready_timeout_s=400.0,
         )
         return server.start()

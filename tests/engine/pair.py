@@ -12,6 +12,7 @@ be a constant, and EAGLE-3's attention look at its own row.
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from pathlib import Path
 
@@ -74,6 +75,20 @@ def write_target(folder: Path, *, layer_scale: float = 0.045, head_scale: float 
     tensors["lm_head.weight"] = head
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _write_tokenizer(folder)
+    return folder
+
+
+# Never written by the target: its row of the head is far below the others.
+BROKEN = TOKENS.index(MERGES[0])
+
+
+def write_broken_target(folder: Path, target: Path) -> Path:
+    """The target with one token whose embedding is NaN, as a bad weight would have it."""
+    shutil.copytree(target, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][BROKEN] = float("nan")
+    tensors["lm_head.weight"][BROKEN] = 0.0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

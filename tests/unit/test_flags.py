@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sgl_entropy.drafter.config import DrafterError
-from sgl_entropy.runtime.v0_5_6 import flags
+from sgl_entropy.runtime.v0_5_6 import flags, modes
+from sgl_entropy.verify.policies import Svip
+from sgl_entropy.verify.replay_stop import stop_of
 from tests.drafter import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +46,7 @@ def arguments(drafter: Path | None, algorithm: str = "EDSD", **changes: Any) -> 
         "speculative_accept_threshold_single": 1.0,
         "speculative_accept_threshold_acc": 1.0,
         "get_hf_config": lambda: target,
+        **vars(modes.EntropyArgs()),
     }
     return SimpleNamespace(**(fields | changes))
 
@@ -214,3 +218,101 @@ def test_the_launch_command_ends_with_one_message(tmp_path: Path, case: str) -> 
     assert len(lines) == 1, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert json.loads((drafter / "config.json").read_text())["hidden_size"] == 16
+
+
+@pytest.fixture
+def drafter(tmp_path: Path) -> Path:
+    return tiny.write_edsd(tmp_path / "d")
+
+
+def easd(drafter: Path, **changes: Any) -> Any:
+    return arguments(drafter, **{"speculative_verify_mode": "easd", **changes})
+
+
+def test_easd_thresholds_in_force_stand_in_the_arguments(drafter: Path) -> None:
+    """Where `/get_server_info` and every process find them."""
+    args = easd(drafter, easd_target_entropy=1.25, easd_accepted_only=True)
+    flags.prepare(args)
+    assert args.easd == {
+        "target_entropy": 1.25,
+        "draft_entropy": 2.0,
+        "top_n": 10,
+        "overlap": 0.5,
+        "normalised": False,
+        "residual": False,
+        "accepted_only": True,
+    }
+    plain = arguments(drafter)
+    flags.prepare(plain)
+    assert plain.easd is None
+
+
+def test_easd_says_that_it_is_not_lossless(drafter: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags.prepare(easd(drafter, easd_draft_entropy=1.5, easd_relaxed_below=0.25))
+    line = caplog.messages[-1]
+    for part in ("not lossless", "above 2 (target) and 1.5 (draft) nats", "below 0.25 nats"):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"easd_target_entropy": -0.1}, "target_entropy must be a number from 0, found -0.1"),
+        ({"easd_draft_entropy": float("nan")}, "draft_entropy must be a number from 0"),
+        ({"easd_target_entropy": float("inf")}, "target_entropy must be a number from 0"),
+        ({"easd_overlap": 1.01}, "overlap must be a share from 0 to 1, found 1.01"),
+        ({"easd_top_n": 0}, "top_n must be a whole number from 1 to 1000, found 0"),
+        ({"easd_top_n": 65}, "at most the draft vocabulary of"),
+        ({"easd_normalised": True}, "is a share with normalised"),
+        ({"easd_relaxed_below": -1.0}, "--easd-relaxed-below must be a number from 0"),
+        ({"easd_calibration": "nowhere.json"}, "nowhere.json"),
+        ({"speculative_verify_mode": "strict"}, "must be one of standard, easd, found 'strict'"),
+        (
+            {"speculative_verify_mode": "standard", "easd_overlap": 0.5, "easd_residual": True},
+            "--easd-overlap, --easd-residual needs --speculative-verify-mode easd",
+        ),
+    ],
+)
+def test_what_easd_cannot_serve_is_refused(
+    drafter: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DrafterError, match=re.escape(message)):
+        flags.prepare(easd(drafter, **changes))
+
+
+@pytest.mark.parametrize("algorithm", [None, "NGRAM", "NEXTN", "STANDALONE"])
+def test_easd_needs_a_drafter_that_it_knows(drafter: Path, algorithm: str | None) -> None:
+    args = easd(drafter, speculative_algorithm=algorithm)
+    with pytest.raises(DrafterError, match="EDSD or EAGLE3"):
+        flags.prepare(args)
+
+
+def test_easd_refuses_the_overlapped_worker(drafter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_ENABLE_SPEC_V2", "1")
+    with pytest.raises(DrafterError, match="SGLANG_ENABLE_SPEC_V2"):
+        flags.prepare(easd(drafter))
+
+
+def test_a_draft_stop_stands_in_the_arguments_as_traces_name_it(drafter: Path) -> None:
+    args = arguments(drafter, speculative_draft_stop="svip")
+    flags.prepare(args)
+    assert args.draft_stop == {"name": "svip", "factor": 0.15, "limit": 0.3}
+    assert stop_of(args.draft_stop) == Svip()
+    assert args.easd is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speculative_draft_stop": "never"}, "must be one of off, svip, calibrated"),
+        ({"speculative_draft_stop": "calibrated"}, "needs --easd-calibration FILE"),
+        ({"speculative_draft_stop": "svip", "speculative_draft_stop_cost": 0.1}, "calibrated"),
+        ({"speculative_draft_stop": "svip", **tree(4, 3, 12)}, "--speculative-eagle-topk 1"),
+        ({"easd_calibration": "file.json"}, "--easd-calibration needs"),
+    ],
+)
+def test_a_draft_stop_that_cannot_be_is_refused(
+    drafter: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DrafterError, match=re.escape(message)):
+        flags.prepare(arguments(drafter, **changes))

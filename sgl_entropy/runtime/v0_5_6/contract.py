@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sgl_entropy.hostapi.uses import Mismatch, Use, calls, check_uses, has, replaces
+from sgl_entropy.runtime.v0_5_6.contract_modes import MODES
 
 SGLANG = "0.5.6.post2"
 
@@ -284,14 +285,14 @@ _CPU_ENGINE: tuple[Use, ...] = (
         *("layer", "x", "bias"),
         by="the patch that packs weights",
     ),
-    *calls(f"{_LAYERS}.sampler:sampling_from_probs_torch", "probs", by="cpu.sampling"),
+    *calls(f"{_LAYERS}.sampler:sampling_from_probs_torch", "probs", by="sampling"),
     *calls(
         f"{_LAYERS}.sampler:top_k_top_p_min_p_sampling_from_probs_torch",
         *("probs", "top_ks", "top_ps", "min_ps"),
         *("need_min_p_sampling", "sampling_seed", "positions"),
-        by="cpu.sampling",
+        by="sampling",
     ),
-    *has(f"{_SAMPLING}.sampling_batch_info:SamplingBatchInfo", by="cpu.sampling"),
+    *has(f"{_SAMPLING}.sampling_batch_info:SamplingBatchInfo", by="sampling"),
     *has(
         f"{_SAMPLING}.sampling_batch_info:SamplingBatchInfo",
         "is_all_greedy",
@@ -304,7 +305,7 @@ _CPU_ENGINE: tuple[Use, ...] = (
         "temperatures",
         "top_ks",
         "top_ps",
-        by="cpu.sampling, penalties",
+        by="sampling, penalties",
     ),
     *replaces(
         f"{_SPEC}.spec_utils:create_extend_after_decode_spec_info",
@@ -388,7 +389,14 @@ _REQUESTS: tuple[Use, ...] = (
     *has("sglang.srt.managers.io_struct:BatchStrOutput", by="counters.carry"),
 )
 
-CONTRACT: tuple[Use, ...] = (*_FLAGS, *_ALGORITHM, *_DRAFT_MODEL, *_CPU_ENGINE, *_REQUESTS)
+CONTRACT: tuple[Use, ...] = (
+    *_FLAGS,
+    *_ALGORITHM,
+    *_DRAFT_MODEL,
+    *_CPU_ENGINE,
+    *_REQUESTS,
+    *MODES,
+)
 
 
 def check_contract(root: Path) -> list[Mismatch]:

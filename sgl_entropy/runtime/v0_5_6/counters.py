@@ -10,17 +10,48 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgl_entropy.runtime.v0_5_6 import ours
+from sgl_entropy.runtime.v0_5_6 import easd, ours
+
+
+@dataclass
+class EasdCounters:
+    """Counts of an entropy mode.
+
+    Attributes:
+        checks: positions that were checked; fires: those at which a drafted token was rejected.
+        relaxed: tokens that only relaxed acceptance took.
+        entropy_sum: nats, of the target at ``entropies`` emitted positions.
+    """
+
+    checks: int = 0
+    fires: int = 0
+    relaxed: int = 0
+    entropy_sum: float = 0.0
+    entropies: int = 0
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Count what ``easd.record`` found in one cycle."""
+        for name in ("checks", "fires", "relaxed", "entropy_sum", "entropies"):
+            setattr(self, name, getattr(self, name) + found[name])
+
+    @property
+    def mean_entropy(self) -> float | None:
+        return self.entropy_sum / self.entropies if self.entropies else None
 
 
 @dataclass
 class SpecCounters:
-    """Counts over verify cycles; ``accepted_by_position[p]`` = cycles that accepted draft p + 1."""
+    """Counts over verify cycles; ``accepted_by_position[p]`` = cycles that accepted draft p + 1.
+
+    ``easd`` is None, and ``trace`` empty, where no entropy mode was met.
+    """
 
     cycles: int = 0
     drafted: int = 0
     emitted: int = 0
     accepted_by_position: list[int] = field(default_factory=list)
+    easd: EasdCounters | None = None
+    trace: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, emitted: int, accepted: int, drafted: int, depth: int) -> None:
         """Count one cycle of one request."""
@@ -33,13 +64,28 @@ class SpecCounters:
         for position in range(accepted):
             self.accepted_by_position[position] += 1
 
+    def add_easd(self, found: dict[str, Any]) -> None:
+        """Count what an entropy mode found in one cycle."""
+        if self.easd is None:
+            self.easd = EasdCounters()
+        self.easd.add(found)
+
     def to_dict(self) -> dict[str, Any]:
-        return {
+        out: dict[str, Any] = {
             "cycles": self.cycles,
             "drafted": self.drafted,
             "emitted": self.emitted,
             "accepted_by_position": list(self.accepted_by_position),
         }
+        if self.easd is not None:
+            out["easd_checks"] = self.easd.checks
+            out["easd_fires"] = self.easd.fires
+            out["easd_relaxed"] = self.easd.relaxed
+            out["easd_target_entropy"] = self.easd.mean_entropy
+        return out
+
+
+_EASD = ("easd_checks", "easd_fires", "easd_relaxed", "easd_target_entropy")
 
 
 # One scheduler process is one rank.
@@ -60,7 +106,7 @@ def record_cycle(req: Any, emitted: int, row: list[int], draft: Any, index: int)
     if not ours.active():
         return
     # A request that ends inside the draft emits fewer tokens than were accepted.
-    accepted = min(emitted, sum(1 for node in row if node != -1) - 1)
+    accepted = min(emitted, accepted_nodes(row) - 1)
     counters = getattr(req, "sgl_entropy_counters", None)
     if counters is None:
         counters = req.sgl_entropy_counters = SpecCounters()
@@ -69,12 +115,28 @@ def record_cycle(req: Any, emitted: int, row: list[int], draft: Any, index: int)
     drafted = (draft.draft_token_num if verified is None else verified[index]) - 1
     counters.add(emitted, accepted, drafted, depth)
     TOTALS.add(emitted, accepted, drafted, depth)
+    found = easd.record(draft, index, row[: accepted_nodes(row)], emitted)
+    if found is not None:
+        counters.add_easd(found)
+        TOTALS.add_easd(found)
+        if found["trace"] is not None:
+            counters.trace.append(found["trace"])
+
+
+def accepted_nodes(row: list[int]) -> int:
+    """How many nodes a row of ``accept_index`` holds, the root included."""
+    return sum(1 for node in row if node != -1)
 
 
 def of_request(req: Any) -> dict[str, Any] | None:
     """The counters of a request as a dict; None before its first cycle or without our flags."""
     counters = getattr(req, "sgl_entropy_counters", None)
-    return None if counters is None else counters.to_dict()
+    if counters is None:
+        return None
+    out: dict[str, Any] = counters.to_dict()
+    if counters.trace and req.finished():
+        out["trace"] = counters.trace
+    return out
 
 
 def attach(per_request: list[dict[str, Any] | None], output: Any) -> Any:
@@ -102,6 +164,11 @@ def report(meta_info: dict[str, Any], message: Any, index: int) -> None:
     meta_info["spec_drafted"] = counters["drafted"]
     meta_info["spec_emitted"] = counters["emitted"]
     meta_info["spec_accepted_by_position"] = counters["accepted_by_position"]
+    for name in _EASD:
+        if name in counters:
+            meta_info[name] = counters[name]
+    if "trace" in counters:
+        meta_info["spec_trace"] = counters["trace"]
 
 
 def publish(state: dict[str, Any]) -> None:
@@ -122,6 +189,7 @@ def export(scheduler: Any) -> None:
         if now > before:
             _metrics[name].labels(**labels).inc(now - before)
             setattr(_exported, name, now)
+    _export_easd(labels)
     done = _exported.accepted_by_position
     done.extend([0] * (len(TOTALS.accepted_by_position) - len(done)))
     for position, now in enumerate(TOTALS.accepted_by_position):
@@ -129,6 +197,18 @@ def export(scheduler: Any) -> None:
         where = {**labels, "position": str(position + 1)}
         _metrics["accepted"].labels(**where).inc(now - done[position])
         done[position] = now
+
+
+def _export_easd(labels: dict[str, str]) -> None:
+    if TOTALS.easd is None:
+        return
+    if _exported.easd is None:
+        _exported.easd = EasdCounters()
+    for name in ("checks", "fires", "relaxed", "entropy_sum", "entropies"):
+        now, before = getattr(TOTALS.easd, name), getattr(_exported.easd, name)
+        # Also for zero: a mode that never fired shows as 0, not as absent.
+        _metrics[name].labels(**labels).inc(max(0, now - before))
+        setattr(_exported.easd, name, now)
 
 
 def _create(labels: list[str]) -> dict[str, Any]:
@@ -147,5 +227,20 @@ def _create(labels: list[str]) -> dict[str, Any]:
             "sgl_entropy:spec_accepted_tokens",
             "Accepted draft tokens by position in the draft, from 1.",
             [*labels, "position"],
+        ),
+        "checks": Counter("sgl_entropy:easd_checks", "Positions that EASD checked.", labels),
+        "fires": Counter("sgl_entropy:easd_fires", "Drafted tokens that EASD rejected.", labels),
+        "relaxed": Counter(
+            "sgl_entropy:easd_relaxed_tokens",
+            "Drafted tokens that only relaxed acceptance took.",
+            labels,
+        ),
+        "entropy_sum": Counter(
+            "sgl_entropy:easd_target_entropy_nats",
+            "The target's entropy, summed over emitted positions.",
+            labels,
+        ),
+        "entropies": Counter(
+            "sgl_entropy:easd_target_entropy_positions", "Positions in that sum.", labels
         ),
     }

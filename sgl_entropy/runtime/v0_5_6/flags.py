@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from sgl_entropy.drafter.check import algorithm_mismatch
 from sgl_entropy.drafter.checkpoint import load_tensors
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
+from sgl_entropy.runtime.v0_5_6 import modes
 from sgl_entropy.runtime.v0_5_6.cpu import pruning
 from sgl_entropy.runtime.v0_5_6.cpu.standins import cpu_engine_asked
 from sgl_entropy.runtime.v0_5_6.drafters import drafter_config, local_folder
@@ -32,15 +33,19 @@ def prepare(args: Any) -> None:
         DrafterError: under the Engine API; the launch command exits with the message instead.
     """
     algorithm = args.speculative_algorithm
-    if algorithm not in ("EAGLE", "EAGLE3", "EDSD"):
-        return
     try:
+        if algorithm not in ("EAGLE", "EAGLE3", "EDSD"):
+            modes.prepare(args)
+            return
         if args.speculative_draft_model_path is not None:
             _check_algorithm(args)
         if algorithm == "EDSD":
             _prepare_edsd(args)
         if cpu_engine_asked():
             _check_cpu(args)
+        modes.prepare(args)
+        if args.easd is not None or args.draft_stop is not None:
+            _refuse_overlap("an entropy mode")
     except DrafterError as error:
         _refuse(error)
 

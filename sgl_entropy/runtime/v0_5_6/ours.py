@@ -8,7 +8,9 @@ from sgl_entropy.runtime.v0_5_6.cpu.standins import cpu_engine_asked
 
 
 def active() -> bool:
-    """Whether this server runs EDSD or the CPU engine; SGL_ENTROPY_COUNTERS=1 asks for EAGLE too.
+    """Whether this server runs EDSD, an entropy mode or the CPU engine.
+
+    SGL_ENTROPY_COUNTERS=1 asks for EAGLE too.
 
     With none of these a patched SGLang must behave exactly as an unpatched one.
     """
@@ -16,7 +18,10 @@ def active() -> bool:
 
     if cpu_engine_asked() or os.getenv("SGL_ENTROPY_COUNTERS") == "1":
         return True
-    return get_global_server_args().speculative_algorithm == "EDSD"
+    args = get_global_server_args()
+    return (
+        args.speculative_algorithm == "EDSD" or args.easd is not None or args.draft_stop is not None
+    )
 
 
 def may_sleep(waiting: list[object]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sgl_entropy.runtime.v0_5_6 import ours
+from sgl_entropy.runtime.v0_5_6.modes import served_mode
 
 # name -> whether None stands for the default
 _WHOLE = {"max_new_tokens": True, "min_new_tokens": False, "top_k": False, "n": False}
@@ -36,6 +37,32 @@ def check(request: Any, input_ids: list[int] | None, vocab_size: int) -> None:
         check_ids("input_ids", input_ids, vocab_size)
     if isinstance(request.sampling_params, Mapping):
         check_sampling(request.sampling_params, vocab_size)
+        check_custom(request.sampling_params.get("custom_params"))
+
+
+def check_custom(given: Any) -> None:
+    """What a request asks of the entropy mode; other keys are for custom logit processors."""
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise ValueError(f"custom_params must be an object, found {given!r}")
+    mode = served_mode()
+    if "easd" in given:
+        if mode is not None and mode.verifies:
+            mode.rule.of_request(given["easd"])
+        elif given["easd"] is not False:
+            raise ValueError(
+                "easd: this server verifies exactly; it takes --speculative-verify-mode easd"
+            )
+    if "spec_trace" in given:
+        if type(given["spec_trace"]) is not bool:
+            raise ValueError(f"spec_trace must be true or false, found {given['spec_trace']!r}")
+        if given["spec_trace"] and (mode is None or not mode.chain):
+            raise ValueError(
+                "spec_trace: cycles are traced of chains (--speculative-eagle-topk 1) under "
+                "--speculative-verify-mode easd, beside which a request may set easd to false, or "
+                "--speculative-draft-stop"
+            )
 
 
 def check_ids(name: str, ids: Any, vocab_size: int) -> None:

@@ -106,7 +106,9 @@ def prune(score_list: torch.Tensor, selected_index: torch.Tensor) -> torch.Tenso
     Returns:
         ``selected_index`` with -1 for pruned nodes; ``spec_ops.build_tree`` leaves them out.
     """
-    keep = worth_verifying(score_list.gather(1, selected_index), cycle_rows())
+    scores = score_list.gather(1, selected_index)
+    # Of no probability are the tokens behind a chain's own end (``draft_stop``) alone.
+    keep = worth_verifying(scores, cycle_rows()) & (scores > 0)
     return selected_index.masked_fill(~keep, -1)
 
 
