@@ -137,7 +137,8 @@ def header_of(
     if not isinstance(easd, (Mapping, type(None))):
         raise ValueError(f"`easd` is {easd!r}, expected a rule or null")
     served = None if easd is None else EasdRule.from_dict(easd)
-    stop = _stop(info.get("speculative_draft_stop"))
+    # The policy with its settings where the server tells them, else the flag.
+    stop = _stop(info.get("draft_stop") or info.get("speculative_draft_stop"))
     return TraceHeader(
         target=info.get("model_path"),
         drafter=info["speculative_draft_model_path"],
@@ -161,7 +162,7 @@ def _stop(given: Any) -> dict[str, Any] | None:
     if given is None or (isinstance(given, Mapping) and given.get("name") == "off"):
         return None
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
-        raise ValueError(f"`speculative_draft_stop` is {given!r}, expected a name or an object")
+        raise ValueError(f"the draft stop is {given!r}, expected a name or an object")
     return dict(given)
 
 

@@ -198,6 +198,9 @@ def test_what_a_server_says_of_itself() -> None:
         ({"name": "svip", "limit": 0.4}, {"name": "svip", "limit": 0.4}),
     ):
         assert header_of(plain | {"speculative_draft_stop": given}, 0).draft_stop == stop
+    told = {"draft_stop": {"name": "svip", "limit": 0.4}, "speculative_draft_stop": "svip"}
+    assert header_of(plain | told, 0).draft_stop == told["draft_stop"]
+    assert header_of(plain | told | {"draft_stop": None}, 0).draft_stop == {"name": "svip"}
     assert header_of(plain | {"device": "cpu"}, 0).pruned
     assert not header_of(plain | {"device": "cpu"}, 0, pruned=False).pruned
     relaxed = plain | {"easd": RULE.to_dict(), "easd_relaxed_below": 0.25}
