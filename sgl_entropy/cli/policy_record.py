@@ -59,7 +59,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pruned",
         action=argparse.BooleanOptionalAction,
-        help="whether the server verifies fewer tokens than it drafts (default: the CPU engine)",
+        help="whether the server verifies fewer tokens than it drafts (default: the CPU engine; "
+        "of single requests it verifies all, and --no-pruned lets replays check that)",
     )
 
 
