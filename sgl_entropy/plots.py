@@ -6,17 +6,22 @@ import importlib.util
 from pathlib import Path
 
 
-def require_plots(path: Path) -> None:
+def require_plots(path: Path, kinds: tuple[str, ...] = ("png",)) -> None:
     """Say at once, not after minutes of work, that nothing can be drawn to ``path``.
 
+    Args:
+        kinds: endings of names, and so formats, that the verb can write.
+
     Raises:
-        ValueError: matplotlib is missing, the name is no PNG's, or there is no such folder.
+        ValueError: matplotlib is missing, the name ends otherwise, or there is no such folder.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError(
             "--plot needs matplotlib, which is not installed: pip install 'sgl-entropy[plots]'"
         )
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"--plot {path}: a PNG is written; end the name in .png")
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        written = " or ".join(kind.upper() for kind in kinds)
+        ends = " or ".join(f".{kind}" for kind in kinds)
+        raise ValueError(f"--plot {path}: a {written} is written; end the name in {ends}")
     if not path.parent.is_dir():
         raise ValueError(f"--plot {path}: no such folder")

@@ -15,7 +15,7 @@ import torch
 from sgl_entropy.drafter.config import default_eagle3_layer_ids
 from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.evaluate import ChainFigures, draft_answer, greedy_answers
-from sgl_entropy.drafter.model import load_drafter
+from sgl_entropy.drafter.model import Drafter, load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.drafter.uncertainty import FirstDrafts, by_decile, heat_map, ratio_interval
 
@@ -61,19 +61,13 @@ def chat_prompts(
     return out
 
 
-def offline(
-    target_folder: Path,
-    drafter_folder: Path,
-    prompts: Mapping[str, Sequence[Sequence[int]]],
-    depth: int,
-    max_new_tokens: int,
-    dtype: torch.dtype = torch.float32,
-    report: Callable[[str], None] | None = None,
-) -> tuple[list[Counted], FirstDrafts]:
-    """Greedy chains of ``depth`` drafts by the plain drafter against the plain target.
+def load_pair(
+    target_folder: Path, drafter_folder: Path, dtype: torch.dtype = torch.float32
+) -> tuple[PlainTarget, Drafter, tuple[int, ...]]:
+    """A target in ``dtype``, a drafter in float32, and the layers that it taps.
 
     Raises:
-        DrafterError: drafter and target do not fit, or are not read here.
+        DrafterError: they do not fit, or are not read here.
     """
     drafter = load_drafter(drafter_folder)
     target = PlainTarget.from_folder(target_folder, dtype)
@@ -92,6 +86,24 @@ def offline(
         raise DrafterError(
             f"{drafter_folder} taps layer {max(layers)}; {target_folder} has {target.num_layers}"
         )
+    return target, drafter, tuple(layers)
+
+
+def offline(
+    target_folder: Path,
+    drafter_folder: Path,
+    prompts: Mapping[str, Sequence[Sequence[int]]],
+    depth: int,
+    max_new_tokens: int,
+    dtype: torch.dtype = torch.float32,
+    report: Callable[[str], None] | None = None,
+) -> tuple[list[Counted], FirstDrafts]:
+    """Greedy chains of ``depth`` drafts by the plain drafter against the plain target.
+
+    Raises:
+        DrafterError: drafter and target do not fit, or are not read here.
+    """
+    target, drafter, layers = load_pair(target_folder, drafter_folder, dtype)
     flat = [(group, prompt) for group, held in prompts.items() for prompt in held]
     longest = max(len(prompt) for _, prompt in flat) + max_new_tokens
     if longest > target.max_positions:

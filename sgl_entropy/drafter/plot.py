@@ -26,12 +26,25 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     left.tick_params(axis="x", rotation=45)
     left.grid(axis="y", alpha=0.3)
 
+    dots = draw_cells(right, cells)
+    figure.colorbar(dots, ax=right, label="first draft accepted")
+    name = Path(figures["drafter"]).name
+    figure.suptitle(f"{name}: acceptance length {figures['acceptance_length']:.2f}", fontsize=10)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def draw_cells(axes: Any, cells: Mapping[str, Any]) -> Any:
+    """Where both entropies lie, by area, and acceptance there, by colour: the dots drawn.
+
+    Args:
+        cells: of ``uncertainty.heat_map``.
+    """
     positions, accepted = cells["positions"], cells["accepted"]
     width, side = cells["width"], len(positions)
     points = [(t, d, n, accepted[t][d] / n) for t in range(side) for d in range(side)
               if (n := positions[t][d])]  # fmt: skip
     most = max(n for _, _, n, _ in points)
-    dots = right.scatter(
+    dots = axes.scatter(
         [(t + 0.5) * width for t, _, _, _ in points],
         [(d + 0.5) * width for _, d, _, _ in points],
         # Area by share of positions: where hardly anything lies, nothing should catch the eye.
@@ -42,10 +55,7 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
         vmax=1,
         marker="s",
     )
-    right.plot([0, side * width], [0, side * width], color="grey", linewidth=0.8, linestyle="--")
-    right.set_xlabel("target entropy (nats; the last cell holds all above)")
-    right.set_ylabel("draft entropy (nats)")
-    figure.colorbar(dots, ax=right, label="first draft accepted")
-    name = Path(figures["drafter"]).name
-    figure.suptitle(f"{name}: acceptance length {figures['acceptance_length']:.2f}", fontsize=10)
-    figure.savefig(path, format="png", dpi=150)
+    axes.plot([0, side * width], [0, side * width], color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xlabel("target entropy (nats; the last cell holds all above)")
+    axes.set_ylabel("draft entropy (nats)")
+    return dots
