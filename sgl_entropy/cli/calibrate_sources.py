@@ -1,0 +1,124 @@
+"""Where ``calibrate`` has its verify cycles from: the plain models, or a server's traces."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sgl_entropy_bench.client import Client, ServerError
+
+from sgl_entropy.drafter.easd_reference import decode
+from sgl_entropy.drafter.evaluation import load_pair
+from sgl_entropy.verify.rule import EasdRule
+from sgl_entropy.verify.trace import CycleRecord
+
+# (prompts as token ids, called with a line after each) -> the cycles of each prompt
+Measure = Callable[[list[list[int]], Callable[[str], None]], list[list[CycleRecord]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Two models and a way to decode by them, greedily and with ordinary verification.
+
+    Attributes:
+        target, drafter: their folders.
+        top_n: N of the overlaps.
+        depth: of a chain.
+    """
+
+    target: Path
+    drafter: Path
+    top_n: int
+    depth: int
+    measure: Measure
+
+
+def offline(args: argparse.Namespace) -> Source:
+    """The plain models. Raises DrafterError where they do not fit or are not read here."""
+    top_n = EasdRule.top_n if args.top_n is None else args.top_n
+    target, drafter, layers = load_pair(args.target, args.drafter, getattr(torch, args.dtype))
+    if top_n > drafter.config.draft_vocab_size:
+        raise ValueError(
+            f"--top-n {top_n}: the drafter knows {drafter.config.draft_vocab_size} tokens"
+        )
+
+    def measure(prompts: list[list[int]], report: Callable[[str], None]) -> list[list[CycleRecord]]:
+        rules = [None] * len(prompts)
+        sizes = (args.depth, args.max_new_tokens)
+        answers = decode(target, drafter, prompts, rules, *sizes, layers, top_n, report)
+        return [answer.cycles for answer in answers]
+
+    return Source(args.target, args.drafter, top_n, args.depth, measure)
+
+
+def on_server(args: argparse.Namespace) -> Source:
+    """A server's traces, a prompt at a time; what was not given is what it says of itself.
+
+    Raises:
+        ValueError: not there, or it serves nothing that can be calibrated; says what to do.
+    """
+    where = f"--server {args.server}"
+    client = Client.from_url(args.server)
+    try:
+        info = client.get("/get_server_info")
+    except (ServerError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    info = info if isinstance(info, dict) else {}
+    rule = info.get("easd")
+    if not isinstance(rule, dict):
+        raise ValueError(
+            f"{where} records no traces: start it with --speculative-verify-mode easd (and a "
+            "patched SGLang: `sgl-entropy patch apply`)"
+        )
+    if rule.get("normalised") or info.get("easd_relaxed_below"):
+        raise ValueError(
+            f"{where}: start it without --easd-normalised and --easd-relaxed-below to calibrate"
+        )
+    top_n = rule.get("top_n", EasdRule.top_n)
+    if args.top_n not in (None, top_n):
+        raise ValueError(f"--top-n {args.top_n}: the server compares {top_n} (its --easd-top-n)")
+    target, drafter = (
+        _folder(where, flag, getattr(args, flag), info.get(key))
+        for flag, key in (("target", "model_path"), ("drafter", "speculative_draft_model_path"))
+    )
+    depth = int(info.get("speculative_num_draft_tokens", args.depth + 1)) - 1
+    asked = {"custom_params": {"spec_trace": True, "easd": False}}
+
+    def measure(prompts: list[list[int]], report: Callable[[str], None]) -> list[list[CycleRecord]]:
+        found: list[list[CycleRecord]] = []
+        for ids in prompts:
+            try:
+                done = client.generate(
+                    input_ids=ids, max_new_tokens=args.max_new_tokens, sampling=asked
+                )
+            except (ServerError, OSError) as error:
+                raise ValueError(f"{where}: {error}") from None
+            # The first token comes from the prefill: a cycle is behind every further one.
+            traces = done.meta.get("spec_trace", [] if done.completion_tokens < 2 else None)
+            if not isinstance(traces, list):
+                raise ValueError(
+                    f"{where} returned no spec_trace: it records chains alone, so start it with "
+                    "--speculative-eagle-topk 1"
+                )
+            try:
+                found.append([CycleRecord.from_dict(trace, depth) for trace in traces])
+            except ValueError as error:
+                number = len(found) + 1
+                raise ValueError(f"{where}: spec_trace of prompt {number}: {error}") from None
+            report(f"{len(found)} of {len(prompts)} prompts")
+        return found
+
+    return Source(target, drafter, top_n, depth, measure)
+
+
+def _folder(where: str, flag: str, given: Path | None, served: object) -> Path:
+    """The model's folder on this machine: for its tokenizer and its identity."""
+    folder = Path(str(served)) if given is None else given
+    if not folder.is_dir():
+        raise ValueError(
+            f"{where} serves {served}; {folder} is no folder here: name a copy of it with --{flag}"
+        )
+    return folder

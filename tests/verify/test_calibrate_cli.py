@@ -1,0 +1,237 @@
+"""``calibrate`` as a script meets it: offline, from a server's traces, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sgl_entropy.cli import main
+from sgl_entropy.drafter.easd_reference import decode
+from sgl_entropy.drafter.evaluation import load_pair
+from sgl_entropy.verify.calibration import Calibration
+from tests.engine import pair
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target, a drafter and texts, as a file each of rows and of lines."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("calibrate")
+    pair.write_edsd(folder / "edsd", pair.write_target(folder / "target"))
+    rows = [{"turns": [text]} for text in ("Hello", "The quick brown fox", "0", "x" * 60)]
+    (folder / "chat.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "lines.txt").write_text("abc abc abc\nwhy?\n")
+    return folder
+
+
+def models(folder: Path) -> list[str]:
+    return ["--target", str(folder / "target"), "--drafter", str(folder / "edsd")]
+
+
+def texts(folder: Path) -> list[str]:
+    return ["--texts", str(folder / "chat.jsonl"), str(folder / "lines.txt")]
+
+
+def calibrate(folder: Path, *words: str, out: str = "out.json") -> dict[str, Any]:
+    path = folder / out
+    assert main(["calibrate", *words, "--out", str(path), "--max-new-tokens", "40"]) == 0
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_offline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = calibrate(folder, *models(folder), *texts(folder), "--json", str(folder / "same.json"))
+    assert (folder / "same.json").read_bytes() == (folder / "out.json").read_bytes()
+    made = Calibration.load(folder / "out.json")
+    made.check(folder / "target", folder / "edsd")
+    with pytest.raises(ValueError, match="its target is target"):
+        made.check(folder / "edsd", folder / "edsd")
+    assert found["texts"]["files"] == ["chat.jsonl", "lines.txt"]
+    assert found["texts"]["prompts"] == 6
+    assert found["positions"] > 100
+    rates = [row["share"] for row in found["by_percentile"]]
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < found["rates"]["share"] == rates[3] < 0.2
+    assert found["rates"]["acceptance_fired"] < found["rates"]["acceptance_not_fired"]
+    assert found["rates"]["acceptance_length_easd"] < found["rates"]["acceptance_length"]
+    out, err = capsys.readouterr()
+    assert f"{found['rule']['target_entropy']:.3f}" in out
+    assert "6 of 6 prompts, 0 s left" in err
+    assert "warning: only" in err
+
+
+def test_other_percentiles_and_conditions(folder: Path) -> None:
+    words = [*models(folder), *texts(folder)]
+    plain = calibrate(folder, *words)
+    more = ["--target-percentile", "60", "--draft-percentile", "90", "--top-n", "4"]
+    found = calibrate(folder, *words, *more, "--overlap", "0.75", out="other.json")
+    rows = {row["percentile"]: row for row in plain["by_percentile"]}
+    assert found["rule"]["target_entropy"] == rows[60]["target_entropy"]
+    assert found["rule"]["draft_entropy"] == rows[90]["draft_entropy"]
+    assert (found["rule"]["top_n"], found["rule"]["overlap"]) == (4, 0.75)
+    assert found["texts"] == plain["texts"]
+    fewer = calibrate(folder, *words, "--max-prompts", "1", out="fewer.json")
+    assert fewer["texts"]["sha256"] != plain["texts"]["sha256"]
+
+
+def test_plots_are_pictures(folder: Path) -> None:
+    for name, begins in (("f.png", b"\x89PNG"), ("f.svg", b"<?xml"), ("g.svg", b"<?xml")):
+        calibrate(folder, *models(folder), *texts(folder), "--plot", str(folder / name))
+        assert (folder / name).read_bytes().startswith(begins)
+        assert (folder / name).stat().st_size > 10_000
+    assert (folder / "f.svg").read_bytes() == (folder / "g.svg").read_bytes()
+
+
+class Server:
+    """A server whose traces are those of the plain models; ``info`` and ``meta`` change replies."""
+
+    def __init__(self, folder: Path) -> None:
+        target, drafter, layers = load_pair(folder / "target", folder / "edsd")
+        self.asked: list[dict[str, Any]] = []
+        self.meta: dict[str, Any] = {}
+        self.info: dict[str, Any] = {
+            "model_path": str(folder / "target"),
+            "speculative_draft_model_path": str(folder / "edsd"),
+            "speculative_num_draft_tokens": 5,
+            "easd": {"top_n": 10},
+        }
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.answer(json.dumps(server.info).encode())
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.asked.append(body)
+                new = body["sampling_params"]["max_new_tokens"]
+                one = decode(target, drafter, [body["input_ids"]], [None], 4, new, layers)[0]
+                meta = {
+                    "prompt_tokens": len(body["input_ids"]),
+                    "completion_tokens": len(one.tokens),
+                    "finish_reason": {"type": "length"},
+                    "spec_trace": [cycle.to_dict(4) for cycle in one.cycles],
+                    **server.meta,
+                }
+                meta = {key: value for key, value in meta.items() if value is not None}
+                event = {"text": "", "output_ids": one.tokens, "meta_info": meta}
+                self.answer(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode())
+
+            def answer(self, body: bytes) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    threading.Thread(target=server.http.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def test_a_servers_traces_give_the_same(folder: Path, server: Server) -> None:
+    plain = calibrate(folder, *models(folder), *texts(folder))
+    found = calibrate(folder, "--server", server.url, *texts(folder), out="server.json")
+    settings = {"source": "server", "dtype": None}
+    assert found == {**plain, "settings": {**plain["settings"], **settings}}
+    params = [body["sampling_params"] for body in server.asked]
+    assert len(params) == 6
+    assert all(one["custom_params"] == {"spec_trace": True, "easd": False} for one in params)
+    assert all(one["temperature"] == 0 for one in params)
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> str:
+    out = folder / "never.json"
+    assert main(["calibrate", "--out", str(out), *words]) == 2
+    assert not out.exists()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("info", "meta", "message"),
+    [
+        ({"easd": None}, {}, "records no traces: start it with --speculative-verify-mode easd"),
+        ({"easd": {"top_n": 10, "normalised": True}}, {}, "without --easd-normalised"),
+        ({"easd_relaxed_below": 0.5}, {}, "and --easd-relaxed-below"),
+        ({"easd": {"top_n": 7}}, {}, "no share of 7: another top_n"),
+        ({"model_path": "org/model"}, {}, "serves org/model"),
+        ({}, {"spec_trace": None}, "returned no spec_trace: it records chains alone"),
+        ({}, {"spec_trace": [{}]}, "spec_trace of prompt 1: missing key"),
+        ({"speculative_num_draft_tokens": 3}, {}, "must be"),
+        ({}, {"spec_trace": []}, "answers are too short"),
+    ],
+)
+def test_servers_that_cannot_be_asked(
+    folder: Path,
+    server: Server,
+    capsys: pytest.CaptureFixture[str],
+    info: dict[str, Any],
+    meta: dict[str, Any],
+    message: str,
+) -> None:
+    server.info |= info
+    server.meta = meta
+    words = ("--server", server.url, *texts(folder), "--max-new-tokens", "5")
+    assert message in refused(capsys, folder, *words)
+
+
+def test_a_trace_with_nan_and_another_top_n(
+    folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"draft_entropy": [float("nan")] * 4, "draft_prob": [0.5] * 4, "overlap": [0.5] * 4}
+    row |= {"target_prob": [0.5] * 4, "target_entropy": [1.0] * 5}
+    counts = {"verified": 4, "accepted": 0, "emitted": 1, "checked": 0, "fired": None}
+    server.meta = {"spec_trace": [row | counts]}
+    words = ("--server", server.url, *texts(folder))
+    error = refused(capsys, folder, *words)
+    assert "prompt 1" in error
+    assert "draft_entropy[0] must be a number from 0, found nan" in error
+    assert "the server compares 10" in refused(capsys, folder, *words, "--top-n", "5")
+
+
+def test_bad_input_is_one_message(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = (*models(folder), *texts(folder))
+    for value in ("-1", "101", "nan"):
+        assert "--percentile must be a number" in refused(
+            capsys, folder, *base, f"--percentile={value}"
+        )
+    assert "--draft-percentile must" in refused(capsys, folder, *base, "--draft-percentile", "200")
+    assert "overlap must be a share" in refused(capsys, folder, *base, "--overlap", "1.5")
+    assert "top_n must be a whole" in refused(capsys, folder, *base, "--top-n", "0")
+    assert "the drafter knows" in refused(capsys, folder, *base, "--top-n", "900")
+    assert "--depth must be at least 1" in refused(capsys, folder, *base, "--depth", "0")
+    assert "answers are too short" in refused(capsys, folder, *base, "--max-new-tokens", "1")
+    assert "have to fit into" in refused(capsys, folder, *base, "--max-new-tokens", "900")
+    assert "--plot f.gif: a PNG or SVG is written" in refused(
+        capsys, folder, *base, "--plot", "f.gif"
+    )
+    assert "--out" in refused(capsys, folder, *base, "--out", str(tmp_path / "none" / "c.json"))
+    assert "expected --target and --drafter, or --server" in refused(
+        capsys, folder, "--target", str(folder / "target"), *texts(folder)
+    )
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    words = (*models(folder), "--texts", str(empty))
+    assert "holds no text" in refused(capsys, folder, *words)
+    down = ("--server", "http://127.0.0.1:9", *texts(folder))
+    assert "--server http://127.0.0.1:9: " in refused(capsys, folder, *down)
+    assert "http://HOST:PORT" in refused(capsys, folder, "--server", "here", *texts(folder))
