@@ -73,10 +73,13 @@ def on_server(args: argparse.Namespace) -> Source:
             f"{where} records no traces: start it with --speculative-verify-mode easd (and a "
             "patched SGLang: `sgl-entropy patch apply`)"
         )
-    if rule.get("normalised") or info.get("easd_relaxed_below"):
-        raise ValueError(
-            f"{where}: start it without --easd-normalised and --easd-relaxed-below to calibrate"
-        )
+    for flag, there in (
+        ("--easd-normalised", rule.get("normalised")),
+        ("--easd-relaxed-below", info.get("easd_relaxed_below")),
+        ("--speculative-draft-stop", info.get("draft_stop")),
+    ):
+        if there:
+            raise ValueError(f"{where}: start it without {flag} to calibrate")
     top_n = rule.get("top_n", EasdRule.top_n)
     if args.top_n not in (None, top_n):
         raise ValueError(f"--top-n {args.top_n}: the server compares {top_n} (its --easd-top-n)")

@@ -169,7 +169,8 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> st
     [
         ({"easd": None}, {}, "records no traces: start it with --speculative-verify-mode easd"),
         ({"easd": {"top_n": 10, "normalised": True}}, {}, "without --easd-normalised"),
-        ({"easd_relaxed_below": 0.5}, {}, "and --easd-relaxed-below"),
+        ({"easd_relaxed_below": 0.5}, {}, "without --easd-relaxed-below"),
+        ({"draft_stop": {"name": "svip"}}, {}, "without --speculative-draft-stop"),
         ({"easd": {"top_n": 7}}, {}, "no share of 7: another top_n"),
         ({"model_path": "org/model"}, {}, "serves org/model"),
         ({}, {"spec_trace": None}, "returned no spec_trace: it records chains alone"),
