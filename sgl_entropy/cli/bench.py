@@ -20,6 +20,7 @@ VERBS = {
     "speed": "one request at a time: speed-up and tau by benchmark (Table 1)",
     "report": "result folders -> one HTML page with plots, and Markdown tables",
     "merge": "result folders of several clients that shared a load -> one",
+    "judge": "result folders -> their verdicts again, from their records, by this version's rules",
 }
 EPILOG = """examples:
   sgl-entropy bench latency --arms none=http://h:30000,edsd=http://h:30001 --qps 2,3,4,5
@@ -44,9 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
             epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name in ("report", "merge"):
+        if name in ("report", "merge", "judge"):
             sub.add_argument("folders", nargs="+", type=Path, metavar="DIR")
-            sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+            if name != "judge":
+                sub.add_argument("--out", type=Path, required=True, metavar="DIR")
             continue
         _add_arms(sub)
         _add_workload(sub)
@@ -168,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     from sgl_entropy_bench.load.pool import ClientError
     from sgl_entropy_bench.servers import StartError
 
-    if args.what in ("report", "merge"):
+    if args.what in ("report", "merge", "judge"):
         return _after(args)
     check_json(args.json)
     campaign, act = _prepared(args)
@@ -323,4 +325,4 @@ def _tables(report: dict[str, Any]) -> str:
 def _after(args: argparse.Namespace) -> int:
     from sgl_entropy_bench.load import report
 
-    return report.main(args.what, args.folders, args.out)
+    return report.main(args.what, args.folders, getattr(args, "out", Path()))

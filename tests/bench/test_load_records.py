@@ -171,6 +171,15 @@ def test_hits_that_the_prompts_common_head_explains_are_none() -> None:
     assert judged(records, first_use=records) == ()
 
 
+def test_prompts_may_share_their_first_words() -> None:
+    """One prompt is short; two longer ones begin alike, which is no sign of a warm cache."""
+    records = [made(0, prompt_tokens=8, cached_tokens=0)]
+    records += [made(i, prompt_tokens=200, cached_tokens=40) for i in range(1, 9)]
+    assert judged(records, first_use=records) == ()
+    warm = [made(i, prompt_tokens=200, cached_tokens=199) for i in range(1, 9)]
+    assert "prefix cache" in "".join(judged(records, first_use=[records[0], *warm]))
+
+
 def test_a_closed_loop_is_never_late() -> None:
     assert judged([made(i, sent=i + 0.5) for i in range(100)], open_loop=False) == ()
 

@@ -207,18 +207,12 @@ def _result(
     target: Target, plan: Plan, ran: _Ran, *, open_loop: bool, extra: dict[str, Any]
 ) -> Measured:
     measured = [record for record in ran.records if record.phase == "measured"]
-    seen: set[str] = set()
-    first_use = []
-    for record in ran.records:
-        if record.prompt not in seen:
-            seen.add(record.prompt)
-            first_use.append(record)
     judged = verdict.judge(
         measured,
         ran.outcome.tallies,
         expected=plan.requests,
         open_loop=open_loop,
-        first_use=first_use,
+        first_use=verdict.first_uses(ran.records),
     )
     result: dict[str, Any] = {"arm": target.name, **extra, **verdict.as_json(judged)}
     if not measured:

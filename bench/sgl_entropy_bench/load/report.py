@@ -62,18 +62,22 @@ class Block:
 
 
 def main(what: str, folders: Sequence[Path], out: Path) -> int:
-    """``bench report`` and ``bench merge``: read ``folders``, write into ``out``, print tables.
+    """``bench report``, ``merge``, ``judge``: read ``folders``, write into ``out``, print tables.
 
     Returns:
-        the exit code; merge: 3 where what was merged is not valid.
+        the exit code; merge, judge: 3 where a run is not valid.
 
     Raises:
         ValueError: a folder or a file of it is missing or broken (named), or cannot be merged;
             report: matplotlib is missing.
         OSError: ``out`` cannot be written.
     """
-    from sgl_entropy_bench.load import merge, page
+    from sgl_entropy_bench.load import merge, page, rejudge
 
+    if what == "judge":
+        reports = [rejudge.judge_folder(folder) for folder in folders]
+        print("\n\n".join(map(text_tables, reports)))
+        return 0 if all(report["valid"] for report in reports) else _INVALID
     if what == "merge":
         merged = merge.merge(folders, out)
         print(text_tables(merged))

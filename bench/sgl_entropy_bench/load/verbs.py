@@ -14,6 +14,7 @@ from sgl_entropy_bench.load.campaign import Campaign, Load, each
 from sgl_entropy_bench.load.intervals import mean_interval, ratio_interval
 from sgl_entropy_bench.load.record import Record
 from sgl_entropy_bench.load.target import Target
+from sgl_entropy_bench.load.verdict import NO_CAPACITY
 
 
 def latency(
@@ -32,7 +33,7 @@ def latency(
         if not campaign.settings["capacity_valid"]:
             for result in campaign.results:
                 result["valid"] = False
-                result["reasons"].append("its load is a share of a capacity that is not valid")
+                result["reasons"].append(NO_CAPACITY)
     else:
         clients = campaign.plan.share[1]
         each(campaign, lambda target: _by_rank(target, qps, dp_size, clients))

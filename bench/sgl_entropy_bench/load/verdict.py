@@ -75,6 +75,14 @@ def judge(
     return Verdict(tuple(reasons), tuple(_repeats(measured, first_use)))
 
 
+def first_uses(records: Sequence[Record]) -> list[Record]:
+    """Of each prompt the first request, in the order of ``records``."""
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record.prompt, record)
+    return list(first.values())
+
+
 def rates(measured: Sequence[Record]) -> tuple[float | None, float | None]:
     """(requests a second of the schedule, of what was sent) over the measured part."""
     sent = sorted(record.sent for record in measured if record.sent is not None)
@@ -106,13 +114,13 @@ def _late(measured: Sequence[Record]) -> list[str]:
 
 
 def _unexplained_hits(measured: Sequence[Record], first_use: Sequence[Record]) -> list[str]:
-    """A prompt that was not sent before can share no more than the prompts' common head, which
-    is no longer than the shortest of them."""
+    """A prompt that was not sent before shares the prompts' common head, which is no longer than
+    the shortest of them, and with some other prompt perhaps its first words: less than half."""
     lengths = [r.prompt_tokens for r in measured if r.prompt_tokens]
     if not lengths:
         return []
     most = min(lengths)
-    wrong = [r for r in first_use if (r.cached_tokens or 0) > most]
+    wrong = [r for r in first_use if (r.cached_tokens or 0) > max(most, (r.prompt_tokens or 0) / 2)]
     if len(wrong) <= len(first_use) // 100:
         return []
     return [
@@ -151,6 +159,10 @@ def drift(measured: Sequence[Record]) -> float | None:
     change = slope * (_BATCHES - 1) / mean if mean else 0.0
     significant = error == 0 or abs(slope / error) > t_quantile(0.9995, _BATCHES - 2)
     return change if significant and abs(change) > DRIFT else None
+
+
+# What ``latency`` adds where the loads rest on a measured capacity.
+NO_CAPACITY = "its load is a share of a capacity that is not valid"
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
