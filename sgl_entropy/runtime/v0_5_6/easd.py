@@ -317,13 +317,14 @@ def _statistics(cycle: Cycle, draft: Any, index: int) -> dict[str, Any]:
     """Of a traced chain: entries behind the verified tokens are None."""
     stats = draft_stats.of_nodes(draft)
     assert stats is not None
-    verified = int((draft.retrive_index[index] >= 0).sum()) - 1
+    path = draft_stats.paths(draft)[index]
+    # Fillers of a chain that ended early have no probability.
+    verified = int(((draft.retrive_index[index, 1:] >= 0) & (path > 0)).sum())
     drafted = draft.draft_token_num - 1
 
     def column(values: Tensor, known: int, length: int) -> list[float | None]:
         return [round(v, 6) for v in values[:known].tolist()] + [None] * (length - known)
 
-    path = draft_stats.paths(draft)[index]
     before = torch.cat([path.new_ones(1), path[:-1]])
     return {
         "draft_entropy": column(stats.nats[index], verified, drafted),
