@@ -13,6 +13,10 @@ _CODE_LINE = re.compile(
 def code_of(text: str, entry_point: str) -> str:
     """The code in an answer: the last fenced block that defines ``entry_point``, else the first
     block of Python, else the text itself if it is code. An unclosed fence runs to the end."""
+    before, fence, _ = text.partition("```")
+    if fence and re.match(r"\s*(?: {2,}|\t)\S", before):
+        # The fence closes a block that the prompt had opened.
+        return before
     blocks = [(match[1].lower(), match[2]) for match in _FENCE.finditer(text)]
     blocks = [(name, code) for name, code in blocks if name in ("", "py", "python", "python3")]
     whole = [code for _, code in blocks if _defines(code, entry_point)]
@@ -20,9 +24,6 @@ def code_of(text: str, entry_point: str) -> str:
         return whole[-1]
     if blocks:
         return blocks[0][1]
-    if "```" in text:
-        # A fence that closes a block which the prompt had opened.
-        text = text.partition("```")[0]
     return _whole(text, entry_point) if _defines(text, entry_point) else text
 
 

@@ -61,7 +61,9 @@ def accuracy(shares: Sequence[float], samples: int = 1) -> Estimate:
     effective = float(count)
     if samples > 1 and count > 1:
         spread = variance(shares) / count
-        found = mean * (1 - mean) / spread if spread > 0 else 0.0
+        # Where all is right, or nothing, a spread of 0 says nothing about samples.
+        within = mean * (1 - mean)
+        found = within / spread if spread > 0 else math.inf if within > 0 else 0.0
         effective = min(float(count * samples), max(float(count), found))
     low, high = wilson(mean * effective, effective)
     return Estimate(mean, low, high)

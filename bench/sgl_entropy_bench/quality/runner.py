@@ -57,6 +57,7 @@ def main(word: int, verdict: int, guarded: bool) -> None:
     if guarded:
         guard()
     said: dict[str, str]
+    own = os.getpid()
     try:
         exec(compile(source, "program.py", "exec"), module.__dict__)
     except BaseException as error:  # SystemExit among them
@@ -67,6 +68,8 @@ def main(word: int, verdict: int, guarded: bool) -> None:
             said = {"error": kind}
     else:
         said = {"passed": os.read(word, 100).decode()}
+    if os.getpid() != own:  # a process that the program forked, and did not end
+        os._exit(0)
     os.write(verdict, json.dumps(said).encode() + b"\n")
     os._exit(0)
 
