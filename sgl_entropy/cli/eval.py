@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation.run()
     except KeyboardInterrupt as error:
         interrupted = error
-    except (ServerError, StartError, SandboxError, OSError, ValueError) as error:
+    except (ServerError, StartError, SandboxError, OSError) as error:
         print(f"sgl-entropy eval: {error}", file=sys.stderr)
         failed = True
         if not evaluation.answers:
@@ -114,8 +114,9 @@ def run(args: argparse.Namespace) -> int:
 def _prepared(args: argparse.Namespace) -> Evaluation:
     """The evaluation that the arguments ask for. Raises ValueError, OSError, SandboxError."""
     from sgl_entropy_bench.quality.arms import parse_eval_arms, read_eval_arms
+    from sgl_entropy_bench.quality.plan import Plan
     from sgl_entropy_bench.quality.report import baseline_of
-    from sgl_entropy_bench.quality.run import Evaluation, Plan
+    from sgl_entropy_bench.quality.run import Evaluation
     from sgl_entropy_bench.quality.tasks import load_questions, parse_task
 
     task, source = parse_task(args.task)

@@ -155,8 +155,9 @@ def test_failed_requests_are_wrong_and_asked_again_on_resume(
         assert report["arms"][0]["right"] == 20
         assert len(server.asked) == before + 2
         # Another setting would mix two evaluations.
-        evaluate(*words, *arms, "--resume", "--max-tokens", 9, out=tmp_path / "out", code=1)
+        evaluate(*words, *arms, "--resume", "--max-tokens", 9, out=tmp_path / "out", code=2)
         assert "under other settings" in capsys.readouterr().err
+        assert json.loads((tmp_path / "out" / "result.json").read_text()) == report
 
 
 def test_more_questions_and_arms_join_an_evaluation(rows: Path, tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ print(box.namespaces)
 for program in (
     "assert True", "import sys; sys.exit(0)", "while True: pass", "held = bytearray(10**9)",
     "import socket; socket.create_connection(('127.0.0.1', 9), 1)", "open('/var/tmp/x', 'w')",
-    "open('x', 'w').write('x')", "import os, time\\nfor _ in range(20):\\n  if not os.fork(): time.sleep(9)",
+    "open('x', 'w').write('x')",
+    "import os, time\\nfor _ in range(20):\\n  if not os.fork(): time.sleep(9)",
     "import ctypes", "import os; os.remove('/etc/hostname')",
 ):
     print(box.run(program).shown())

@@ -28,43 +28,8 @@ from sgl_entropy_bench.progress import Progress
 from sgl_entropy_bench.quality.answers import Answer, AnswerWriter, Place, read_answers
 from sgl_entropy_bench.quality.arms import Arm
 from sgl_entropy_bench.quality.ask import ask, sampling_of, seed_of
-from sgl_entropy_bench.quality.sandbox import Sandbox
-from sgl_entropy_bench.quality.tasks import Question, Task
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked, and how.
-
-    Attributes:
-        source: of the questions, for captions.
-        samples: answers to each question.
-        concurrency: requests at a time, over all arms.
-        sandbox: of a task that runs code.
-    """
-
-    task: Task
-    questions: tuple[Question, ...]
-    source: str
-    max_tokens: int
-    temperature: float = 0.0
-    samples: int = 1
-    concurrency: int = 8
-    seed: int = 0
-    timeout_s: float = 600.0
-    sandbox: Sandbox | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "samples", "concurrency"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"--temperature must be at least 0, found {self.temperature}")
-        if not 0 < self.timeout_s < float("inf"):
-            raise ValueError(f"--timeout must be above 0 seconds, found {self.timeout_s}")
-        if not self.questions:
-            raise ValueError("there is no question to ask")
+from sgl_entropy_bench.quality.plan import Plan
+from sgl_entropy_bench.quality.tasks import Question
 
 
 @dataclass(frozen=True)
