@@ -18,6 +18,7 @@ from sgl_entropy_bench.quality.answers import Answer, AnswerWriter, read_answers
 from sgl_entropy_bench.quality.sandbox import Limits, SandboxError, open_sandbox
 
 from sgl_entropy.cli import main
+from tests.bench.odd_server import OddServer
 from tests.bench.scripted_server import Json, ScriptedServer
 
 EASD = '{"easd": {"target_entropy": 1.0}}'
@@ -200,6 +201,19 @@ def test_samples_are_drawn_with_one_seed_for_all_arms(rows: Path, tmp_path: Path
     assert len({seed for _, seed in seeds[True]}) == 12
     # The chat route reports no counts of EASD: the note says so.
     assert any("does not report it" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"text": 1}', "[]", '"x"', "null", "no JSON", '{"meta_info": 3}']
+)
+@pytest.mark.parametrize("api", ["generate", "chat", "completions"])
+def test_odd_replies_are_failed_requests(api: str, text: str, rows: Path, tmp_path: Path) -> None:
+    usage = '"usage": {"prompt_tokens": 1, "completion_tokens": 1}'
+    odd = text if text != '{"text": 1}' else f'{{"choices": [1], "text": 1, {usage}}}'
+    with OddServer(odd.encode(), b"", every=1) as server:
+        words = ("--task", f"gsm8k={rows}", "--arms", f"a={server.url}", "--api", api)
+        report = evaluate(*words, "--limit", 2, out=tmp_path / "out", code=3)
+    assert (report["arms"][0]["errors"], report["arms"][0]["answers"]) == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,9 @@ def test_no_network_not_even_to_this_machine(sandbox: Sandbox) -> None:
         assert sandbox.run(program).error.startswith("OSError: [Errno 101]")
 
 
-def test_nothing_outside_is_written_and_little_is_seen(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_nothing_outside_is_written_and_little_is_seen(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The usual folders for temporary files are empty inside; others can be read, not written.
     secret = tmp_path / "secret"
     secret.write_text("s")
@@ -106,11 +108,11 @@ def test_nothing_outside_is_written_and_little_is_seen(sandbox: Sandbox, tmp_pat
         assert Path(place) == secret or not Path(place).exists()
     seen = "import os\nassert not os.listdir('/root') + os.listdir('/home') + os.listdir('/proc')"
     assert sandbox.run(seen).passed
-    os.environ["SGL_ENTROPY_SECRET"] = "s"
-    try:
-        assert sandbox.run("import os\nassert 'SGL_ENTROPY_SECRET' not in os.environ").passed
-    finally:
-        del os.environ["SGL_ENTROPY_SECRET"]
+    monkeypatch.setenv("SGL_ENTROPY_SECRET", "s")
+    assert sandbox.run("import os\nassert 'SGL_ENTROPY_SECRET' not in os.environ").passed
+    # A home in an unusual place is out of sight as well, even one with the interpreter in it.
+    monkeypatch.setenv("HOME", "/var")
+    assert sandbox.run("import os\nassert not os.listdir('/var')").passed
     assert sandbox.run("import os\nassert os.getuid() != 0").passed
 
 

@@ -42,9 +42,12 @@ def ask(target: Target, prompt: str, output: Output, timeout_s: float) -> Reply:
     seconds = time.monotonic() - begun
     counts = Record(0, "", "", "measured", 0.0, sent=0.0)
     reader = reader_of(target.api)
-    reader.whole(json.dumps(reply).encode(), seconds)
-    reader.finish(counts)
-    return Reply(_text(target.api, reply), counts, seconds)
+    try:
+        reader.whole(json.dumps(reply).encode(), seconds)
+        reader.finish(counts)
+        return Reply(_text(target.api, reply), counts, seconds)
+    except (AttributeError, TypeError, LookupError) as error:
+        raise StreamError(f"the reply is of another form: {error}") from None
 
 
 def sampling_of(

@@ -30,8 +30,8 @@ NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 1
-# Emptied for the program: others' files and processes, and sockets of services.
-COVERED = ("/tmp", "/run", "/home", "/root", "/dev/shm", "/proc")
+# Emptied for the program: people's files, sockets of services, other processes.
+COVERED = ("/tmp", "/run", "/home", "/root", "/dev/shm")
 WORK, PYTHON = "/tmp/work", "/tmp/python"
 MOST_SAID = 4096
 
@@ -43,7 +43,8 @@ def main() -> None:
 
     Request: ``program`` and ``runner`` (texts), ``namespaces``, ``prefix`` and ``python`` (the
     interpreter, below it), ``work`` (a folder, for want of namespaces), ``user`` (instead of root),
-    ``cpu_s``, ``wall_s``, ``memory_bytes``, ``file_bytes``, ``disk_bytes``, ``processes``.
+    ``home`` (out of sight), ``cpu_s``, ``wall_s``, ``memory_bytes``, ``file_bytes``,
+    ``disk_bytes``, ``processes``.
 
     Reply: ``status`` (passed, failed, timeout, or setup: the program was not run) and ``error``.
     """
@@ -197,7 +198,7 @@ def _init(request: Request, word: str, saying: int) -> NoReturn:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         work = request["work"]
         if request["namespaces"]:
-            _seal(request["prefix"], request["disk_bytes"])
+            _seal(request["prefix"], request["home"], request["disk_bytes"])
             work = WORK
         with open(os.path.join(work, "program.py"), "w", encoding="utf-8") as file:
             file.write(request["program"])
@@ -226,24 +227,28 @@ def _say_setup(saying: int, error: BaseException) -> None:
         os.write(saying, json.dumps({"setup": f"{error}"[:300]}).encode() + b"\n")
 
 
-def _seal(prefix: str, disk_bytes: int) -> None:
+def _seal(prefix: str, home: str, disk_bytes: int) -> None:
     """Mounts for the program: all read-only but a small work folder in memory, others' files and
     processes out of sight, the interpreter at PYTHON."""
     _mount(None, "/", None, MS_REC | MS_PRIVATE, None)
     held = os.open(prefix, os.O_PATH | os.O_DIRECTORY)
-    for path in COVERED:
-        if path == "/proc":
-            # Through it, as the interpreter may lie in a folder that is covered by now.
-            os.mkdir(PYTHON)
-            _mount(f"/proc/self/fd/{held}", PYTHON, None, MS_BIND | MS_REC, None)
+    for path in (*COVERED, *([home] if home.rstrip("/") else [])):
         if os.path.isdir(path):
-            _mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+            _cover(path)
+    # By its descriptor, as the interpreter may lie in a folder that is covered by now.
+    os.mkdir(PYTHON)
+    _mount(f"/proc/self/fd/{held}", PYTHON, None, MS_BIND | MS_REC, None)
     os.close(held)
+    _cover("/proc")
     os.mkdir(WORK)
     options = f"size={disk_bytes},nr_inodes=1000,mode=777"
     _mount("tmpfs", WORK, "tmpfs", MS_NOSUID | MS_NODEV, options)
     _set_mount("/", AT_RECURSIVE, MOUNT_ATTR_RDONLY, 0)
     _set_mount(WORK, 0, 0, MOUNT_ATTR_RDONLY)
+
+
+def _cover(path: str) -> None:
+    _mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
 
 
 def _become(request: Request, work: str, word: int, saying: int) -> NoReturn:

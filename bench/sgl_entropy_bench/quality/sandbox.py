@@ -126,6 +126,7 @@ class Sandbox:
             "prefix": str(prefix),
             "python": str(python.relative_to(prefix)),
             "work": work,
+            "home": os.path.realpath(os.path.expanduser("~")),
             "user": 60000 + threading.get_native_id() % 5000,
             **vars(self.limits),
         }
