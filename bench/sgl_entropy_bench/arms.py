@@ -13,7 +13,8 @@ class Arm:
     """One way to serve the target. ``algorithm`` None: no speculation.
 
     ``steps`` draft steps of ``topk`` branches, ``draft_tokens`` verified a cycle (the root
-    among them); a chain of n steps has topk 1 and n + 1 draft tokens.
+    among them); a chain of n steps has topk 1 and n + 1 draft tokens. ``extra_flags`` and
+    ``variables`` (names and values) go to this arm's server alone.
     """
 
     name: str
@@ -22,21 +23,24 @@ class Arm:
     steps: int = 4
     topk: int = 1
     draft_tokens: int = 5
+    extra_flags: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.algorithm is None) != (self.drafter is None):
             raise ValueError(f"arm {self.name}: an algorithm needs a drafter, and the reverse")
 
     def flags(self) -> list[str]:
-        """SGLang's speculative flags for this arm."""
+        """SGLang's speculative flags for this arm, and its own."""
         if self.algorithm is None:
-            return []
+            return list(self.extra_flags)
         return [
             *("--speculative-algorithm", self.algorithm),
             *("--speculative-draft-model-path", str(self.drafter)),
             *("--speculative-num-steps", str(self.steps)),
             *("--speculative-eagle-topk", str(self.topk)),
             *("--speculative-num-draft-tokens", str(self.draft_tokens)),
+            *self.extra_flags,
         ]
 
 

@@ -110,12 +110,13 @@ def patches_hash() -> str:
 
 def served_hash() -> str:
     """One hash over all of this checkout that decides what a server answers: ours and patches."""
-    folders = (ROOT / "patches", ROOT / "sgl_entropy" / "runtime", ROOT / "sgl_entropy" / "drafter")
+    ours = ROOT / "sgl_entropy"
+    rooms = (ROOT / "patches", ours / "runtime", ours / "drafter", ours / "verify")
+    files = [file for room in rooms for file in (*room.rglob("*.patch"), *room.rglob("*.py"))]
     digest = hashlib.sha256()
-    for folder in folders:
-        for file in sorted([*folder.rglob("*.patch"), *folder.rglob("*.py")]):
-            name = file.relative_to(ROOT).as_posix()
-            digest.update(name.encode() + b"\0" + file.read_bytes())
+    for file in sorted([*files, *ours.glob("entropy.py")]):
+        name = file.relative_to(ROOT).as_posix()
+        digest.update(name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -31,7 +31,7 @@ VERBS = {
     "policy": "record what a server knew at every cycle, and replay entropy policies over it",
     "eval": "score answers exactly: GSM8K, MATH, HumanEval, a file; paired arms, McNemar's test",
     "doctor": "check versions, patches, SGLang's functions, device, flags, drafter",
-    "figures": "measure the committed figures: lossless, sampled, speed, matmuls, leaks, startup",
+    "figures": "measure the committed figures: lossless, speed, easd, stop, leaks and others",
 }
 
 EPILOG = """examples:

@@ -20,16 +20,23 @@ FIGURES = {
     "sampled": "50,000 draws of three tokens against the exact law (in a checkout)",
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
     "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
+    "easd": "EASD's cost where it never fires, and its fires, speed and effect by threshold",
+    "stop": "drafts that end early against drafts of fixed length, paired",
+    "entropy-cost": "entropy and the 10 likeliest tokens against a plain softmax, without a server",
     "matmuls": "what verifying costs at least: the target's matmuls by rows, and the core's peak",
     "clients": "load testers against the fake server: ours and others' rate, lag, processor time",
     "startup": "start-up time and memory with and without a drafter",
 }
+# Figures of drafters that one may choose, and what is measured unless one does.
+DRAFTERS = {"easd": ("edsd",), "stop": ("eagle3", "edsd")}
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 EXAMPLES = """examples:
   sgl-entropy figures lossless --prompts BENCHMARKS
   sgl-entropy figures speed --prompts BENCHMARKS --threads 2
   sgl-entropy figures leaks --quick --out /tmp
+  sgl-entropy figures easd --prompts BENCHMARKS --drafter both
+  sgl-entropy figures stop --prompts BENCHMARKS --drafter edsd --calibration edsd.json
   sgl-entropy figures clients --peer-path DIR     # without it: how to install the others in DIR
 An interrupted measurement goes on where it ended when the command is repeated."""
 
@@ -65,6 +72,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="clients: a folder with other load testers, installed for this comparison only; "
         "without it the figure takes those of this environment and says how to get the others",
     )
+    parser.add_argument(
+        "--drafter",
+        choices=("edsd", "eagle3", "both"),
+        help="easd and stop: which drafter is measured (default: edsd; stop: both)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="stop: a calibration of --drafter, so that the calibrated stop is measured too",
+    )
     parser.epilog = EXAMPLES
 
 
@@ -74,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.peer_path is not None and args.name != "clients":
         raise ValueError(f"--peer-path: of the figure clients, not of {args.name}")
+    if args.drafter is not None and args.name not in DRAFTERS:
+        raise ValueError(f"--drafter: of the figures easd and stop, not of {args.name}")
+    if args.calibration is not None and args.name != "stop":
+        raise ValueError(f"--calibration: of the figure stop, not of {args.name}")
     if args.name == "sampled":
         return run_sampled(args.out.absolute(), args.quick)
     target, eagle3, edsd, threads = resolve(args)
@@ -90,6 +112,10 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.name == "matmuls":
         data, page = matmuls(target, threads)
+    elif args.name == "entropy-cost":
+        data, page = entropy_cost(threads, args.quick)
+    elif args.name in DRAFTERS:
+        data, page = entropy_modes(args, plan)
     elif args.name == "clients":
         from sgl_entropy_bench.figures import clients
 
@@ -116,6 +142,28 @@ def matmuls(target: Path, threads: int) -> tuple[dict[str, Any], str]:
     torch.set_num_threads(threads)
     data = rates.measure(target)
     return data, rates.page(data)
+
+
+def entropy_cost(threads: int, quick: bool) -> tuple[dict[str, Any], str]:
+    """The figure that runs functions of EASD's rule alone."""
+    import torch
+
+    from sgl_entropy.verify import cost
+
+    torch.set_num_threads(threads)
+    data = cost.measure(tries=11) if quick else cost.measure()
+    return data, cost.page(data)
+
+
+def entropy_modes(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Any], str]:
+    """The figures of the server's entropy modes, by drafter."""
+    from sgl_entropy_bench.figures import easd, stop
+
+    named = {None: DRAFTERS[args.name], "both": ("eagle3", "edsd")}
+    drafters = named.get(args.drafter, (args.drafter,))
+    if args.name == "easd":
+        return easd.measure(plan, drafters)
+    return stop.measure(plan, drafters, args.calibration)
 
 
 def run_sampled(out: Path, quick: bool) -> int:

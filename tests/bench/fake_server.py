@@ -87,7 +87,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.running += 1  # type: ignore[attr-defined]
         self.server.served += 1  # type: ignore[attr-defined]
         try:
-            self.stream(prompt, limit, body.get("rid"), chat=self.path != "/generate")
+            custom = body.get("sampling_params", {}).get("custom_params") or {}
+            fires = self.fires(custom.get("easd", True))
+            self.stream(prompt, limit, body.get("rid"), self.path != "/generate", fires)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client went away: the request is aborted
         finally:
@@ -101,7 +103,16 @@ class Handler(BaseHTTPRequestHandler):
             return True
         return not ids or min(ids) < 0 or max(ids) > 1000 or len(ids) > 8192
 
-    def stream(self, prompt: str, limit: int, rid: str | None, chat: bool) -> None:
+    def fires(self, easd: Any) -> int | None:
+        """How often EASD fires in a request: twice below 2 nats; None = it is off."""
+        if self.options.speculative_verify_mode != "easd" or easd is False:
+            return None
+        nats = self.options.easd_target_entropy
+        return 2 if (nats if easd is True else easd["target_entropy"]) < 2.0 else 0
+
+    def stream(
+        self, prompt: str, limit: int, rid: str | None, chat: bool, fires: int | None = None
+    ) -> None:
         options = self.options
         if options.error_in_stream:
             self.event({"error": {"message": "made-up failure", "code": 400}})
@@ -109,6 +120,8 @@ class Handler(BaseHTTPRequestHandler):
         ids = tokens_for(prompt, limit)
         if options.flip and options.flip in prompt:
             ids[limit // 2] += 1
+        if fires:
+            ids[-1] += 1
         sent = cycles = 0
         while sent < limit:
             time.sleep(options.cycle_s)
@@ -134,6 +147,10 @@ class Handler(BaseHTTPRequestHandler):
                 # As SGLang does: the counters come with the last event alone.
                 if options.per_cycle and finish:
                     meta["spec_verify_ct"] = cycles
+                    stops = options.speculative_draft_stop != "off"
+                    meta["spec_drafted"] = cycles * (2 if stops else 4)
+                    if fires is not None:
+                        meta |= {"easd_checks": sent - 1, "easd_fires": fires}
                 text = "".join(f"{token} " for token in ids[:sent])
                 self.event({"text": text, "output_ids": ids[:sent], "meta_info": meta})
         if options.break_off:
@@ -161,6 +178,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--error-in-stream", action="store_true")
     parser.add_argument("--leak", action="store_true", help="never give KV slots back")
     parser.add_argument("--speculative-algorithm", help="3 tokens a cycle unless --per-cycle")
+    parser.add_argument("--speculative-verify-mode", default="standard")
+    parser.add_argument("--easd-target-entropy", type=float, default=2.0)
+    parser.add_argument("--speculative-draft-stop", default="off")
     return parser
 
 

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sgl_entropy_bench import provenance
 from sgl_entropy_bench.arms import Arm, Engine
 from sgl_entropy_bench.client import Arrival, Generation
-from sgl_entropy_bench.figures import hostile, leaks, lossless, speed, startup
+from sgl_entropy_bench.figures import (
+    easd,
+    easd_grid,
+    easd_overhead,
+    hostile,
+    leaks,
+    lossless,
+    paired,
+    speed,
+    startup,
+    stop,
+)
+from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.plan import (
     BENCHMARKS,
     Plan,
@@ -20,8 +36,11 @@ from sgl_entropy_bench.figures.plan import (
     write_results,
 )
 from sgl_entropy_bench.provenance import command_line
+from sgl_entropy_bench.servers import Server
 from sgl_entropy_bench.stats import break_even, slope, spread
-from sgl_entropy_bench.windows import full_batch_window
+from sgl_entropy_bench.windows import Window, full_batch_window
+
+from sgl_entropy.cli import main
 
 
 def generation(times: Sequence[float], tokens: Sequence[int], cycles: int = 0) -> Generation:
@@ -234,6 +253,162 @@ def test_speed_against_the_fake_server(plan: Plan) -> None:
     written = json.loads(path.with_suffix(".json").read_text())
     assert written["provenance"]["inputs"]["edsd"]["weights_sha256"]
     assert str(plan.engine.target.parent) not in path.with_suffix(".json").read_text()
+
+
+def test_easd_against_the_fake_server(plan: Plan) -> None:
+    data, page = easd.measure(plan, ("edsd",), {1: 3, 2: 2}, per_benchmark=2)
+    cost = data["drafters"]["edsd"]["overhead"]["batch_sizes"]
+    assert cost["2"]["batches"] == 2
+    assert cost["1"]["equal_outputs"] == 1.0
+    assert cost["1"]["cycle_ratio"]["low"] < cost["1"]["cycle_ratio"]["high"]
+    grid = data["drafters"]["edsd"]["grid"]["benchmarks"]
+    assert list(grid) == ["all", *BENCHMARKS]
+    assert {row["prompts"] for row in grid["gsm8k"].values()} == {2}
+    off, low, high = (grid["all"][name] for name in ("off", "1", "3"))
+    # It fires twice in each of ten answers of 24 tokens, of which the first is not checked.
+    assert (off["checks"], off["fires"], off["differing"]) == (0, 0, 0)
+    assert (low["checks"], low["fires"], low["differing"]) == (230, 20, 10)
+    assert low["fires_per_check"]["value"] == pytest.approx(2 / 23, abs=1e-4)
+    assert low["fires_per_100_tokens"]["value"] == pytest.approx(200 / 24, abs=1e-4)
+    assert (high["checks"], high["fires"], high["differing_share"]["value"]) == (230, 0, 0.0)
+    assert off["speed_ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert off["acceptance_length"]["value"] == pytest.approx(23 / 8, abs=1e-4)
+    assert "| all, 1 | 230 | 20 | 0.087 (0.087-0.087) | 8.33 (8.33-8.33) |" in page
+    # Nothing is left behind that a second measurement would take for its own.
+    assert [file.name for file in (plan.work / "easd").iterdir()] == []
+
+
+def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answers = 4
+    run_batch, ask = paired.run_batch, easd_grid.Answer.ask
+
+    def noted(server: Server, texts: Sequence[str], limit: int) -> paired.Batch:
+        if limit != paired.WARM_UP_TOKENS:
+            asked.append(server.name)
+        return run_batch(server, texts, limit)
+
+    def counted(*args: Any) -> easd_grid.Answer:
+        if asked.count("grid") == answers:
+            raise KeyboardInterrupt
+        asked.append("grid")
+        return ask(*args)
+
+    monkeypatch.setattr(paired, "run_batch", noted)
+    monkeypatch.setattr(easd_grid.Answer, "ask", counted)
+    with pytest.raises(KeyboardInterrupt):
+        easd.measure(plan, ("edsd",), {1: 2}, per_benchmark=1)
+    overhead = ["standard", "easd", "easd", "standard"]
+    assert asked == overhead + ["grid"] * 4
+    asked.clear()
+    answers = 100
+    # Three settings of five prompts.
+    easd.measure(plan, ("edsd",), {1: 2}, per_benchmark=1)
+    assert asked == ["grid"] * (15 - 4)
+    asked.clear()
+    easd.measure(plan, ("edsd",), {1: 2}, per_benchmark=1)
+    assert asked == overhead + ["grid"] * 15
+
+
+def test_the_servers_of_easd_are_what_the_page_says(plan: Plan) -> None:
+    assert easd_overhead.NEVER_NATS == 1000
+    arms = [replace(plan.drafted("eagle3"), extra_flags=easd_grid.FLAGS), plan.drafted("eagle3")]
+    assert arms[0].flags()[-2:] == ["--speculative-verify-mode", "easd"]
+    whole = replace(arms[1], variables=easd_grid.ALL_VERIFIED)
+    environment = plan.server(whole).environment
+    assert environment is not None
+    assert environment["SGL_ENTROPY_CPU_CYCLE_ROWS"] == "inf"
+    # Each writes, or is timed, differently: none resumes another's records.
+    assert len({plan.arm_key(arm) for arm in (*arms, whole)}) == 3
+    with pytest.raises(ValueError, match="no drafter 'none': expected eagle3 or edsd"):
+        plan.drafted("none")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.99, 1.02, "met"),
+        (1.021, 1.1, "missed"),
+        (0.99, 1.03, "not decided"),
+        (None, None, "not decided"),
+    ],
+)
+def test_a_goal_is_met_only_where_the_interval_says_so(
+    low: float | None, high: float | None, said: str
+) -> None:
+    assert easd_overhead.verdict({"value": 1.0, "low": low, "high": high}) == said
+
+
+def test_stop_against_the_fake_server(plan: Plan, tmp_path: Path) -> None:
+    calibration = tmp_path / "calibration.json"
+    calibration.write_text("{}")
+    data, page = stop.measure(plan, ("eagle3",), calibration, {1: 2})
+    rows = data["drafters"]["eagle3"]["1"]
+    assert list(rows) == ["fixed", "svip", "calibrated", "fixed-all", "svip-all", "calibrated-all"]
+    assert [row["verified_per_cycle"] for row in rows.values()] == [4, 2, 2] * 2
+    assert {row["equal_outputs"] for row in rows.values()} == {1.0}
+    assert rows["fixed-all"]["decode_ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert rows["svip"]["decode_ratio"]["low"] is not None
+    assert data["calibration"]["file"] == "calibration.json"
+    assert "eagle3, batch 1, svip, all verified" in page
+    with pytest.raises(ValueError, match="made for one drafter: name it with --drafter"):
+        stop.measure(plan, ("eagle3", "edsd"), calibration)
+    with pytest.raises(ValueError, match="absent: no such file"):
+        stop.measure(plan, ("edsd",), tmp_path / "absent")
+
+
+def test_other_outputs_are_seen() -> None:
+    def batch(*outputs: tuple[int, ...]) -> paired.Batch:
+        return paired.Batch(Window(2, 2.0, 6, 3.0), 8, 3.0, 4, 16, 6, outputs)
+
+    rows = [{"a": batch((1, 2), (3,)), "b": batch((1, 2), (4,))}]
+    assert paired.equal_share(rows, "a", "b") == 0.5
+    held = json.loads(json.dumps(asdict(rows[0]["a"])))
+    assert paired.Batch.from_dict(held) == rows[0]["a"]
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    """Of a mean, the jackknife is the textbook's interval; of a ratio it is pooled."""
+    values = [1.0, -1.0, -2.0, -6.0, 3.0, -4.0, -0.5, -2.5]
+    found = jackknife(values, lambda some: sum(some) / len(some))
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    assert found.value == -1.5
+    assert found.high is not None
+    assert found.high - found.value == pytest.approx(2.3646 * error, rel=0.01)
+    pairs = [(1.0, 2.0), (3.0, 2.0), (5.0, 8.0)]
+    pooled = jackknife(pairs, lambda some: sum(a for a, _ in some) / sum(b for _, b in some))
+    assert pooled.value == 0.75
+    assert pooled.low is not None
+    assert pooled.high is not None
+    assert pooled.low * pooled.high == pytest.approx(0.75**2)
+
+
+def test_no_interval_stands_where_none_is_known() -> None:
+    for units in ([0.0, 0.0, 0.0], [2.0]):
+        found = jackknife(units, sum)
+        assert (found.low, found.high) == (None, None)
+        assert shown(found.to_dict()) == f"{units[0]:.2f}"
+    # One prompt alone fired: the interval reaches down to nothing, and not below.
+    alone = jackknife([0.0, 0.0, 3.0], lambda some: sum(some) / len(some))
+    assert alone.low == 0.0
+    with pytest.raises(ValueError, match="no units"):
+        jackknife([], sum)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["speed", "--drafter", "edsd"], "--drafter: of the figures easd and stop, not of speed"),
+        (["easd", "--calibration", "f"], "--calibration: of the figure stop, not of easd"),
+    ],
+)
+def test_options_of_other_figures_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["figures", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_leaks_against_the_fake_server(plan: Plan) -> None:

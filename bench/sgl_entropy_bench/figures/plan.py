@@ -41,6 +41,13 @@ class Plan:
         """The three arms of the comparison: no drafter, EAGLE-3 and EDSD, chains of 4."""
         return [Arm("none"), Arm("eagle3", "EAGLE3", self.eagle3), Arm("edsd", "EDSD", self.edsd)]
 
+    def drafted(self, name: str) -> Arm:
+        """The arm with the drafter ``name``. Raises ValueError where there is none."""
+        for arm in self.arms():
+            if arm.name == name and arm.drafter is not None:
+                return arm
+        raise ValueError(f"no drafter {name!r}: expected eagle3 or edsd")
+
     def server(self, arm: Arm, engine: Engine | None = None) -> Server:
         """A server for ``arm``, not started; its log lies in the work folder.
 
@@ -53,7 +60,7 @@ class Plan:
             engine.command(arm, port),
             port,
             self.work / "logs" / f"{arm.name}-{port}.log",
-            engine.environment(),
+            {**engine.environment(), **dict(arm.variables)},
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -67,10 +74,11 @@ class Plan:
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
 
     def arm_key(self, arm: Arm) -> str:
-        """A short key of all that decides what ``arm`` writes: code, weights and shape."""
+        """A short key of all that decides what ``arm`` writes: code, weights, shape and flags."""
         parts = [served_hash(), self.target_key(), arm.algorithm or ""]
         if arm.drafter is not None:
             parts += [weights_hash(arm.drafter), f"{arm.steps}.{arm.topk}.{arm.draft_tokens}"]
+        parts += [*arm.extra_flags, *(f"{name}={value}" for name, value in arm.variables)]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
 
 

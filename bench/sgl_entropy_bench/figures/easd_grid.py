@@ -1,0 +1,214 @@
+"""What EASD does at several thresholds: one server, each request with thresholds of its own.
+
+Every prompt is asked once at each setting, one request at a time and the settings in rotating
+order, so that speeds are paired as well. All drafted tokens are verified on this server
+(``SGL_ENTROPY_CPU_CYCLE_ROWS=inf``): which positions are checked then depends on the request alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sgl_entropy_bench.chat import ChatTemplate
+from sgl_entropy_bench.client import Client
+from sgl_entropy_bench.figures.intervals import jackknife, shown
+from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, Records, benchmark_prompts
+from sgl_entropy_bench.progress import Progress
+from sgl_entropy_bench.quality.proportions import wilson
+from sgl_entropy_bench.tables import markdown_table
+
+OFF = "off"
+NATS = (1.0, 1.5, 2.0, 2.5, 3.0)
+QUICK_NATS = (1.0, 3.0)
+OVERLAP = 0.5
+FLAGS = ("--speculative-verify-mode", "easd")
+ALL_VERIFIED = (("SGL_ENTROPY_CPU_CYCLE_ROWS", "inf"),)
+ALL = "all"
+TOKENS_PER_S_GUESS = 18.0
+
+Rows = Sequence[Mapping[str, "Answer"]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request: ``tokens`` emitted in ``cycles``, ``decoded`` tokens in ``seconds`` of decoding.
+
+    ``decoded`` counts those after the first event, ``length`` all of them.
+    """
+
+    output_ids: tuple[int, ...]
+    length: int
+    cycles: int
+    emitted: int
+    checks: int
+    fires: int
+    decoded: int
+    seconds: float
+
+    @classmethod
+    def ask(cls, client: Client, text: str, limit: int, easd: Any) -> Answer:
+        """Ask for one answer; the prompt is processed anew, as a cached prefix may round apart."""
+        client.post("/flush_cache")
+        done = client.generate(
+            text=text, max_new_tokens=limit, sampling={"custom_params": {"easd": easd}}
+        )
+        return cls(
+            done.output_ids,
+            done.completion_tokens,
+            done.cycles,
+            done.emitted,
+            done.meta.get("easd_checks") or 0,
+            done.meta.get("easd_fires") or 0,
+            done.completion_tokens - done.arrivals[0].tokens,
+            done.arrivals[-1].time_s - done.arrivals[0].time_s,
+        )
+
+
+def settings(quick: bool) -> dict[str, Any]:
+    """By name, what a request's ``custom_params["easd"]`` is."""
+    grid: dict[str, Any] = {OFF: False}
+    for nats in QUICK_NATS if quick else NATS:
+        grid[f"{nats:g}"] = {"target_entropy": nats, "draft_entropy": nats, "overlap": OVERLAP}
+    return grid
+
+
+def measure(
+    plan: Plan, drafter: str, template: ChatTemplate, per_benchmark: int | None = None
+) -> tuple[dict[str, Any], Records]:
+    """Returns the data (by benchmark and setting) and the answers that it was made from."""
+    limit = 24 if plan.quick else 64
+    per_benchmark = per_benchmark or (2 if plan.quick else 8)
+    prompts = benchmark_prompts(plan.prompts, per_benchmark)
+    arm = plan.drafted(drafter)
+    arm = replace(arm, name="easd-grid", extra_flags=FLAGS, variables=ALL_VERIFIED)
+    grid = settings(plan.quick)
+    records = Records(plan.work / "easd" / f"grid-{plan.arm_key(arm)}-{limit}.jsonl")
+    names = list(grid)
+    order = [
+        (prompt, name)
+        for index, prompt in enumerate(prompts)
+        for name in names[index % len(names) :] + names[: index % len(names)]
+    ]
+    todo = [(p, n) for p, n in order if f"{p.id} {n}" not in records.rows]
+    if todo:
+        progress = Progress(30 + len(todo) * limit / TOKENS_PER_S_GUESS)
+        progress.step(f"easd: thresholds with {drafter}: starting the server", 0.0)
+        with plan.server(arm).start() as server:
+            for index, (prompt, name) in enumerate(todo):
+                text = template.render(prompt.messages)
+                answer = Answer.ask(server.client, text, limit, grid[name])
+                records.add({"id": f"{prompt.id} {name}", **vars(answer)})
+                progress.update(
+                    f"easd: thresholds with {drafter}: {index + 1}/{len(todo)} requests",
+                    (index + 1) / len(todo),
+                )
+        progress.close()
+    rows = {
+        prompt.id: {name: read(records.rows[f"{prompt.id} {name}"]) for name in names}
+        for prompt in prompts
+    }
+    found = {
+        part: summarise([row for key, row in rows.items() if part in (ALL, key.split("/")[0])])
+        for part in (ALL, *BENCHMARKS)
+    }
+    data = {
+        "max_new_tokens": limit,
+        "prompts_per_benchmark": per_benchmark,
+        "settings": grid,
+        "benchmarks": found,
+    }
+    return data, records
+
+
+def read(row: Mapping[str, Any]) -> Answer:
+    """An answer from its record."""
+    fields = {name: value for name, value in row.items() if name != "id"}
+    return Answer(**{**fields, "output_ids": tuple(row["output_ids"])})
+
+
+def summarise(rows: Rows) -> dict[str, dict[str, Any]]:
+    """The figures of each setting over ``rows``: by prompt, the answers at every setting."""
+    return {name: figures(rows, name) for name in rows[0]}
+
+
+def figures(rows: Rows, name: str) -> dict[str, Any]:
+    """The figures of one setting; intervals from the spread between prompts."""
+
+    def pooled(value: Callable[[Rows], float]) -> dict[str, float | None]:
+        return jackknife(rows, value).to_dict()
+
+    def rate(above: str, below: str, setting: str = name) -> Callable[[Rows], float]:
+        return lambda some: ratio(total(some, setting, above), total(some, setting, below))
+
+    speed, plain = rate("decoded", "seconds"), rate("decoded", "seconds", OFF)
+    per_token = rate("fires", "length")
+    differing = sum(row[name].output_ids != row[OFF].output_ids for row in rows)
+    low, high = wilson(differing, len(rows))
+    return {
+        "prompts": len(rows),
+        "tokens": total(rows, name, "length"),
+        "checks": total(rows, name, "checks"),
+        "fires": total(rows, name, "fires"),
+        "fires_per_check": pooled(rate("fires", "checks")),
+        "fires_per_100_tokens": pooled(lambda some: 100 * per_token(some)),
+        "acceptance_length": pooled(rate("emitted", "cycles")),
+        "tokens_per_s": pooled(speed),
+        "speed_ratio": pooled(lambda some: ratio(speed(some), plain(some))),
+        "differing": differing,
+        "differing_share": {
+            "value": round(differing / len(rows), 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+        },
+    }
+
+
+def total(rows: Rows, name: str, field: str) -> float:
+    """The sum of a field of all answers at one setting."""
+    return float(sum(getattr(row[name], field) for row in rows))
+
+
+def ratio(above: float, below: float) -> float:
+    """0 where there is nothing to divide by: no check, no cycle."""
+    return above / below if below else 0.0
+
+
+def section(data: Mapping[str, Any], drafter: str, dtype: str) -> str:
+    """This part of the page."""
+    header = (
+        *("benchmark, nats", "checks", "fires", "per check", "per 100 tokens", "tau", "tok/s"),
+        *("over off", "outputs that differ"),
+    )
+    rows = [
+        [
+            f"{part}, {name}",
+            f"{row['checks']:.0f}",
+            f"{row['fires']:.0f}",
+            shown(row["fires_per_check"], 3),
+            shown(row["fires_per_100_tokens"]),
+            shown(row["acceptance_length"]),
+            shown(row["tokens_per_s"], 1),
+            shown(row["speed_ratio"]),
+            f"{row['differing']}/{row['prompts']} "
+            f"({row['differing_share']['low']:.2f}-{row['differing_share']['high']:.2f})",
+        ]
+        for part, by_name in data["benchmarks"].items()
+        for name, row in by_name.items()
+    ]
+    return "\n\n".join(
+        [
+            f"Thresholds. One {drafter.upper()} server in EASD mode, {dtype}, chains of 4, "
+            f"temperature 0, {data['max_new_tokens']} tokens, "
+            f"{data['prompts_per_benchmark']} prompts of each benchmark, one request at a time. "
+            "Each request sets both entropies' thresholds (nats) itself, with an overlap of "
+            f'{OVERLAP} of the 10 likeliest tokens; off: `{{"easd": false}}`, which is exact. '
+            "All drafted tokens are verified (`SGL_ENTROPY_CPU_CYCLE_ROWS=inf`), so that outputs "
+            "do not depend on the batch; as served by default some are pruned, and fewer checked. "
+            "tok/s is of decoding alone. 95 % intervals are from the prompts (jackknife; Wilson's "
+            "for the share of outputs that differ from off); no interval stands where nothing was "
+            "seen.",
+            markdown_table(header, rows),
+        ]
+    )

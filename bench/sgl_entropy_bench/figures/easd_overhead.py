@@ -1,0 +1,127 @@
+"""What EASD's statistics cost: the same drafter served exactly, and under EASD that never fires.
+
+Both servers write the same tokens in the same cycles, so a cycle's time differs by the statistics
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from sgl_entropy_bench.chat import ChatTemplate
+from sgl_entropy_bench.figures.intervals import jackknife, shown
+from sgl_entropy_bench.figures.paired import (
+    Batch,
+    batches,
+    equal_share,
+    kept,
+    long_answers,
+    pooled,
+    start_all,
+    step,
+    take_turns,
+    with_windows,
+)
+from sgl_entropy_bench.figures.plan import Plan, Records, benchmark_prompts
+from sgl_entropy_bench.stats import spread
+from sgl_entropy_bench.tables import markdown_table
+
+ROUNDS = {1: 20, 8: 10}
+QUICK_ROUNDS = {1: 3, 8: 2}
+STANDARD, EASD = "standard", "easd"
+NEVER_NATS = 1000
+GOAL = 1.02
+
+
+def measure(
+    plan: Plan, drafter: str, template: ChatTemplate, rounds: Mapping[int, int] | None = None
+) -> tuple[dict[str, Any], Records]:
+    """Returns the data (by batch size) and the batches that it was made from."""
+    rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
+    limit, per_benchmark = (24, 6) if plan.quick else (96, 12)
+    title = f"easd: overhead with {drafter}"
+    prompts = benchmark_prompts(plan.prompts, per_benchmark)
+    texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
+    arm = plan.drafted(drafter)
+    flags = ("--speculative-verify-mode", "easd", "--easd-target-entropy", str(NEVER_NATS))
+    arms = [replace(arm, name=STANDARD), replace(arm, name=EASD, extra_flags=flags)]
+    records = kept(plan, "easd", arms, limit)
+    with ExitStack() as stack:
+        servers = start_all(plan, stack, arms, title)
+        usable = long_answers(plan, servers[STANDARD], prompts, texts, limit, title)
+        measured = take_turns(servers, batches(usable, rounds), texts, limit, title, records)
+    sizes = {str(size): summarise(rows) for size, rows in measured.items()}
+    return {"max_new_tokens": limit, "batch_sizes": sizes}, records
+
+
+def summarise(rows: Sequence[Mapping[str, Batch]]) -> dict[str, Any]:
+    """The figures of one batch size."""
+    whole = with_windows(rows)
+    plain, mode = (pooled([row[name] for row in whole]) for name in (STANDARD, EASD))
+    pairs = spread([step(row[EASD]) / step(row[STANDARD]) for row in whole])
+    ratio = jackknife(whole, cycle_ratio).to_dict()
+    return {
+        "batches": len(rows),
+        "windows": len(whole),
+        "standard_cycle_ms": round(plain.step_s * 1000, 2),
+        "easd_cycle_ms": round(mode.step_s * 1000, 2),
+        "acceptance_length": round(mode.tokens_per_step, 4),
+        "cycle_ratio": ratio,
+        "cycle_ratio_quartiles": [round(v, 4) for v in (pairs.low, pairs.median, pairs.high)],
+        "equal_outputs": round(equal_share(rows, EASD, STANDARD), 4),
+        "goal": verdict(ratio),
+    }
+
+
+def cycle_ratio(rows: Sequence[Mapping[str, Batch]]) -> float:
+    """Seconds a cycle under EASD over those without, pooled."""
+    plain, mode = (pooled([row[name] for row in rows]) for name in (STANDARD, EASD))
+    return mode.step_s / plain.step_s
+
+
+def verdict(ratio: Mapping[str, float | None]) -> str:
+    """Whether the goal is met, as far as the interval tells."""
+    low, high = ratio["low"], ratio["high"]
+    if high is not None and high <= GOAL:
+        return "met"
+    if low is not None and low > GOAL:
+        return "missed"
+    return "not decided"
+
+
+def section(data: Mapping[str, Any], drafter: str, dtype: str) -> str:
+    """This part of the page."""
+    rows = []
+    for size, row in data["batch_sizes"].items():
+        low, median, high = row["cycle_ratio_quartiles"]
+        rows.append(
+            [
+                size,
+                str(row["windows"]),
+                f"{row['standard_cycle_ms']:.1f}",
+                f"{row['easd_cycle_ms']:.1f}",
+                shown(row["cycle_ratio"], 3),
+                f"{median:.3f} ({low:.3f}-{high:.3f})",
+                f"{100 * row['equal_outputs']:.0f} %",
+                row["goal"],
+            ]
+        )
+    header = (
+        *("batch", "batches", "cycle ms, exact", "EASD", "ratio (95 %)"),
+        *("paired, median (quartiles)", "equal outputs", f"goal: at most {GOAL - 1:.0%}"),
+    )
+    return "\n\n".join(
+        [
+            f"Overhead. {drafter.upper()} in a chain of 4, {dtype}, temperature 0, "
+            f"{data['max_new_tokens']} tokens: verified exactly, and under EASD with a threshold "
+            f"of {NEVER_NATS} nats, which never fires. Both models' entropies and the drafter's "
+            "10 likeliest tokens are computed all the same; the target's 10 are only where both "
+            "entropies are above their thresholds, here nowhere (`entropy-cost` has their price). "
+            "Time of a draft-verify cycle in the window in which the whole batch decodes, pooled; "
+            "its ratio with an interval from the batches.",
+            markdown_table(header, rows),
+        ]
+    )
