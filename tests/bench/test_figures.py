@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -296,11 +297,16 @@ def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
         asked.append("grid")
         return ask(*args)
 
+    def begun(plan: Plan, stack: ExitStack, arms: Sequence[Arm], title: str) -> dict[str, Server]:
+        asked.append("start")
+        return paired.start_all(plan, stack, arms, title)
+
+    monkeypatch.setattr(easd_overhead, "start_all", begun)
     monkeypatch.setattr(paired, "run_batch", noted)
     monkeypatch.setattr(easd_grid.Answer, "ask", counted)
     with pytest.raises(KeyboardInterrupt):
         easd.measure(plan, ("edsd",), {1: 2}, per_benchmark=1)
-    overhead = ["standard", "easd", "easd", "standard"]
+    overhead = ["start", "standard", "easd", "easd", "standard"]
     assert asked == overhead + ["grid"] * 4
     asked.clear()
     answers = 100

@@ -25,6 +25,8 @@ from sgl_entropy_bench.servers import Server
 from sgl_entropy_bench.windows import Window, full_batch_window
 
 WARM_UP_TOKENS = 8
+# Of the record that holds a finished part of a figure of which others are missing.
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)

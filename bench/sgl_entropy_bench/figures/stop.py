@@ -20,6 +20,7 @@ from sgl_entropy_bench.chat import ChatTemplate
 from sgl_entropy_bench.figures.easd_grid import ALL_VERIFIED
 from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.paired import (
+    FINISHED,
     Batch,
     batches,
     equal_share,
@@ -59,7 +60,7 @@ def measure(
     if calibration is not None and not calibration.is_file():
         raise ValueError(f"--calibration {calibration}: no such file")
     rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
-    limit = 24 if plan.quick else 96
+    limit = 24 if plan.quick else 64
     data: dict[str, Any] = {"dtype": plan.engine.dtype, "max_new_tokens": limit, "drafters": {}}
     if calibration is not None:
         digest = hashlib.sha256(calibration.read_bytes()).hexdigest()[:16]
@@ -85,12 +86,16 @@ def one_drafter(
     texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
     arms = arms_of(plan.drafted(drafter), calibration)
     held = "" if calibration is None else hashlib.sha256(calibration.read_bytes()).hexdigest()
-    records = kept(plan, "stop", arms, limit, held)
+    records = kept(plan, "stop", arms, limit, f"{held}{dict(rounds)}")
+    if FINISHED in records.rows:
+        return records.rows[FINISHED]["figures"], records
     with ExitStack() as stack:
         servers = start_all(plan, stack, arms, title)
         usable = long_answers(plan, servers[FIXED], prompts, texts, limit, title)
         measured = take_turns(servers, batches(usable, rounds), texts, limit, title, records)
-    return {str(size): summarise(rows) for size, rows in measured.items()}, records
+    figures = {str(size): summarise(rows) for size, rows in measured.items()}
+    records.add({"id": FINISHED, "figures": figures})
+    return figures, records
 
 
 def arms_of(arm: Arm, calibration: Path | None) -> list[Arm]:
