@@ -316,3 +316,14 @@ def test_a_draft_stop_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(DrafterError, match=re.escape(message)):
         flags.prepare(arguments(drafter, **changes))
+
+
+def test_easd_refuses_a_reduced_head_without_its_map(tmp_path: Path) -> None:
+    """Without d2t, draft ids would be compared with other tokens of the target."""
+    folder = tiny.write_eagle3(tmp_path / "d")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["d2t"]
+    save_file(tensors, folder / "model.safetensors")
+    args = easd(folder, speculative_algorithm="EAGLE3")
+    with pytest.raises(DrafterError, match="d2t"):
+        flags.prepare(args)
