@@ -34,14 +34,13 @@ from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.group import Group, join_group, leave_group
 from sgl_entropy.train.plan import (
     GPUS,
-    Trial,
     as_report,
     count,
     expected_lengths,
-    fit_memory,
     gpu_seconds,
-    measure_here,
 )
+from sgl_entropy.train.plan_memory import fit_memory
+from sgl_entropy.train.plan_trial import Trial, measure_here
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import Samples, Store, made_with
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
@@ -81,7 +80,8 @@ def plan(
                 resolve_dtype(given.dtype, made_with(folder)),
             )
         )
-    memory = fit_memory(counts, config, settings.fit)
+    dtype = "bfloat16" if gpu is not None else resolve_dtype(settings.fit.dtype)
+    memory = fit_memory(config, settings.fit, lengths, getattr(torch, dtype).itemsize)
     return as_report(algorithm, lengths, counts, seconds, memory)
 
 

@@ -1,43 +1,29 @@
 """What a training will cost, before it runs: tokens, FLOPs, storage, time and memory.
 
 Counts follow from the target's config, the prompts and the schedules. Seconds of this machine are
-measured: a few real steps of generation and of fitting, on rows of the expected lengths. Seconds
-of a described GPU are FLOPs and bytes over stated fractions of its peaks. (Ours.)
+measured (``plan_trial``); those of a described GPU are FLOPs and bytes over stated fractions of its
+peaks. (Ours.)
 """
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import statistics
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
-from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train.fit import Fit
-from sgl_entropy.train.fit_costs import chain_seconds
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.generate import PREFILL_ROWS, Batch, Prompt
+from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.schedules import masked_percent
-from sgl_entropy.train.store import FORMAT, Sample, Store, write_meta, write_shard
+from sgl_entropy.train.store import Store
 
 # How long an answer is where nothing is stored yet, as a fraction of the longest allowed: the
 # small target's answers to our prompts (397,281 tokens to 3,949 prompts of at most 192).
 ANSWER_FRACTION = 0.52
 # Fractions of a GPU's peaks that a plan counts on.
 GPU_COMPUTE, GPU_BANDWIDTH = 0.35, 0.6
-_SEQUENCES = 24
-_DECODE_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -67,12 +53,14 @@ class Lengths:
         sequences: that are answered, held-out ones included.
         prompt, answer: mean tokens of each.
         origin: where the means come from.
+        longest: prompt's tokens; 0 = not known.
     """
 
     sequences: int
     prompt: float
     answer: float
     origin: str
+    longest: int = 0
 
 
 def expected_lengths(
@@ -88,7 +76,8 @@ def expected_lengths(
         asked = statistics.fmean(len(prompt.tokens) for prompt in prompts)
         origin = f"assumed: {ANSWER_FRACTION:.0%} of {max_new_tokens} tokens an answer"
     known = len(prompts) if store is None else max(len(prompts), len(store.entries))
-    return Lengths(min(known, math.ceil(answer_tokens / answer)), asked, answer, origin)
+    longest = max((len(prompt.tokens) for prompt in prompts), default=0)
+    return Lengths(min(known, math.ceil(answer_tokens / answer)), asked, answer, origin, longest)
 
 
 @dataclass(frozen=True)
@@ -129,10 +118,8 @@ def count(
     """
     d = int(target["hidden_size"])
     tokens = lengths.sequences * (lengths.prompt + lengths.answer)
-    # features and final in bfloat16; entropy, best and the token itself in 4 bytes each.
-    row = 2 * d * (layers + 1) + 12
     answer_tokens = lengths.sequences * lengths.answer
-    trained = lengths.sequences * (1 - 1 / fit.validation_every)
+    trained = trained_sequences(lengths, fit)
     chains = chains_of(lengths, fit)
     layer, head = trained_weights(config)
     rows = head_rows = 0.0
@@ -146,13 +133,19 @@ def count(
     return Counts(
         round(answer_tokens),
         round(tokens),
-        round(tokens * row),
+        round(tokens * row_bytes(d, layers)),
         2.0 * tokens * (matmul + head_size),
         round(rows),
         6.0 * (layer * rows + head * head_rows),
         fit.epochs * math.ceil(trained * chains / fit.rows),
         sum(math.prod(shape) for name, shape in config.tensor_shapes().items() if "2" not in name),
     )
+
+
+def row_bytes(width: int, layers: int) -> int:
+    """Bytes of a token in the store: the tapped layers' and the final state in bfloat16; entropy,
+    best token and the token itself in 4 bytes each."""
+    return 2 * width * (layers + 1) + 12
 
 
 def target_matmul(target: Mapping[str, Any]) -> int:
@@ -174,15 +167,6 @@ def trained_weights(config: DrafterConfig) -> tuple[int, int]:
         elif len(shape) == 2 and not name.startswith("fc."):
             layer += math.prod(shape)
     return layer, head
-
-
-def fit_memory(counts: Counts, config: DrafterConfig, fit: FitSettings) -> int:
-    """Bytes that fitting holds: weights, gradients and AdamW's two moments in float32, the
-    target's embedding and head, and the logits of one draft step with their gradient."""
-    embedding = config.vocab_size * config.target_hidden_size
-    head = config.draft_vocab_size * config.hidden_size
-    logits = fit.rows * config.draft_vocab_size
-    return 16 * counts.parameters + 2 * (embedding + head) + (4 + 4 + 2 + 2) * logits
 
 
 @dataclass(frozen=True)
@@ -211,107 +195,10 @@ def gpu_seconds(
     return Seconds(prefill + decode, counts.fit_flops / (gpu.flops * GPU_COMPUTE), basis)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What the measuring processes need: picklable."""
-
-    target: str
-    layers: tuple[int, ...]
-    config: DrafterConfig
-    fit: FitSettings
-    lengths: Lengths
-    prompts: tuple[Prompt, ...]
-    slots: int
-    workers: int
-    dtype: str
-
-
-def measure_here(trial: Trial) -> Seconds:
-    """A few real steps of both stages, generation in as many processes as it will use."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(trial.workers, mp_context=context) as pool:
-        rates = list(pool.map(_generation_rate, [trial] * trial.workers))
-        fit = pool.submit(_fit_seconds, trial).result()
-    tokens = trial.lengths.sequences * trial.lengths.answer
-    return Seconds(tokens / sum(rates), fit, "measured here: a few steps of each stage")
-
-
-def _generation_rate(trial: Trial) -> float:
-    """Answer tokens a second of one worker: prefilling its slots, then decoding them."""
-    torch.set_num_threads(1)
-    target = PlainTarget.from_folder(trial.target, getattr(torch, trial.dtype))
-    slots = min(trial.slots, trial.lengths.sequences)
-    prompts = _of_mean_length(trial, slots)
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    answer = trial.lengths.answer
-    batch = Batch(target, slots, longest + round(answer) + _DECODE_STEPS + 2, trial.layers)
-    part = max(1, min(slots, PREFILL_ROWS // longest))
-    filled, prefill = 0, 0.0
-    for start in range(0, slots, part):
-        some = prompts[start : start + part]
-        began = time.perf_counter()
-        batch.admit(some, range(start, start + len(some)))
-        if start or slots <= part:  # the first makes kernels
-            prefill += time.perf_counter() - began
-            filled += len(some)
-    # Half-way through an answer the attention is as long as it is on average.
-    batch.lengths += round(answer / 2)
-    times = []
-    for _ in range(_DECODE_STEPS):
-        began = time.perf_counter()
-        batch.step()
-        times.append(time.perf_counter() - began)
-    per_sequence = prefill / filled + answer * statistics.median(times) / slots
-    return answer / per_sequence
-
-
-def _of_mean_length(trial: Trial, wanted: int) -> list[Prompt]:
-    """Real prompts, nearest to the mean length."""
-    order = sorted(trial.prompts, key=lambda p: abs(len(p.tokens) - trial.lengths.prompt))
-    return [order[i % len(order)] for i in range(wanted)]
-
-
-def _fit_seconds(trial: Trial) -> float:
-    """Seconds of all optimizer steps, from real steps on a store of noise of the right sizes."""
-    torch.set_num_threads(1)
-    fit, lengths = trial.fit, trial.lengths
-    d = trial.config.target_hidden_size
-    taps = trial.config.target_layer_ids or ()
-    n = round(lengths.prompt + lengths.answer)
-    generator = torch.Generator().manual_seed(0)
-    samples = [
-        Sample(
-            number + 1,  # number 0 would be held out
-            round(lengths.prompt),
-            torch.randint(trial.config.vocab_size, (n,), generator=generator),
-            torch.randn(n - 1, len(taps) * d, generator=generator).to(torch.bfloat16),
-            torch.randn(n - 1, d, generator=generator).to(torch.bfloat16),
-            torch.rand(n - 1, generator=generator),
-            torch.randint(trial.config.draft_vocab_size, (n - 1,), generator=generator),
-        )
-        for number in range(_SEQUENCES)
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        meta = {"format": FORMAT, "tap_layers": list(taps), "hidden_size": d}
-        write_meta(Path(folder) / "store", meta)
-        write_shard(Path(folder) / "store" / "noise.safetensors", samples)
-        target = PlainTarget.from_folder(trial.target)
-        run = Fit(
-            trial.config,
-            replace(fit, solved_start=False, start="", validation_every=10**6),
-            Store(Path(folder) / "store"),
-            torch.arange(trial.config.draft_vocab_size),
-            target.embedding,
-            target.head,
-            Path(folder) / "fit",
-        )
-        # Schedules are straight lines over the epochs: a few of them tell the others.
-        some = sorted({round(i * (fit.epochs - 1) / 3) for i in range(4)})
-        cost = [chain_seconds(run, epoch) for epoch in some]
-    trained = lengths.sequences * (1 - 1 / fit.validation_every)
-    mean = statistics.fmean(np.interp(range(fit.epochs), some, cost))
-    return trained * chains_of(lengths, fit) * fit.epochs * mean
+def trained_sequences(lengths: Lengths, fit: FitSettings) -> float:
+    """Sequences that are learned from in an epoch."""
+    kept = lengths.sequences * (1 - 1 / fit.validation_every)
+    return min(kept, fit.answer_tokens / lengths.answer) if fit.answer_tokens else kept
 
 
 def chains_of(lengths: Lengths, fit: FitSettings) -> float:

@@ -27,7 +27,10 @@ def settings_of(work: Path, target: Path, more: list[str]) -> list[str]:
     return [*base, *sizes, *lengths, *more]
 
 
-@pytest.mark.parametrize("more", [["fit.epochs=2", "fit.steps=[1, 3]"], EDTRAIN])
+@pytest.mark.parametrize(
+    "more",
+    [["fit.epochs=2", "fit.steps=[1, 3]"], EDTRAIN, ["fit.epochs=2", "fit.answer_tokens=150"]],
+)
 def test_counts_are_those_of_the_real_run(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path, more: list[str]
 ) -> None:
@@ -44,7 +47,9 @@ def test_counts_are_those_of_the_real_run(
     rows = sum(cost["layer_rows"] for cost in run.costs.values())
     assert held.fit_rows == pytest.approx(rows, rel=0.05)
     assert held.fit_flops == pytest.approx(flops(run), rel=0.15), "tokens outside the vocabulary"
-    assert held.optimizer_steps == pytest.approx(run.step, rel=0.4), "batches of whole sequences"
+    assert held.optimizer_steps == pytest.approx(run.step, rel=0.4, abs=2), (
+        "batches of whole sequences"
+    )
     assert held.store_bytes == pytest.approx(tiny_store.bytes(), rel=0.2), "headers count here"
     learned = sum(weight.numel() for weight in run.drafter.parameters())
     assert held.parameters == learned

@@ -1,0 +1,112 @@
+"""The plan's count of what a batch keeps for backward, against what autograd really saves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgl_entropy.drafter.config import Algorithm, DrafterConfig
+from sgl_entropy.drafter.model import build_drafter
+from sgl_entropy.train.batches import Batch
+from sgl_entropy.train.fit_settings import FitSettings
+from sgl_entropy.train.objective import TargetSide, unrolled_loss
+from sgl_entropy.train.plan import Lengths
+from sgl_entropy.train.plan_memory import fit_memory, kept_bytes
+
+D, INNER, DRAFT = 256, 640, 512
+
+
+def config_of(algorithm: Algorithm, fuse_size: int | None, fuse_tokens: bool) -> DrafterConfig:
+    return DrafterConfig(
+        algorithm=algorithm,
+        hidden_size=D,
+        intermediate_size=INNER,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        vocab_size=1024,
+        draft_vocab_size=DRAFT,
+        target_hidden_size=D,
+        target_layer_ids=(1, 2) if algorithm == "EDSD" else (1, 2, 3),
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        max_position_embeddings=512,
+        fuse_size=fuse_size,
+        fuse_residual=fuse_tokens,
+        fuse_tokens=fuse_tokens,
+    )
+
+
+def saved_bytes(
+    config: DrafterConfig, count: int, rows: int, chains: int, steps: int, dtype: torch.dtype
+) -> int:
+    """Of one batch's forward; weights and their copies in ``dtype`` left out."""
+    drafter = build_drafter(config)
+    drafter.t2d[:DRAFT] = True
+    side = TargetSide(
+        torch.randn(1024, D).to(dtype), torch.randn(DRAFT, D).to(dtype), torch.ones(1)
+    )
+    batch = Batch(
+        torch.randint(DRAFT, (count, rows + steps + 1)),
+        torch.randn(count, rows, config.tap_width).to(torch.bfloat16),
+        torch.arange(rows - chains, rows).expand(count, chains).clone(),
+        torch.full((count,), chains),
+        torch.randn(count * chains, D).to(torch.bfloat16),
+        torch.randint(DRAFT, (count * chains,)),
+        torch.ones(count * chains, dtype=torch.bool),
+    )
+    weights = {weight.untyped_storage().data_ptr() for weight in drafter.parameters()}
+    matrices = [weight for weight in drafter.parameters() if weight.dim() == 2]
+    shapes = {tuple(shape) for weight in matrices for shape in (weight.shape, weight.T.shape)}
+    kept: dict[int, Tensor] = {}
+
+    def pack(one: Tensor) -> Tensor:
+        copy = one.dtype == torch.bfloat16 and tuple(one.shape) in shapes
+        if one.untyped_storage().data_ptr() not in weights and not copy:
+            kept[one.untyped_storage().data_ptr()] = one
+        return one
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one),
+        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+    ):
+        unrolled_loss(drafter, side, batch, steps)
+    return sum(one.untyped_storage().nbytes() for one in kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "config",
+    [
+        config_of("EAGLE3", None, False),
+        config_of("EDSD", INNER, False),
+        config_of("EDSD", INNER, True),
+        config_of("EDSD", D, True),
+    ],
+    ids=["eagle3", "edsd", "edsd-tokens", "edsd-tokens-d"],
+)
+def test_kept_for_backward_is_what_autograd_saves(
+    config: DrafterConfig, dtype: torch.dtype
+) -> None:
+    """Where prompts are long, where chains are many, and where steps are."""
+    for rows, chains, steps in ((200, 20, 1), (60, 50, 1), (60, 50, 3)):
+        planned = kept_bytes(config, 2 * rows, 2 * chains, rows, steps, dtype.itemsize)
+        assert planned == pytest.approx(
+            saved_bytes(config, 2, rows, chains, steps, dtype), rel=0.2
+        ), (rows, chains, steps)
+
+
+def test_memory_grows_with_what_a_batch_holds() -> None:
+    config = config_of("EDSD", INNER, True)
+    fit = FitSettings(epochs=2, steps=(1, 2))
+    lengths = Lengths(100, 50.0, 100.0, "")
+    base = fit_memory(config, fit, lengths, 2)
+    assert fit_memory(config, fit, replace(lengths, longest=600), 2) > base
+    assert fit_memory(config, replace(fit, steps=(2, 3)), lengths, 2) > base
+    assert fit_memory(config, replace(fit, rows=1020), lengths, 2) > base
+    assert fit_memory(config, fit, lengths, 4) > base
+    weights = sum(weight.numel() for weight in build_drafter(config).parameters())
+    assert base > 16 * weights
