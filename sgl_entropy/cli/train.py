@@ -1,4 +1,4 @@
-"""``sgl-entropy train STAGE``: answers by the target, fit, export, evaluate, compare."""
+"""``sgl-entropy train STAGE``: answers by the target, fit, export, evaluate, compare, benchmark."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.cli.output import check_json, write_json
 from sgl_entropy.train.settings import TrainSettings, load_settings
@@ -15,9 +15,10 @@ from sgl_entropy.train.settings import TrainSettings, load_settings
 if TYPE_CHECKING:
     from sgl_entropy.train.answers import Ask
 
-STAGES = ("prepare", "features", "generate", "fit", "export", "evaluate", "compare")
+STAGES = ("prepare", "features", "generate", "fit", "export", "evaluate", "compare", "benchmark")
 EXAMPLES = """examples:
   sgl-entropy train --plan --config train.toml --gpu h100
+  sgl-entropy train --plan --config train.toml --check WORK/edsd
   sgl-entropy train prepare --config train.toml --server http://127.0.0.1:30000
   sgl-entropy train features --config train.toml
   sgl-entropy train fit --config train.toml --algorithm EDSD --set fit.epochs=2
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   sgl-entropy train export --config train.toml --algorithm EDSD --out ./edsd
   sgl-entropy train evaluate --config train.toml --drafter ./edsd --json -
   sgl-entropy train compare --config compare.toml --workers 2 --json compare.json
+  sgl-entropy train benchmark --config train.toml --algorithm EDSD --page throughput.md
 
 Every stage can be interrupted and run again: it goes on where it was. `prepare` writes the prompts
 and, with --server, the target's answers; `features` stores the tapped layers of those answers, or
@@ -39,7 +41,9 @@ settings file, seeds and arms, and fits and judges every arm with every seed:
   [[arms]]
   name = "edtrain"
   algorithm = "EDSD"
-  set = ["fit.mask_gamma=3", "fit.max_steps=7"]"""
+  set = ["fit.mask_gamma=3", "fit.max_steps=7"]
+`benchmark` times `fit` on a feature store against a straightforward loop, with what each part of a
+step takes, and memory; --arms takes the recipe of one arm of a comparison file."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +57,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpu", metavar="NAME", help="estimate for this GPU instead of this machine (--plan)"
+    )
+    parser.add_argument(
+        "--check",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="compare the plan with a finished training, its folder of checkpoint and log; may be "
+        "repeated (--plan)",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML or JSON")
     parser.add_argument(
@@ -68,12 +80,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--algorithm",
         choices=("EDSD", "EAGLE3"),
         default="EDSD",
-        help="which drafter (fit, export)",
+        help="which drafter (fit, export, benchmark)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the drafter's folder (export)")
-    parser.add_argument("--arms", metavar="LIST", help="compare: these arms of the file alone")
+    parser.add_argument(
+        "--arms",
+        metavar="LIST",
+        help="compare: these arms of the file alone; benchmark: the one arm that is measured",
+    )
     parser.add_argument("--seeds", metavar="LIST", help="compare: these seeds, as 0,1")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="compare: the table as Markdown")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="the table as Markdown (compare, benchmark, --plan --check)",
+    )
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=16,
+        help="batches that benchmark times, spread over the epochs (default: 16)",
+    )
     parser.add_argument("--drafter", type=Path, metavar="DIR", help="what to measure (evaluate)")
     parser.add_argument(
         "--server",
@@ -90,7 +117,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         metavar="FILE",
-        help="write figures there, - for stdout (--plan, evaluate, compare)",
+        help="write figures there, - for stdout (--plan, evaluate, compare, benchmark)",
     )
     parser.epilog = EXAMPLES
 
@@ -105,8 +132,12 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, found {getattr(args, name)}")
     check_json(args.json)
+    if args.check and not args.plan:
+        raise ValueError("--check compares a plan with a finished training: it needs --plan")
     if args.stage == "compare":
         return _compare(args, overrides)
+    if args.stage == "benchmark":
+        return _benchmark(args, overrides)
     settings = load_settings(args.config, overrides)
     if args.plan:
         return _plan(args, settings)
@@ -118,6 +149,8 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
     from sgl_entropy.train import pipeline, plan
 
+    if args.check:
+        return _check(args, settings)
     if args.gpu is not None and args.gpu not in plan.GPUS:
         raise ValueError(f"--gpu must be one of {', '.join(plan.GPUS)}, found {args.gpu!r}")
 
@@ -128,6 +161,64 @@ def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
     if not write_json(figures, args.json):
         print(plan.table(figures, args.gpu or "this machine"))
     return 0
+
+
+def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
+    """0 where every quantity is as planned, else 1."""
+    from sgl_entropy.train import plan_check
+
+    if args.gpu is not None:
+        raise ValueError("--gpu: --check compares with a training of this machine")
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    figures = plan_check.check(settings, args.algorithm, args.check, report)
+    text = plan_check.page(figures)
+    _write(args, settings, figures, text)
+    return 0 if figures["as_planned"] else 1
+
+
+def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
+    import torch
+
+    from sgl_entropy.train import benchmark, benchmark_report, compare
+
+    torch.set_num_threads(args.threads)
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    algorithm = args.algorithm
+    if args.arms is None:
+        settings = load_settings(args.config, overrides)
+    else:
+        if args.config is None or "," in args.arms:
+            raise ValueError("--arms: benchmark takes one arm of the comparison file --config")
+        (arm,) = (
+            arm
+            for arm in compare.load_comparison(args.config, overrides).part([args.arms], []).arms
+            if arm.name == args.arms
+        )
+        settings, algorithm = arm.settings, arm.algorithm
+    figures = benchmark.measure(settings, algorithm, args.batches, report)
+    _write(args, settings, figures, benchmark_report.page(figures))
+    return 0
+
+
+def _write(
+    args: argparse.Namespace, settings: TrainSettings, figures: dict[str, Any], text: str
+) -> None:
+    """A figure with its provenance: to --json and --page, else printed."""
+    from sgl_entropy_bench.provenance import footer, provenance
+
+    from sgl_entropy.train import data
+
+    origin = provenance(args.threads, {"target": data.target_folder(settings)})
+    if args.page is not None:
+        args.page.write_text(f"{text}\n\n{footer(origin)}\n", encoding="utf-8")
+    if not write_json({**figures, "provenance": origin}, args.json):
+        print(text)
 
 
 def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
