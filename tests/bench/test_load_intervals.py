@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from sgl_entropy_bench.load.compare import quotient
+from sgl_entropy_bench.load.compare import speedup
 from sgl_entropy_bench.load.intervals import (
     batch_means,
     lag_one,
@@ -14,6 +14,7 @@ from sgl_entropy_bench.load.intervals import (
     ratio_interval,
     t_quantile,
 )
+from sgl_entropy_bench.load.record import Record
 
 RUNS = 200
 
@@ -69,12 +70,43 @@ def test_the_ratio_of_two_arms_under_the_same_arrivals(
         base, arm = sojourns(load, count, seed), sojourns(load, count, seed, slower)
         paired = ratio_interval(arm, base)
         found += paired.contains(truth)
-        unpaired = quotient(arm, sojourns(load, count, seed + RUNS))
-        assert unpaired is not None
-        widths.append(paired.half / unpaired.half)
+        alone = [mean_interval(one) for one in (arm, sojourns(load, count, seed + RUNS))]
+        # Relative errors of two series that share nothing add as squares.
+        unpaired = math.hypot(*(math.log(one.high / one.value) for one in alone))
+        widths.append(math.log(paired.high / paired.value) / unpaired)
     assert 0.90 <= found / RUNS <= 0.98
     # Pairing is worth it: what both arms share cancels.
     assert sum(widths) / RUNS < 0.8
+
+
+def test_the_speed_up_of_a_closed_loop_is_paired_by_request() -> None:
+    """Prompts of very different length; the second arm's answers are 10 % longer on average."""
+
+    def run(seed: int) -> tuple[list[Record], list[Record]]:
+        chance = random.Random(seed)
+        arms: tuple[list[Record], list[Record]] = ([], [])
+        for i in range(60):
+            size = chance.lognormvariate(0.0, 1.2)
+            for arm, (speed, longer) in zip(arms, ((2.0, 1.1), (1.0, 1.0)), strict=True):
+                tokens = max(1, round(100 * size * longer * chance.uniform(0.9, 1.1)))
+                took = tokens / speed * chance.uniform(0.8, 1.2)
+                arm.append(Record(i, f"p{i}", "b", "measured", 0.0, 0.0, 0.1, took))
+                arm[-1].completion_tokens = tokens
+        return arms
+
+    found = [speedup(*run(seed)) for seed in range(RUNS)]
+    held = [one for one in found if one is not None]
+    assert len(held) == RUNS
+    covered = sum(one["low"] <= 2.0 <= one["high"] for one in held)
+    assert 0.90 <= covered / RUNS <= 0.99
+    # Unpaired, the prompts' lengths alone would make it 1.2 to 3.3.
+    assert sum(one["high"] / one["low"] for one in held) / RUNS < 1.3
+
+
+def test_no_request_on_both_arms_gives_no_speed_up() -> None:
+    record = Record(0, "p", "b", "measured", 0.0, 0.0, 0.1, 1.0)
+    assert speedup([record], []) is None
+    assert speedup([record], [record]) is None  # no tokens counted
 
 
 def test_an_interval_over_correlated_batches_says_that_it_cannot_be_trusted() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
@@ -42,21 +41,42 @@ def described(interval: Interval, count: int) -> dict[str, Any]:
     }
 
 
-def quotient(above: Sequence[float], below: Sequence[float]) -> Interval | None:
-    """mean(above) / mean(below) of two series that are not paired; None where one is empty or
-    the divisor is zero. The relative errors add as squares."""
-    if not above or not below or fmean(below) <= 0 or fmean(above) <= 0:
+def speedup(arm: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any] | None:
+    """Tokens a second of an arm over the baseline's, of a closed loop, paired by request.
+
+    With every place taken, tokens/s are places * mean tokens / mean latency (Little's law), so the
+    ratio is one of four means over the same requests. What prompts differ in cancels within each
+    pair; the error is that of the ratio's logarithm, linearised:
+    tokens_i / tokens - latency_i / latency of the arm, less the same of the baseline.
+
+    Returns:
+        its interval; None where no request has ended on both.
+    """
+
+    def both(record: Record) -> tuple[float, float] | None:
+        time, tokens = metrics.e2e(record), record.completion_tokens
+        return None if time is None or not tokens else (float(tokens), time)
+
+    there = {record.index: both(record) for record in baseline}
+    found = [(both(record), there.get(record.index)) for record in arm]
+    held = [(a, b) for a, b in found if a is not None and b is not None]
+    if not held:
         return None
-    a, b = mean_interval(above), mean_interval(below)
-    wide = math.hypot(math.log(a.high / a.value), math.log(b.high / b.value))
-    ratio, factor = a.value / b.value, math.exp(min(wide, 700.0))
-    return Interval(
-        ratio,
-        ratio / factor,
-        ratio * factor,
-        min(a.batches, b.batches),
-        a.reliable and b.reliable,
+    series = list(zip(*((*a, *b) for a, b in held), strict=True))
+    tokens, times, base_tokens, base_times = map(fmean, series)
+    if min(times, base_times) <= 0:
+        return None
+    # Around 1, where an interval's relative width is that of the logarithm.
+    error = mean_interval(
+        [
+            1 + t / tokens - e / times - bt / base_tokens + be / base_times
+            for t, e, bt, be in zip(*series, strict=True)
+        ]
     )
+    value = (tokens / times) / (base_tokens / base_times)
+    low, high = value * error.low / error.value, value * error.high / error.value
+    interval = Interval(value, low, high, error.batches, error.reliable)
+    return described(interval, len(held))
 
 
 def parity(arm: Sequence[Record], baseline: Sequence[Record]) -> float | None:
@@ -95,9 +115,7 @@ def against_baseline(
             "equal_outputs": parity(here, there) if greedy else None,
         }
         if result.get("window") and base.get("window"):
-            ratio = quotient(result["window"]["pieces"], base["window"]["pieces"])
-            if ratio is not None:
-                result["against"]["throughput_ratio"] = described(ratio, 0)
+            result["against"]["throughput_ratio"] = speedup(here, there)
 
 
 def by_benchmark(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -1,4 +1,4 @@
-"""Judge a run again from its records, by the rules of this version.
+"""Judge a run and compare its arms again from the records, by the rules of this version.
 
 A rule that was wrong is mended without measuring anew: the records hold what happened. A verdict
 of another version stays in a result until someone asks for this.
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.load import verdict
+from sgl_entropy_bench.load import compare, verdict
 from sgl_entropy_bench.load.folders import read_folder
 from sgl_entropy_bench.load.record import Record, read_records
 from sgl_entropy_bench.load.worker import Tally
@@ -44,6 +44,17 @@ def judge_folder(path: Path) -> Json:
         if settings.get("capacity_valid") is False:
             result["valid"] = False
             result["reasons"].append(verdict.NO_CAPACITY)
+    greedy = "temperature 0" in settings["output"].split(", ")
+    compare.against_baseline(
+        report["results"],
+        lambda result: [
+            record
+            for record in folder.records[result["arm"], result["load"]]
+            if record.phase == "measured"
+        ],
+        report["baseline"],
+        greedy,
+    )
     report["valid"] = bool(report["results"]) and all(r["valid"] for r in report["results"])
     report["judged"] = {"commit": commit()}
     partial = path / "result.partial"

@@ -110,6 +110,11 @@ def caption(report: dict[str, Any]) -> str:
         *([f"arrivals: {s['arrivals']}, seed {s['seed']}"] if open_loop else []),
         *(["latency counts from the scheduled arrival"] if open_loop else []),
         f"intervals: 95 %, batch means; ratios are paired by request, over {report['baseline']}",
+        *(
+            ["speed-ups are of tokens over latency (Little's law)"]
+            if report["verb"] == "throughput"
+            else []
+        ),
         *([f"routes: {routes}"] if routes else []),
     ]
     if s.get("slo"):
