@@ -8,7 +8,6 @@ that are thrown away. (Ours.)
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -64,7 +63,7 @@ def make_trainer(job: Job) -> Trainer:
     with tempfile.TemporaryDirectory() as scratch:
         run = Fit(
             pipeline.drafter_config(job.settings, job.algorithm),
-            replace(settings, checkpoint_seconds=math.inf),
+            settings,
             store,
             pipeline.make_vocabulary(job.settings, job.algorithm, store),
             target.embedding,
@@ -107,7 +106,8 @@ def measure(
     taken, figures = _race(arms, picked, total, report)
     report("parts")
     profile = {name: _parts(arms[name], picked, total) for name in (OURS, PLAIN)}
-    largest = {name: largest_tensors(arm, picked[-1], total) for name, arm in arms.items()}
+    widest = max(picked, key=lambda one: padded_rows(one[1]))
+    largest = {name: largest_tensors(arm, widest, total) for name, arm in arms.items()}
     report("memory, each arm in a process of its own")
     memory = {
         name: memory_of(make_trainer, widest_steps, Job(settings, algorithm, name))
@@ -285,10 +285,14 @@ def largest_tensors(
     return {"largest": asdict(seen.largest), "wide": asdict(seen.wide)}
 
 
+def padded_rows(entries: Sequence[Entry]) -> int:
+    """Rows of a batch, padding included."""
+    return len(entries) * max(entry.length for entry in entries)
+
+
 def widest_steps(trainer: Trainer, count: int = 3) -> None:
     """Learn from the last epoch's batches with most padded rows, of ``count`` optimizer steps."""
     last = trainer.settings.epochs - 1
     plan = trainer.plan(last)
-    plan.sort(key=lambda batch: -len(batch) * max(entry.length for entry in batch))
-    for entries in plan[:count]:
+    for entries in sorted(plan, key=padded_rows, reverse=True)[:count]:
         trainer.learn(entries, last, 10**6)

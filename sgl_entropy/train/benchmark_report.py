@@ -52,17 +52,9 @@ def page(data: Mapping[str, Any]) -> str:
             "# Training throughput",
             _what(data),
             table(
-                (
-                    "arm",
-                    "rows/s",
-                    "answer tokens/s",
-                    "time / ours",
-                    "by batch",
-                    "peak MB",
-                    "largest",
-                ),
+                ("arm", "rows/s", "answer tok/s", "time / ours", "by batch", "peak MB", *_TENSORS),
                 speed,
-                text=(0, 6),
+                text=(0, 6, 7),
             ),
             f"Per answer token the straightforward loop takes {plain['seconds_over_ours']:.2f} "
             f"times as long ({plain['rows_per_s']:,.0f} against {ours['rows_per_s']:,.0f} rows/s).",
@@ -78,8 +70,8 @@ def page(data: Mapping[str, Any]) -> str:
             table(["arm", "first batch", "differs", "last batch", "differs in any"], losses),
             "Mean loss by draft step, counted rows alone: the definitions are the same, since the "
             "target's softmax over its whole vocabulary, cut and renormalised, is its softmax over "
-            "the draft vocabulary. The first batch is learned from at equal weights. Differences "
-            "are relative, from the straightforward loop's.",
+            "the draft vocabulary. At the first batch weights are equal, later ones drift apart as "
+            "roundings add up. Differences are relative, from the straightforward loop's.",
             "## What a token takes in the feature store",
             storage_table(data["storage"]),
             _stored(data["storage"]),
@@ -94,7 +86,7 @@ def _what(data: Mapping[str, Any]) -> str:
         f"each of {fit['epochs']} epochs ({data['answer_tokens']:,} answer tokens, "
         f"{data['tokens']:,} with prompts), {data['threads']} thread(s). All arms learn from the "
         "same batches in turn, from the same weights on. A row is a chain at one draft step. By "
-        "batch: a batch's time over ours, median (quartiles). Peak: of a process of its own on the "
+        "batch: a batch's time over ours, median (quartiles). Peak: anonymous memory of a process of its own on the "
         "widest batches, over a bare one. Tensors: the largest that an operation makes, and the "
         "largest with rows as wide as the target's vocabulary. "
         "straightforward: one answer at a time, every row of it, the target's whole vocabulary in "

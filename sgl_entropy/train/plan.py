@@ -53,31 +53,35 @@ class Lengths:
         sequences: that are answered, held-out ones included.
         prompt, answer: mean tokens of each.
         origin: where the means come from.
-        longest: prompt's tokens; 0 = not known.
+        longest_prompt, longest_answer: tokens; 0 = not known, the mean is taken.
     """
 
     sequences: int
     prompt: float
     answer: float
     origin: str
-    longest: int = 0
+    longest_prompt: int = 0
+    longest_answer: int = 0
 
 
 def expected_lengths(
     prompts: Sequence[Prompt], answer_tokens: int, max_new_tokens: int, store: Store | None
 ) -> Lengths:
     """Means from the store where one was begun, else from the prompts and ``ANSWER_FRACTION``."""
+    longest = max((len(prompt.tokens) for prompt in prompts), default=0)
+    known = len(prompts)
     if store is not None:
         answer = store.answer_tokens() / len(store.entries)
         asked = statistics.fmean(entry.prompt_length for entry in store.entries)
+        longest = max(longest, *(entry.prompt_length for entry in store.entries))
+        known = max(known, len(store.entries))
         origin = f"{len(store.entries)} stored answers"
     else:
         answer = ANSWER_FRACTION * max_new_tokens
         asked = statistics.fmean(len(prompt.tokens) for prompt in prompts)
         origin = f"assumed: {ANSWER_FRACTION:.0%} of {max_new_tokens} tokens an answer"
-    known = len(prompts) if store is None else max(len(prompts), len(store.entries))
-    longest = max((len(prompt.tokens) for prompt in prompts), default=0)
-    return Lengths(min(known, math.ceil(answer_tokens / answer)), asked, answer, origin, longest)
+    sequences = min(known, math.ceil(answer_tokens / answer))
+    return Lengths(sequences, asked, answer, origin, longest, max_new_tokens)
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,14 @@ def fit_memory(config: DrafterConfig, fit: FitSettings, lengths: Lengths, wide: 
     # float32 weights, gradients and AdamW's two moments; in bfloat16 also copies for the matmuls.
     weights = 16 * learned + (wide * (layer + head) if wide < 4 else 0)
     target = wide * (config.vocab_size * config.target_hidden_size + head)
-    # The longest batch: as many chains as any, behind the longest prompts.
+    # The longest batch: as many sequences as any, padded to the longest prompt and answer.
     sequences = max(1.0, fit.rows / chains_of(lengths, fit))
-    longest = (lengths.longest or lengths.prompt) + lengths.answer
+    answer = lengths.longest_answer or lengths.answer
+    prompt = lengths.longest_prompt or lengths.prompt
+    chains = answer + (prompt if fit.prompt_rows else 0)
     steps = max(fit.steps_in(epoch) for epoch in range(fit.epochs))
-    kept = kept_bytes(config, sequences * longest, fit.rows, longest, steps, wide)
+    rows = sequences * (prompt + answer)
+    kept = kept_bytes(config, rows, sequences * chains, prompt + answer, steps, wide)
     return round(weights + target + kept + _LOGIT * fit.rows * config.draft_vocab_size)
 
 
@@ -46,8 +49,8 @@ def kept_bytes(
     """What the forward of one batch keeps for backward, weights and their copies left out.
 
     Args:
-        rows: verified rows of the batch, padding included.
-        chains: of the batch; length: verified rows of one sequence.
+        rows: verified rows of the batch; chains: its chains, both with padding.
+        length: verified rows of one sequence.
     """
     d, m, inner = config.hidden_size, config.fuse_size or 0, config.intermediate_size
     fusion = _GATED * wide * m + _FUSION * d

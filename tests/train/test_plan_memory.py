@@ -104,7 +104,7 @@ def test_memory_grows_with_what_a_batch_holds() -> None:
     fit = FitSettings(epochs=2, steps=(1, 2))
     lengths = Lengths(100, 50.0, 100.0, "")
     base = fit_memory(config, fit, lengths, 2)
-    assert fit_memory(config, fit, replace(lengths, longest=600), 2) > base
+    assert fit_memory(config, fit, replace(lengths, longest_prompt=600), 2) > base
     assert fit_memory(config, replace(fit, steps=(2, 3)), lengths, 2) > base
     assert fit_memory(config, replace(fit, rows=1020), lengths, 2) > base
     assert fit_memory(config, fit, lengths, 4) > base
