@@ -399,6 +399,7 @@ def test_no_interval_stands_where_none_is_known() -> None:
     # One prompt alone fired: the interval reaches down to nothing, and not below.
     alone = jackknife([0.0, 0.0, 3.0], lambda some: sum(some) / len(some))
     assert alone.low == 0.0
+    assert jackknife([0.1, 0.9], lambda some: sum(some) / len(some), most=1.0).high == 1.0
     with pytest.raises(ValueError, match="no units"):
         jackknife([], sum)
 

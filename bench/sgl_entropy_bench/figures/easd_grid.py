@@ -7,6 +7,7 @@ order, so that speeds are paired as well. All drafted tokens are verified on thi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,8 +137,8 @@ def summarise(rows: Rows) -> dict[str, dict[str, Any]]:
 def figures(rows: Rows, name: str) -> dict[str, Any]:
     """The figures of one setting; intervals from the spread between prompts."""
 
-    def pooled(value: Callable[[Rows], float]) -> dict[str, float | None]:
-        return jackknife(rows, value).to_dict()
+    def pooled(value: Callable[[Rows], float], most: float = math.inf) -> dict[str, float | None]:
+        return jackknife(rows, value, most=most).to_dict()
 
     def rate(above: str, below: str, setting: str = name) -> Callable[[Rows], float]:
         return lambda some: ratio(total(some, setting, above), total(some, setting, below))
@@ -151,8 +152,8 @@ def figures(rows: Rows, name: str) -> dict[str, Any]:
         "tokens": total(rows, name, "length"),
         "checks": total(rows, name, "checks"),
         "fires": total(rows, name, "fires"),
-        "fires_per_check": pooled(rate("fires", "checks")),
-        "fires_per_100_tokens": pooled(lambda some: 100 * per_token(some)),
+        "fires_per_check": pooled(rate("fires", "checks"), 1),
+        "fires_per_100_tokens": pooled(lambda some: 100 * per_token(some), 100),
         "acceptance_length": pooled(rate("emitted", "cycles")),
         "tokens_per_s": pooled(speed),
         "speed_ratio": pooled(lambda some: ratio(speed(some), plain(some))),

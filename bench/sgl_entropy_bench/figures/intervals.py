@@ -39,12 +39,16 @@ class Pooled:
 
 
 def jackknife(
-    units: Sequence[T], figure: Callable[[Sequence[T]], float], level: float = 0.95
+    units: Sequence[T],
+    figure: Callable[[Sequence[T]], float],
+    level: float = 0.95,
+    most: float = math.inf,
 ) -> Pooled:
     """``figure`` of all ``units`` with its interval.
 
     Symmetric in the logarithm where the figure stays above zero whichever unit is left out, as
-    ratios are; plain otherwise, and then cut off at zero where no value is below.
+    ratios are; plain otherwise, and then cut off at zero where no value is below. ``most``: what
+    the figure cannot exceed, such as 1 for a share.
 
     Raises:
         ValueError: no units.
@@ -63,9 +67,11 @@ def jackknife(
     error = math.sqrt((count - 1) / count * sum((part - mean) ** 2 for part in scaled))
     half = t_quantile(0.5 + level / 2, count - 1) * error
     if logarithmic:
-        return Pooled(value, value * math.exp(-half), value * math.exp(half), count)
-    low = value - half
-    return Pooled(value, low if min(value, *parts) < 0 else max(0.0, low), value + half, count)
+        low, high = value * math.exp(-half), value * math.exp(half)
+    else:
+        low, high = value - half, value + half
+        low = low if min(value, *parts) < 0 else max(0.0, low)
+    return Pooled(value, low, min(most, high), count)
 
 
 def shown(figure: dict[str, float | None], digits: int = 2) -> str:
