@@ -173,9 +173,9 @@ def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    origin = _origin(args, settings)
     figures = plan_check.check(settings, args.algorithm, args.check, report)
-    text = plan_check.page(figures)
-    _write(args, settings, figures, text)
+    _write(args, origin, figures, plan_check.page(figures))
     return 0 if figures["as_planned"] else 1
 
 
@@ -201,20 +201,27 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
             if arm.name == args.arms
         )
         settings, algorithm = arm.settings, arm.algorithm
+    origin = _origin(args, settings)
     figures = benchmark.measure(settings, algorithm, args.batches, report)
-    _write(args, settings, figures, benchmark_report.page(figures))
+    _write(args, origin, figures, benchmark_report.page(figures))
     return 0
 
 
-def _write(
-    args: argparse.Namespace, settings: TrainSettings, figures: dict[str, Any], text: str
-) -> None:
-    """A figure with its provenance: to --json and --page, else printed."""
-    from sgl_entropy_bench.provenance import footer, provenance
+def _origin(args: argparse.Namespace, settings: TrainSettings) -> dict[str, Any]:
+    """Where a figure comes from; asked before it is measured, for the machine's load."""
+    from sgl_entropy_bench.provenance import provenance
 
     from sgl_entropy.train import data
 
-    origin = provenance(args.threads, {"target": data.target_folder(settings)})
+    return provenance(args.threads, {"target": data.target_folder(settings)})
+
+
+def _write(
+    args: argparse.Namespace, origin: dict[str, Any], figures: dict[str, Any], text: str
+) -> None:
+    """A figure to --json and --page, else printed."""
+    from sgl_entropy_bench.provenance import footer
+
     if args.page is not None:
         args.page.write_text(f"{text}\n\n{footer(origin)}\n", encoding="utf-8")
     if not write_json({**figures, "provenance": origin}, args.json):
