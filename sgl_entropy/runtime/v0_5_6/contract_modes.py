@@ -8,7 +8,66 @@ _SPEC = "sglang.srt.speculative"
 _WORKER = f"{_SPEC}.eagle_worker:EAGLEWorker"
 _SCHEDULE = "sglang.srt.managers.schedule_batch"
 _ARGS = "sglang.srt.server_args:ServerArgs"
+_FORWARD = "sglang.srt.model_executor.forward_batch_info"
 _OPENAI = "sglang.srt.entrypoints.openai"
+
+_SWITCH: tuple[Use, ...] = (
+    *calls(
+        "sglang.srt.server_args:set_global_server_args_for_scheduler",
+        "server_args",
+        by="switching",
+    ),
+    *has(
+        _ARGS,
+        *("disaggregation_mode", "enable_dp_attention", "pp_size"),
+        by="switch_args",
+    ),
+    *calls(
+        f"{_WORKER}.forward_draft_extend",
+        *("batch", "hidden_states", "next_token_ids", "seq_lens_cpu"),
+        by="switching",
+    ),
+    *has(f"{_WORKER}.draft_model_runner", by="switching"),
+    *calls(
+        "sglang.srt.managers.scheduler:GenerationBatchResult",
+        *("logits_output=", "next_token_ids=", "num_accepted_tokens=", "can_run_cuda_graph="),
+        by="switching",
+    ),
+    *calls(
+        f"{_SPEC}.eagle_info:EagleDraftInput",
+        *("hidden_states=", "verified_id=", "capture_hidden_mode="),
+        *("num_tokens_per_batch=", "num_tokens_for_logprob_per_batch="),
+        by="switching",
+    ),
+    *has(f"{_SPEC}.eagle_info:EagleDraftInput", "accept_length_cpu", by="switching"),
+    *has(
+        f"{_SPEC}.eagle_info:EagleVerifyOutput",
+        *("accept_length_per_req_cpu", "verified_id"),
+        by="switching",
+    ),
+    *has(
+        f"{_SCHEDULE}:ScheduleBatch",
+        *("extend_input_logprob_token_ids", "extend_lens", "extend_logprob_start_lens"),
+        *("extend_num_tokens", "forward_mode", "input_ids", "is_extend_in_batch"),
+        *("multimodal_inputs", "orig_seq_lens", "out_cache_loc", "prefix_lens"),
+        *("req_pool_indices", "req_to_token_pool", "return_hidden_states", "return_logprob"),
+        *("seq_lens", "seq_lens_cpu", "seq_lens_sum", "spec_info"),
+        by="switching",
+    ),
+    *calls(f"{_SCHEDULE}:ScheduleBatch.get_model_worker_batch", by="switching"),
+    *calls(f"{_SCHEDULE}:Req.finished", by="switching, counters"),
+    *has(f"{_FORWARD}:CaptureHiddenMode", by="switching"),
+    *has(f"{_FORWARD}:CaptureHiddenMode", "LAST", by="switching"),
+    *has(f"{_FORWARD}:ForwardMode", by="switching"),
+    *has(f"{_FORWARD}:ForwardMode", "EXTEND", by="switching"),
+    *calls(f"{_FORWARD}:ForwardMode.is_extend", by="switching"),
+    *calls(f"{_FORWARD}:ForwardBatch.init_new", *("batch", "model_runner"), by="switching"),
+    *calls(
+        "sglang.srt.model_executor.model_runner:ModelRunner.forward",
+        "forward_batch",
+        by="switching",
+    ),
+)
 
 MODES: tuple[Use, ...] = (
     *has(_ARGS, "revision", by="modes"),
@@ -51,6 +110,7 @@ MODES: tuple[Use, ...] = (
         *("logits", "sampling_info"),
         by="nonfinite",
     ),
+    *_SWITCH,
     *has(f"{_OPENAI}.protocol:UsageInfo", by="usage"),
     *has(f"{_OPENAI}.serving_chat:OpenAIServingChat", by="usage"),
     *has(f"{_OPENAI}.serving_completions:OpenAIServingCompletion", by="usage"),

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgl_entropy.runtime.v0_5_6 import easd, ours
+from sgl_entropy.runtime.v0_5_6 import easd, ours, regime, switch_counters
+from sgl_entropy.runtime.v0_5_6.switch_counters import SwitchCounters
 
 
 @dataclass
@@ -43,7 +44,8 @@ class EasdCounters:
 class SpecCounters:
     """Counts over verify cycles; ``accepted_by_position[p]`` = cycles that accepted draft p + 1.
 
-    ``easd`` is None, and ``trace`` empty, where no entropy mode was met.
+    ``easd`` is None, and ``trace`` empty, where no entropy mode was met; so are ``switch`` and
+    ``drafters`` (what a request that asks is told of its cycles) where one drafter is served.
     """
 
     cycles: int = 0
@@ -52,6 +54,8 @@ class SpecCounters:
     accepted_by_position: list[int] = field(default_factory=list)
     easd: EasdCounters | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
+    switch: SwitchCounters | None = None
+    drafters: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, emitted: int, accepted: int, drafted: int, depth: int) -> None:
         """Count one cycle of one request."""
@@ -70,6 +74,12 @@ class SpecCounters:
             self.easd = EasdCounters()
         self.easd.add(found)
 
+    def add_drafter(self, number: int) -> None:
+        """Count a cycle for the drafter that drafted it."""
+        if self.switch is None:
+            self.switch = SwitchCounters()
+        self.switch.cycles[number] += 1
+
     def to_dict(self) -> dict[str, Any]:
         out: dict[str, Any] = {
             "cycles": self.cycles,
@@ -82,6 +92,8 @@ class SpecCounters:
             out["easd_fires"] = self.easd.fires
             out["easd_relaxed"] = self.easd.relaxed
             out["easd_target_entropy"] = self.easd.mean_entropy
+        if self.switch is not None:
+            out.update(self.switch.to_dict())
         return out
 
 
@@ -121,6 +133,22 @@ def record_cycle(req: Any, emitted: int, row: list[int], draft: Any, index: int)
         TOTALS.add_easd(found)
         if found["trace"] is not None:
             counters.trace.append(found["trace"])
+    _record_drafter(req, counters, draft, index, row[: accepted_nodes(row)], emitted)
+
+
+def _record_drafter(
+    req: Any, counters: SpecCounters, draft: Any, index: int, path: list[int], emitted: int
+) -> None:
+    custom = req.sampling_params.custom_params
+    asks = isinstance(custom, dict) and custom.get("spec_drafters") is True
+    found = regime.record(draft, index, path, emitted, asks)
+    if found is None:
+        return
+    number, told = found
+    counters.add_drafter(number)
+    TOTALS.add_drafter(number)
+    if told is not None:
+        counters.drafters.append(told)
 
 
 def accepted_nodes(row: list[int]) -> int:
@@ -136,6 +164,8 @@ def of_request(req: Any) -> dict[str, Any] | None:
     out: dict[str, Any] = counters.to_dict()
     if counters.trace and req.finished():
         out["trace"] = counters.trace
+    if counters.drafters and req.finished():
+        out["drafters"] = counters.drafters
     return out
 
 
@@ -169,6 +199,10 @@ def report(meta_info: dict[str, Any], message: Any, index: int) -> None:
             meta_info[name] = counters[name]
     if "trace" in counters:
         meta_info["spec_trace"] = counters["trace"]
+    if "cycles_by_drafter" in counters:
+        meta_info["spec_cycles_by_drafter"] = counters["cycles_by_drafter"]
+    if "drafters" in counters:
+        meta_info["spec_drafters"] = counters["drafters"]
 
 
 def publish(state: dict[str, Any]) -> None:
@@ -190,6 +224,10 @@ def export(scheduler: Any) -> None:
             _metrics[name].labels(**labels).inc(now - before)
             setattr(_exported, name, now)
     _export_easd(labels)
+    if TOTALS.switch is not None:
+        if _exported.switch is None:
+            _exported.switch = SwitchCounters()
+        switch_counters.export(_metrics, labels, TOTALS.switch, _exported.switch)
     done = _exported.accepted_by_position
     done.extend([0] * (len(TOTALS.accepted_by_position) - len(done)))
     for position, now in enumerate(TOTALS.accepted_by_position):
@@ -216,6 +254,7 @@ def _create(labels: list[str]) -> dict[str, Any]:
     from prometheus_client import Counter
 
     return {
+        **switch_counters.create(labels),
         "cycles": Counter(
             "sgl_entropy:spec_cycles", "Verify cycles, one a request and step.", labels
         ),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.entropy import shannon_entropy
-from sgl_entropy.runtime.v0_5_6 import draft_stats
+from sgl_entropy.runtime.v0_5_6 import draft_stats, regime
 from sgl_entropy.runtime.v0_5_6.draft_stats import DraftStats
 from sgl_entropy.runtime.v0_5_6.modes import Mode, served_mode
 from sgl_entropy.runtime.v0_5_6.sampling import draw, is_greedy, request_probs
@@ -67,6 +67,7 @@ def begin(draft: EagleVerifyInput, batch: ScheduleBatch, logits: Tensor) -> Cycl
     Args:
         logits: [b * n, vocabulary], the target's, raw.
     """
+    regime.begin(draft, logits)
     mode, stats = served_mode(), draft_stats.of_nodes(draft)
     if mode is None or stats is None:
         return None

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from sgl_entropy.drafter.check import algorithm_mismatch
 from sgl_entropy.drafter.checkpoint import load_tensors
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
-from sgl_entropy.runtime.v0_5_6 import modes
+from sgl_entropy.runtime.v0_5_6 import modes, switch_args
 from sgl_entropy.runtime.v0_5_6.cpu import pruning
 from sgl_entropy.runtime.v0_5_6.cpu.standins import cpu_engine_asked
 from sgl_entropy.runtime.v0_5_6.drafters import drafter_config, local_folder
@@ -36,6 +36,7 @@ def prepare(args: Any) -> None:
     try:
         if algorithm not in ("EAGLE", "EAGLE3", "EDSD"):
             modes.prepare(args)
+            switch_args.prepare(args)
             return
         if args.speculative_draft_model_path is not None:
             _check_algorithm(args)
@@ -44,6 +45,10 @@ def prepare(args: Any) -> None:
         if cpu_engine_asked():
             _check_cpu(args)
         modes.prepare(args)
+        second = switch_args.prepare(args)
+        if second is not None:
+            _check_target(args, second, args.speculative_second_draft_model_path)
+            check_draft_shape(args, second)
         if args.easd is not None or args.draft_stop is not None:
             _refuse_overlap("an entropy mode")
     except DrafterError as error:
@@ -84,7 +89,7 @@ def _prepare_edsd(args: Any) -> None:
     # Reads and checks every tensor: a broken file ends here, before the target is loaded.
     load_tensors(folder)
     drafter = drafter_config(path, revision)
-    _check_target(args, drafter)
+    _check_target(args, drafter, path)
     if args.speculative_num_steps is None:
         if args.speculative_eagle_topk is not None or args.speculative_num_draft_tokens is not None:
             raise DrafterError(
@@ -126,7 +131,7 @@ def check_draft_shape(args: Any, drafter: DrafterConfig) -> None:
         )
 
 
-def _check_target(args: Any, drafter: DrafterConfig) -> None:
+def _check_target(args: Any, drafter: DrafterConfig, path: str) -> None:
     target = args.get_hf_config()
     target = target.get_text_config() if hasattr(target, "get_text_config") else target
     wrong = []
@@ -152,10 +157,7 @@ def _check_target(args: Any, drafter: DrafterConfig) -> None:
             f"0..{highest} of this target ({target.num_hidden_layers} layers)"
         )
     if wrong:
-        raise DrafterError(
-            f"{args.speculative_draft_model_path} does not fit {args.model_path}:\n"
-            + "\n".join(wrong)
-        )
+        raise DrafterError(f"{path} does not fit {args.model_path}:\n" + "\n".join(wrong))
     context = args.context_length or target.max_position_embeddings
     if drafter.max_position_embeddings < context:
         logger.warning(

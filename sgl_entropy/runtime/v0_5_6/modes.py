@@ -13,6 +13,7 @@ from typing import Any
 
 from sgl_entropy.drafter.checkpoint import load_tensors
 from sgl_entropy.drafter.config import DrafterError
+from sgl_entropy.runtime.v0_5_6 import switch_args
 from sgl_entropy.runtime.v0_5_6.drafters import drafter_config, local_folder
 from sgl_entropy.verify.calibration import Calibration
 from sgl_entropy.verify.policies import DraftStop, Svip, Typical
@@ -39,7 +40,7 @@ _RULE = {
 
 
 @dataclass(kw_only=True)
-class EntropyArgs:
+class EntropyArgs(switch_args.SwitchArgs):
     """Fields of ``ServerArgs``; None = not given."""
 
     speculative_verify_mode: str = "standard"
@@ -130,7 +131,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help=f"calibrated: what a draft step costs (default: {DEFAULT_COST}).",
     )
-    parser.set_defaults(easd=None, draft_stop=None)
+    switch_args.add_flags(group)
+    parser.set_defaults(easd=None, draft_stop=None, drafter_switch=None)
 
 
 def prepare(args: Any) -> None:

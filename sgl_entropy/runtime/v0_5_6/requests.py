@@ -12,6 +12,7 @@ from typing import Any
 
 from sgl_entropy.runtime.v0_5_6 import ours
 from sgl_entropy.runtime.v0_5_6.modes import served_mode
+from sgl_entropy.runtime.v0_5_6.switch_args import served_switch
 
 # name -> whether None stands for the default
 _WHOLE = {"max_new_tokens": True, "min_new_tokens": False, "top_k": False, "n": False}
@@ -53,6 +54,16 @@ def check_custom(given: Any) -> None:
         elif given["easd"] is not False:
             raise ValueError(
                 "easd: this server verifies exactly; it takes --speculative-verify-mode easd"
+            )
+    if "spec_drafters" in given:
+        if type(given["spec_drafters"]) is not bool:
+            raise ValueError(
+                f"spec_drafters must be true or false, found {given['spec_drafters']!r}"
+            )
+        if given["spec_drafters"] and served_switch() is None:
+            raise ValueError(
+                "spec_drafters: this server has one drafter; it takes "
+                "--speculative-second-draft-model-path"
             )
     if "spec_trace" in given:
         if type(given["spec_trace"]) is not bool:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sgl_entropy.runtime.v0_5_6.switch_args import served_switch
+
 
 def create_worker(**kwargs: Any) -> Any:
     """Build the worker; imported late, because the registry is filled while SGLang loads."""
     from sglang.srt.speculative.eagle_worker import EAGLEWorker
 
     kwargs.pop("enable_overlap", None)
+    served = served_switch()
+    if served is not None:
+        from sgl_entropy.runtime.v0_5_6.switching import SwitchingWorker
+
+        return SwitchingWorker(served, **kwargs)
     return EAGLEWorker(**kwargs)
 
 
