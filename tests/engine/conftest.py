@@ -44,6 +44,12 @@ class Fleet:
         edsd = pair.write_edsd(folder / "edsd", self.target)
         eagle3 = pair.write_eagle3(folder / "eagle3", self.target)
         variant = pair.write_edsd_variant(folder / "variant", self.target)
+        small = pair.write_edsd_small(folder / "edsd_half", self.target)
+        # Thresholds within what the tiny target meets at every other cycle.
+        two = (
+            *("--speculative-second-draft-model-path", str(small)),
+            *("--speculative-drafter-switch", "1.2,1.4"),
+        )
         chain, tree = Arm("edsd_chain", "EDSD", edsd), Arm("edsd_tree", "EDSD", edsd, 4, 3, 12)
         self.arms: dict[str, tuple[Arm, tuple[str, ...], int]] = {
             "none": (Arm("none"), PLAIN, 8192),
@@ -61,12 +67,16 @@ class Fleet:
                 (*EASD, *SMALL, "--dp-size", "2"),
                 SMALL_POOL,
             ),
+            "two_drafters": (chain, (*two, "--enable-metrics"), 8192),
+            "two_small": (tree, (*two, *SMALL), SMALL_POOL),
             "stop_svip": (chain, ("--speculative-draft-stop", "svip"), 8192),
         }
         self.targets = {"easd_small": pair.write_broken_target(folder / "broken", self.target)}
-        # EASD checks drafted tokens: with the CPU engine's pruning, those depend on the batch.
+        # EASD checks drafted tokens: with the CPU engine's pruning, those depend on the batch (as
+        # does how many are accepted).
         self.environment = {
-            name: {"SGL_ENTROPY_CPU_CYCLE_ROWS": "inf"} for name in ("easd_chain", "easd_eagle3")
+            name: {"SGL_ENTROPY_CPU_CYCLE_ROWS": "inf"}
+            for name in ("easd_chain", "easd_eagle3", "two_drafters")
         }
         self.folder = folder
         self._pool = ThreadPoolExecutor(2)

@@ -107,12 +107,14 @@ def _config(algorithm: str, **changes: object) -> DrafterConfig:
     return make(**(sizes | changes))
 
 
-def _shared(config: DrafterConfig, target: Path) -> dict[str, torch.Tensor]:
+def _shared(
+    config: DrafterConfig, target: Path, layer_scale: float = 0.1
+) -> dict[str, torch.Tensor]:
     """Weak random weights, the target's head and final norm, a random draft vocabulary."""
     tensors = tiny.random_tensors(config, seed=3)
     for name, value in tensors.items():
         if "midlayer" in name and value.ndim == 2:
-            tensors[name] = 0.1 * value
+            tensors[name] = layer_scale * value
     weights = load_file(target / "model.safetensors")
     ids = tensors["d2t"] + torch.arange(config.draft_vocab_size)
     tensors["lm_head.weight"] = weights["lm_head.weight"][ids].clone()
@@ -131,6 +133,30 @@ def write_edsd(folder: Path, target: Path) -> Path:
     tensors["edfuse.gate_proj.weight"] = gate
     tensors["edfuse.up_proj.weight"] = eye.clone()
     tensors["edfuse.down_proj.weight"] = eye / 3.0
+    tensors["embnorm.weight"] = torch.ones(HIDDEN)
+    return tiny.write_drafter(folder, config, tensors=tensors)
+
+
+def write_edsd_small(folder: Path, target: Path) -> Path:
+    """Half of EDFuse's width, another draft vocabulary, and a layer whose attention matters.
+
+    It sees half of each token's embedding, so it drafts worse than ``write_edsd``'s, and another
+    token where a row of its KV cache is missing or wrong.
+    """
+    config = _config(
+        "EDSD",
+        fuse_size=HIDDEN // 2,
+        target_layer_ids=(0, 3),
+        draft_vocab_size=DRAFT_VOCABULARY - 8,
+    )
+    tensors = _shared(config, target, layer_scale=0.45)
+    eye = torch.eye(HIDDEN)
+    tensors["fc.weight"] = torch.cat([eye, torch.zeros(HIDDEN, HIDDEN)], 1)
+    gate = torch.zeros(HIDDEN // 2, HIDDEN)
+    gate[:, 0] = 3.0
+    tensors["edfuse.gate_proj.weight"] = gate
+    tensors["edfuse.up_proj.weight"] = eye[: HIDDEN // 2].clone()
+    tensors["edfuse.down_proj.weight"] = eye[:, : HIDDEN // 2].clone()
     tensors["embnorm.weight"] = torch.ones(HIDDEN)
     return tiny.write_drafter(folder, config, tensors=tensors)
 
