@@ -19,9 +19,12 @@ from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
 
 if TYPE_CHECKING:
+    from sgl_entropy.cli.calibrate_sources import Source
     from sgl_entropy.verify.calibration import Calibration
+    from sgl_entropy.verify.identity import Identity
     from sgl_entropy.verify.observations import Observations
     from sgl_entropy.verify.rule import EasdRule
+    from sgl_entropy.verify.trace import CycleRecord
 
 EPILOG = """examples:
   sgl-entropy calibrate --target TARGET --drafter DRAFTER --texts held_out.jsonl --out easd.json
@@ -35,7 +38,8 @@ percentile is 80 because about a fifth of the tokens of a text are real decision
 follow from what is there: only among those may EASD fire, and in fewer where the two models are
 not unsure together. The fixed value of EASD's paper, about 2 nats, suits its own models; the
 percentile carries over. A server must run with --speculative-verify-mode easd, which records what
-is needed; the rule itself is off for the requests of the calibration."""
+is needed; the rule itself is off for the requests of the calibration. An interrupted calibration
+goes on where it ended when the command is repeated: finished prompts are kept in OUT.trace."""
 
 # Rows of the table beside the chosen percentiles.
 PERCENTILES = (50, 60, 70, 80, 90, 95)
@@ -96,7 +100,13 @@ def run(args: argparse.Namespace) -> int:
     identities = Identity.of(source.target), Identity.of(source.drafter)
     held = chat_prompts(source.target, groups, args.max_prompt_tokens)
     prompts = [prompt for group in held.values() for prompt in group]
-    seen = Observations.of(source.measure(prompts, _progress(len(prompts))), source.top_n)
+    record = _record(args.out)
+    try:
+        cycles = measured(source, prompts, identities, args.max_new_tokens, record)
+        seen = Observations.of(cycles, source.top_n)
+    except BaseException:
+        _drop_if_empty(record)
+        raise
     if len(seen) < FEW:
         _say(
             f"warning: only {len(seen)} positions: percentiles are not sure; use more prompts or "
@@ -130,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         version=__version__,
     )
     write_json(calibration.to_dict(), args.out)
+    record.unlink()
     if args.plot is not None:
         from sgl_entropy.drafter.calibration_plot import draw
 
@@ -138,6 +149,61 @@ def run(args: argparse.Namespace) -> int:
         print(_table(calibration))
         print(f"written to {args.out}")
     return 0
+
+
+def _record(out: Path) -> Path:
+    """Where finished prompts are kept until the calibration is written."""
+    return out.with_name(f"{out.name}.trace")
+
+
+def measured(
+    source: Source,
+    prompts: Sequence[list[int]],
+    identities: tuple[Identity, Identity],
+    max_new_tokens: int,
+    record: Path,
+) -> list[Sequence[CycleRecord]]:
+    """The verify cycles of each prompt; those that ``record`` holds are not measured again.
+
+    Args:
+        record: a trace file, a line a finished prompt: an interrupt loses only the current one.
+
+    Raises:
+        ValueError: ``record`` is of other models or settings.
+    """
+    from sgl_entropy.verify.trace import RequestTrace, TraceHeader
+    from sgl_entropy.verify.trace_file import TraceReader, TraceWriter
+
+    header = TraceHeader(
+        target=identities[0].sha256,
+        drafter=identities[1].sha256,
+        draft_tokens=source.depth,
+        top_n=source.top_n,
+        temperature=0.0,
+    )
+    progress = _progress(len(prompts))
+    out: list[Sequence[CycleRecord]] = []
+    with TraceWriter(record, header, append=True) as trace:
+        held = {request.rid: request.cycles for request in TraceReader(record)}
+        if held:
+            _say(f"{len(held)} prompts are there from before")
+        for number, prompt in enumerate(prompts):
+            what = json.dumps([number, max_new_tokens, prompt]).encode()
+            rid = f"{number}-{hashlib.sha256(what).hexdigest()[:16]}"
+            if rid not in held:
+                held[rid] = tuple(source.measure(prompt))
+                trace.add(RequestTrace(rid, None, held[rid]))
+            out.append(held[rid])
+            progress(f"{len(out)} of {len(prompts)} prompts")
+    return out
+
+
+def _drop_if_empty(record: Path) -> None:
+    """Of a calibration that failed before it had anything, nothing stays behind."""
+    from sgl_entropy.verify.trace_file import TraceReader
+
+    if record.exists() and not any(request.cycles for request in TraceReader(record)):
+        record.unlink()
 
 
 def _check(args: argparse.Namespace) -> tuple[float, float]:

@@ -15,8 +15,8 @@ from sgl_entropy.drafter.evaluation import load_pair
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import CycleRecord
 
-# (prompts as token ids, called with a line after each) -> the cycles of each prompt
-Measure = Callable[[list[list[int]], Callable[[str], None]], list[list[CycleRecord]]]
+# a prompt's token ids -> its cycles
+Measure = Callable[[list[int]], list[CycleRecord]]
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,10 @@ def offline(args: argparse.Namespace) -> Source:
             f"--top-n {top_n}: the drafter knows {drafter.config.draft_vocab_size} tokens"
         )
 
-    def measure(prompts: list[list[int]], report: Callable[[str], None]) -> list[list[CycleRecord]]:
-        rules = [None] * len(prompts)
+    def measure(prompt: list[int]) -> list[CycleRecord]:
         sizes = (args.depth, args.max_new_tokens)
-        answers = decode(target, drafter, prompts, rules, *sizes, layers, top_n, report)
-        return [answer.cycles for answer in answers]
+        (answer,) = decode(target, drafter, [prompt], [None], *sizes, layers, top_n)
+        return answer.cycles
 
     return Source(args.target, args.drafter, top_n, args.depth, measure)
 
@@ -90,29 +89,24 @@ def on_server(args: argparse.Namespace) -> Source:
     depth = int(info.get("speculative_num_draft_tokens", args.depth + 1)) - 1
     asked = {"custom_params": {"spec_trace": True, "easd": False}}
 
-    def measure(prompts: list[list[int]], report: Callable[[str], None]) -> list[list[CycleRecord]]:
-        found: list[list[CycleRecord]] = []
-        for ids in prompts:
-            try:
-                done = client.generate(
-                    input_ids=ids, max_new_tokens=args.max_new_tokens, sampling=asked
-                )
-            except (ServerError, OSError) as error:
-                raise ValueError(f"{where}: {error}") from None
-            # The first token comes from the prefill: a cycle is behind every further one.
-            traces = done.meta.get("spec_trace", [] if done.completion_tokens < 2 else None)
-            if not isinstance(traces, list):
-                raise ValueError(
-                    f"{where} returned no spec_trace: it records chains alone, so start it with "
-                    "--speculative-eagle-topk 1"
-                )
-            try:
-                found.append([CycleRecord.from_dict(trace, depth) for trace in traces])
-            except ValueError as error:
-                number = len(found) + 1
-                raise ValueError(f"{where}: spec_trace of prompt {number}: {error}") from None
-            report(f"{len(found)} of {len(prompts)} prompts")
-        return found
+    def measure(prompt: list[int]) -> list[CycleRecord]:
+        try:
+            done = client.generate(
+                input_ids=prompt, max_new_tokens=args.max_new_tokens, sampling=asked
+            )
+        except (ServerError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        # The first token comes from the prefill: a cycle is behind every further one.
+        traces = done.meta.get("spec_trace", [] if done.completion_tokens < 2 else None)
+        if not isinstance(traces, list):
+            raise ValueError(
+                f"{where} returned no spec_trace: it records chains alone, so start it with "
+                "--speculative-eagle-topk 1"
+            )
+        try:
+            return [CycleRecord.from_dict(trace, depth) for trace in traces]
+        except ValueError as error:
+            raise ValueError(f"{where}: spec_trace: {error}") from None
 
     return Source(target, drafter, top_n, depth, measure)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_entropy.cli import main
+from sgl_entropy.cli import calibrate_sources, main
 from sgl_entropy.drafter.easd_reference import decode
 from sgl_entropy.drafter.evaluation import load_pair
 from sgl_entropy.verify.calibration import Calibration
@@ -65,6 +65,52 @@ def test_offline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{found['rule']['target_entropy']:.3f}" in out
     assert "6 of 6 prompts, 0 s left" in err
     assert "warning: only" in err
+
+
+def test_an_interrupted_calibration_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*models(folder), *texts(folder)]
+    plain = calibrate(folder, *words)
+    asked: list[Any] = []
+
+    def failing(*given: Any) -> Any:
+        asked.append(given[2])
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return decode(*given)
+
+    monkeypatch.setattr(calibrate_sources, "decode", failing)
+    out = folder / "again.json"
+    command = ["calibrate", *words, "--out", str(out), "--max-new-tokens", "40"]
+    assert main(command) == 130
+    assert not out.exists()
+    record = folder / "again.json.trace"
+    record.write_bytes(record.read_bytes() + b'{"rid": "torn')
+    assert main(command) == 0
+    assert "3 prompts are there from before" in capsys.readouterr().err
+    # Three were done, one was under way: the other two and that one are asked now.
+    assert len(asked) == 7
+    assert json.loads(out.read_text()) == plain
+    assert not record.exists()
+
+
+def test_a_record_of_other_settings_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def stopped(*given: Any) -> Any:
+        asked.append(given)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return decode(*given)
+
+    monkeypatch.setattr(calibrate_sources, "decode", stopped)
+    command = ["calibrate", *models(folder), *texts(folder), "--out", str(folder / "odd.json")]
+    assert main(command) == 130
+    assert main([*command, "--top-n", "3"]) == 2
+    assert "top_n differ" in capsys.readouterr().err
 
 
 def test_other_percentiles_and_conditions(folder: Path) -> None:
@@ -161,6 +207,8 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> st
     out = folder / "never.json"
     assert main(["calibrate", "--out", str(out), *words]) == 2
     assert not out.exists()
+    # What was measured before the failure stays for the next try, of which there is none here.
+    out.with_name("never.json.trace").unlink(missing_ok=True)
     return capsys.readouterr().err
 
 
@@ -174,7 +222,7 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> st
         ({"easd": {"top_n": 7}}, {}, "no share of 7: another top_n"),
         ({"model_path": "org/model"}, {}, "serves org/model"),
         ({}, {"spec_trace": None}, "returned no spec_trace: it records chains alone"),
-        ({}, {"spec_trace": [{}]}, "spec_trace of prompt 1: missing key"),
+        ({}, {"spec_trace": [{}]}, "spec_trace: missing key"),
         ({"speculative_num_draft_tokens": 3}, {}, "must be"),
         ({}, {"spec_trace": []}, "answers are too short"),
     ],
