@@ -191,7 +191,10 @@ def measured(
             what = json.dumps([number, max_new_tokens, prompt]).encode()
             rid = f"{number}-{hashlib.sha256(what).hexdigest()[:16]}"
             if rid not in held:
-                held[rid] = tuple(source.measure(prompt))
+                try:
+                    held[rid] = tuple(source.measure(prompt))
+                except ValueError as error:
+                    raise ValueError(f"{error} (prompt {number + 1})") from None
                 trace.add(RequestTrace(rid, None, held[rid]))
             out.append(held[rid])
             progress(f"{len(out)} of {len(prompts)} prompts")
