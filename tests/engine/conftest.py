@@ -112,6 +112,12 @@ class Fleet:
     def stop(self, name: str) -> None:
         self._running.pop(name).result().stop()
 
+    def release(self, *names: str) -> None:
+        """Stop those that run: servers of one module alone, and whoever polls takes a core."""
+        for name in names:
+            if name in self._running:
+                self.stop(name)
+
     def close(self) -> None:
         for name in list(self._running):
             if self._running[name].exception() is None:

@@ -30,8 +30,9 @@ TELL = {"spec_drafters": True}
 
 
 @pytest.fixture(scope="module")
-def two(fleet: Fleet) -> EngineClient:
-    return fleet.client("two_drafters")
+def two(fleet: Fleet) -> Iterator[EngineClient]:
+    yield fleet.client("two_drafters")
+    fleet.release("two_drafters", "two_small")
 
 
 @pytest.fixture

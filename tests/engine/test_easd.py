@@ -36,6 +36,13 @@ CUSTOM: list[Any] = [
 SERVERS = [("easd_chain", "edsd"), ("easd_eagle3", "eagle3")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def released(fleet: Fleet) -> Iterator[None]:
+    """SGLang's data-parallel controller polls: it must not run beside all later tests."""
+    yield
+    fleet.release("easd_chain", "easd_eagle3", "easd_small", "stop_svip")
+
+
 def rule_of(custom: Any) -> EasdRule | None:
     return RULE.of_request((custom or {}).get("easd"))
 

@@ -178,6 +178,10 @@ def test_rows_of_a_pruned_tree_see_what_they_saw_in_the_whole(n: int, prefixes: 
         slots = pool.slots(i, prefix + n)
         for row in live[i]:
             visible.append(slots[:prefix] + [slots[prefix + j] for j in masks[i][row].nonzero()])
+        # What a pruned node's slot holds was left by its last owner, whose logits were NaN.
+        for node in range(n):
+            if not any(masks[i][row][node] for row in live[i]):
+                pool.keys[slots[prefix + node]] = pool.values[slots[prefix + node]] = torch.nan
     check(pool, plan, visible, 3)
 
 

@@ -119,6 +119,10 @@ def make_plan(
                 for j, i in enumerate(group):
                     seen = tree_mask[i]
                     mask[j, : len(seen), lens[j] - seen.shape[1] : lens[j]] = seen
+                    mask[j, len(seen) :] = mask[j, len(seen) - 1]
+                # A pruned node's slot holds what its last owner left, and a weight of zero does
+                # not silence a NaN there.
+                kv.masked_fill_(~mask.any(1), 0)
             mask = mask[:, None]
         plan.append(Group(rows, kv, mask, keep, n))
     return plan
