@@ -28,15 +28,13 @@ from sgl_entropy.train.features import (
     refuse_foreign,
     run_feature_worker,
 )
-from sgl_entropy.train.generate import Prompt, WorkerPlan, in_length_blocks, run_worker
+from sgl_entropy.train.generate import Prompt, WorkerPlan, run_worker, worker_queue
 from sgl_entropy.train.group import device_of
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import FORMAT, Samples, Store, made_with, write_meta
 
 Report = Callable[[str], None]
-# Prompts sorted by length together while generating.
-_LENGTH_BLOCK = 640
 
 
 def target_folder(settings: TrainSettings) -> Path:
@@ -102,7 +100,7 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
             number,
             str(target),
             str(folder),
-            tuple(in_length_blocks(todo[number :: given.workers], _LENGTH_BLOCK)),
+            tuple(worker_queue(todo, number, given.workers)),
             layers,
             given.max_new_tokens,
             given.slots,

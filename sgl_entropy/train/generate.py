@@ -27,6 +27,10 @@ from sgl_entropy.train.store import Sample, write_shard
 # Finished sequences a shard holds, and the most (padded) prompt rows of one prefill.
 SHARD_SEQUENCES = 64
 PREFILL_ROWS = 2048
+# Prompts of a worker that are sorted by length together.
+LENGTH_BLOCK = 640
+# Small prefills waste the matmuls: so many slots are idle before any is filled again.
+REFILLED = 12
 # Rows whose logits over the whole vocabulary are held at once.
 _LOGIT_ROWS = 128
 
@@ -49,6 +53,24 @@ def in_length_blocks(prompts: Sequence[Prompt], block: int) -> list[Prompt]:
         part = prompts[start : start + block]
         out += sorted(part, key=lambda p: (len(p.tokens), p.prompt_id), reverse=number % 2 == 1)
     return out
+
+
+def worker_queue(prompts: Sequence[Prompt], number: int, workers: int) -> list[Prompt]:
+    """The part of worker ``number`` (from 0), in the order in which it answers."""
+    return in_length_blocks(prompts[number::workers], LENGTH_BLOCK)
+
+
+def next_prefill(queue: list[Prompt], most: int) -> list[Prompt]:
+    """Take the next prefill's prompts from the front of ``queue``: up to ``most``, and no more
+    padded rows than ``PREFILL_ROWS`` (a single longer prompt excepted)."""
+    part: list[Prompt] = []
+    longest = 0
+    while queue and len(part) < most:
+        longest = max(longest, len(queue[0].tokens))
+        if part and longest * (len(part) + 1) > PREFILL_ROWS:
+            break
+        part.append(queue.pop(0))
+    return part
 
 
 def judge(target: PlainTarget, final: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,8 +228,7 @@ def run_worker(plan: WorkerPlan) -> None:
     while not stop.asked and tokens < plan.answer_tokens:
         new = batch.take_finished(plan.max_new_tokens)
         idle = batch.idle()
-        # Small prefills waste the matmuls: wait until a batch of slots is free.
-        if queue and len(idle) >= min(12, len(batch.prompts)):
+        if queue and len(idle) >= min(REFILLED, len(batch.prompts)):
             _refill(batch, queue, idle)
             new += batch.take_finished(plan.max_new_tokens)  # answers that are empty at once
         finished += new
@@ -230,13 +251,7 @@ def run_worker(plan: WorkerPlan) -> None:
 
 def _refill(batch: Batch, queue: list[Prompt], idle: list[int]) -> None:
     while queue and idle:
-        part: list[Prompt] = []
-        longest = 0
-        while queue and len(part) < len(idle):
-            longest = max(longest, len(queue[0].tokens))
-            if part and longest * (len(part) + 1) > PREFILL_ROWS:
-                break
-            part.append(queue.pop(0))
+        part = next_prefill(queue, len(idle))
         batch.admit(part, idle[: len(part)])
         idle = idle[len(part) :]
 

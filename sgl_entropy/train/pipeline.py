@@ -32,13 +32,8 @@ from sgl_entropy.train.data import (
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.group import Group, join_group, leave_group
-from sgl_entropy.train.plan import (
-    GPUS,
-    as_report,
-    count,
-    expected_lengths,
-    gpu_seconds,
-)
+from sgl_entropy.train.plan import GPUS, as_report, count, gpu_seconds
+from sgl_entropy.train.plan_lengths import expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory
 from sgl_entropy.train.plan_trial import Trial, measure_here
 from sgl_entropy.train.settings import TrainSettings
@@ -59,7 +54,7 @@ def plan(
     prompts, _ = load_prompts(settings, report)
     given, folder = settings.generate, work_folder(settings) / "store"
     store = Store(folder) if any(folder.glob("*.safetensors")) else None
-    lengths = expected_lengths(prompts, given.answer_tokens, given.max_new_tokens, store)
+    lengths = expected_lengths(prompts, given, store)
     config = drafter_config(settings, algorithm)
     layers = stored_layers(settings, int(model["num_hidden_layers"]))
     counts = count(lengths, model, len(layers), config, settings.fit)
@@ -74,7 +69,6 @@ def plan(
                 config,
                 settings.fit,
                 lengths,
-                tuple(prompts[:2000]),
                 given.slots,
                 given.workers,
                 resolve_dtype(given.dtype, made_with(folder)),

@@ -1,27 +1,23 @@
 """What a training will cost, before it runs: tokens, FLOPs, storage, time and memory.
 
-Counts follow from the target's config, the prompts and the schedules. Seconds of this machine are
-measured (``plan_trial``); those of a described GPU are FLOPs and bytes over stated fractions of its
-peaks. (Ours.)
+Counts follow from the target's config, the sequences (``plan_lengths``) and the schedules. Seconds
+of this machine are measured (``plan_trial``); those of a described GPU are FLOPs and bytes over
+stated fractions of its peaks. (Ours.)
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
+from sgl_entropy.train.batches import chain_count, plan_epoch
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.generate import Prompt
+from sgl_entropy.train.plan_lengths import Lengths
 from sgl_entropy.train.schedules import masked_percent
-from sgl_entropy.train.store import Store
 
-# How long an answer is where nothing is stored yet, as a fraction of the longest allowed: the
-# small target's answers to our prompts (397,281 tokens to 3,949 prompts of at most 192).
-ANSWER_FRACTION = 0.52
 # Fractions of a GPU's peaks that a plan counts on.
 GPU_COMPUTE, GPU_BANDWIDTH = 0.35, 0.6
 
@@ -43,45 +39,6 @@ GPUS = {
     "l40s": Gpu(362e12, 0.864e12, 48e9),
     "rtx4090": Gpu(165e12, 1.0e12, 24e9),
 }
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """What a training is made of.
-
-    Attributes:
-        sequences: that are answered, held-out ones included.
-        prompt, answer: mean tokens of each.
-        origin: where the means come from.
-        longest_prompt, longest_answer: tokens; 0 = not known, the mean is taken.
-    """
-
-    sequences: int
-    prompt: float
-    answer: float
-    origin: str
-    longest_prompt: int = 0
-    longest_answer: int = 0
-
-
-def expected_lengths(
-    prompts: Sequence[Prompt], answer_tokens: int, max_new_tokens: int, store: Store | None
-) -> Lengths:
-    """Means from the store where one was begun, else from the prompts and ``ANSWER_FRACTION``."""
-    longest = max((len(prompt.tokens) for prompt in prompts), default=0)
-    known = len(prompts)
-    if store is not None:
-        answer = store.answer_tokens() / len(store.entries)
-        asked = statistics.fmean(entry.prompt_length for entry in store.entries)
-        longest = max(longest, *(entry.prompt_length for entry in store.entries))
-        known = max(known, len(store.entries))
-        origin = f"{len(store.entries)} stored answers"
-    else:
-        answer = ANSWER_FRACTION * max_new_tokens
-        asked = statistics.fmean(len(prompt.tokens) for prompt in prompts)
-        origin = f"assumed: {ANSWER_FRACTION:.0%} of {max_new_tokens} tokens an answer"
-    sequences = min(known, math.ceil(answer_tokens / answer))
-    return Lengths(sequences, asked, answer, origin, longest, max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -121,27 +78,26 @@ def count(
         layers: that the store keeps.
     """
     d = int(target["hidden_size"])
-    tokens = lengths.sequences * (lengths.prompt + lengths.answer)
-    answer_tokens = lengths.sequences * lengths.answer
-    trained = trained_sequences(lengths, fit)
-    chains = chains_of(lengths, fit)
+    learned, first = lengths.learned(fit), lengths.prompt_from(fit)
+    chains = [chain_count(entry, first) for entry in learned]
     layer, head = trained_weights(config)
-    rows = head_rows = 0.0
+    most = max(fit.steps_in(epoch) for epoch in range(fit.epochs))
+    at_step = [sum(max(0, one - step) for one in chains) for step in range(most)]
+    rows, head_rows = 0, 0.0
     for epoch in range(fit.epochs):
-        kept = 1 - masked_percent(epoch, fit.epochs, fit.mask_gamma) / 100
-        for step in range(fit.steps_in(epoch)):
-            rows += trained * (chains - step)
-            head_rows += trained * (chains - step) * kept
+        unrolled = sum(at_step[: fit.steps_in(epoch)])
+        rows += unrolled
+        head_rows += unrolled * (1 - masked_percent(epoch, fit.epochs, fit.mask_gamma) / 100)
     matmul = target_matmul(target)
     head_size = d * int(target["vocab_size"])
     return Counts(
-        round(answer_tokens),
-        round(tokens),
-        round(tokens * row_bytes(d, layers)),
-        2.0 * tokens * (matmul + head_size),
-        round(rows),
+        lengths.answer_tokens,
+        lengths.tokens,
+        lengths.tokens * row_bytes(d, layers),
+        2.0 * lengths.tokens * (matmul + head_size),
+        rows,
         6.0 * (layer * rows + head * head_rows),
-        fit.epochs * math.ceil(trained * chains / fit.rows),
+        fit.epochs * len(plan_epoch(learned, fit.rows, fit.seed, 0, first)),
         sum(math.prod(shape) for name, shape in config.tensor_shapes().items() if "2" not in name),
     )
 
@@ -199,17 +155,6 @@ def gpu_seconds(
     return Seconds(prefill + decode, counts.fit_flops / (gpu.flops * GPU_COMPUTE), basis)
 
 
-def trained_sequences(lengths: Lengths, fit: FitSettings) -> float:
-    """Sequences that are learned from in an epoch."""
-    kept = lengths.sequences * (1 - 1 / fit.validation_every)
-    return min(kept, fit.answer_tokens / lengths.answer) if fit.answer_tokens else kept
-
-
-def chains_of(lengths: Lengths, fit: FitSettings) -> float:
-    """Mean chains of a sequence. Learning from prompts begins behind a template's shared head."""
-    return lengths.answer - 1 + (max(0.0, lengths.prompt - 4) if fit.prompt_rows else 0.0)
-
-
 def as_report(
     algorithm: Algorithm,
     lengths: Lengths,
@@ -220,7 +165,12 @@ def as_report(
     """The report, as JSON holds it."""
     return {
         "algorithm": algorithm,
-        "lengths": asdict(lengths),
+        "lengths": {
+            "sequences": lengths.sequences,
+            "prompt": round(lengths.prompt, 1),
+            "answer": round(lengths.answer, 1),
+            "origin": lengths.origin,
+        },
         **asdict(counts),
         "bytes_per_token": round(counts.store_bytes / counts.tokens, 1),
         "fit_memory_bytes": memory,

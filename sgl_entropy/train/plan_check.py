@@ -1,8 +1,9 @@
 """A plan against a finished training: each quantity as planned beforehand and as recorded.
 
-Planned is what ``train --plan`` says while nothing is stored: lengths are assumed, seconds measured
-now on a few steps. Recorded is what the stages left: the store's index and log, and of each fit its
-log and checkpoint. Memory is not recorded: a few real steps are run in a fresh process. (Ours.)
+Planned is what ``train --plan`` says while nothing is stored: lengths of answers are drawn, seconds
+measured now on a few steps. Recorded is what the stages left: the store's index and log, and of
+each fit its log and checkpoint. Memory is not recorded: a few real steps are run in a fresh
+process. (Ours.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from sgl_entropy.train.benchmark import OURS, Job, make_trainer, widest_steps
 from sgl_entropy.train.benchmark_report import table
 from sgl_entropy.train.data import load_prompts, stored_layers, target_folder, work_folder
 from sgl_entropy.train.memory import memory_of
-from sgl_entropy.train.plan import count, expected_lengths, trained_weights
+from sgl_entropy.train.plan import count, trained_weights
+from sgl_entropy.train.plan_lengths import expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory
 from sgl_entropy.train.plan_trial import Trial, fit_seconds, generate_seconds
 from sgl_entropy.train.settings import TrainSettings, load_settings
@@ -149,7 +151,7 @@ def check(
     prompts, _ = load_prompts(settings, report)
     given = settings.generate
     model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
-    lengths = expected_lengths(prompts, given.answer_tokens, given.max_new_tokens, None)
+    lengths = expected_lengths(prompts, given, None)
     layers = len(stored_layers(settings, int(model["num_hidden_layers"])))
 
     def trial(config: DrafterConfig, one: TrainSettings) -> Trial:
@@ -159,7 +161,6 @@ def check(
             config,
             one.fit,
             lengths,
-            tuple(prompts[:2000]),
             given.slots,
             given.workers,
             resolve_dtype(given.dtype, made_with(folder)),
@@ -234,10 +235,10 @@ def page(data: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "# Plans against finished trainings",
-            "Planned: what `train --plan` says while nothing is stored, with assumed lengths and "
-            "seconds measured now on a few steps. Recorded: by the store and by each fit as it "
-            "ran, beside what else this machine did then; memory by a few real steps in a process "
-            "of its own, over a bare one.",
+            "Planned: what `train --plan` says while nothing is stored, with drawn lengths of "
+            "answers and seconds measured now on a few steps. Recorded: by the store and by each "
+            "fit as it ran, beside what else this machine did then; memory by a few real steps in "
+            "a process of its own, over a bare one.",
             table(
                 ["", "quantity", "planned", "recorded", "planned / recorded", within], rows, (0, 1)
             ),

@@ -7,17 +7,25 @@ autograd really saves.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from sgl_entropy.drafter.config import DrafterConfig
+from sgl_entropy.train.batches import chain_count, plan_epoch
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.plan import Lengths, chains_of, trained_weights
+from sgl_entropy.train.plan import trained_weights
+from sgl_entropy.train.plan_lengths import Lengths
 
 # Bytes a row keeps for each of d: around the fusion (norms in float32, its inputs) and around
 # attention and MLP. Of each tap, float32 and the matmuls' copy. Projections to m and to the MLP's
 # width keep four tensors: gate, its SiLU, up and the product.
 _FUSION, _LAYER, _TAP, _GATED = 28, 36, 6, 4
-# Of each logit of the last draft step: float32, the products with the target, and their copies.
-_LOGIT = 12
+# What the last draft step takes on its way: of each logit, float32, the products with the target,
+# and their copies; of each score of attention, float32 without and with the drafted rows' own.
+_LOGIT, _SCORE = 12, 8
+# Of each tap, as the batch holds it.
+_STORED = 2
+# Epochs whose batches are looked through.
+_EPOCHS = 4
 
 
 def fit_memory(config: DrafterConfig, fit: FitSettings, lengths: Lengths, wide: int) -> int:
@@ -32,15 +40,36 @@ def fit_memory(config: DrafterConfig, fit: FitSettings, lengths: Lengths, wide: 
     # float32 weights, gradients and AdamW's two moments; in bfloat16 also copies for the matmuls.
     weights = 16 * learned + (wide * (layer + head) if wide < 4 else 0)
     target = wide * (config.vocab_size * config.target_hidden_size + head)
-    # The longest batch: as many sequences as any, padded to the longest prompt and answer.
-    sequences = max(1.0, fit.rows / chains_of(lengths, fit))
-    answer = lengths.longest_answer or lengths.answer
-    prompt = lengths.longest_prompt or lengths.prompt
-    chains = answer + (prompt if fit.prompt_rows else 0)
+    return round(weights + target + largest_batch(config, fit, lengths, wide))
+
+
+def largest_batch(config: DrafterConfig, fit: FitSettings, lengths: Lengths, wide: int) -> float:
+    """Bytes of the batch that holds most, of a few epochs' batches as the fit makes them, with the
+    most draft steps that it unrolls. Such a batch has many short answers behind long prompts."""
     steps = max(fit.steps_in(epoch) for epoch in range(fit.epochs))
-    rows = sequences * (prompt + answer)
-    kept = kept_bytes(config, rows, sequences * chains, prompt + answer, steps, wide)
-    return round(weights + target + kept + _LOGIT * fit.rows * config.draft_vocab_size)
+    entries, first = lengths.learned(fit), lengths.prompt_from(fit)
+    return max(
+        batch_bytes(config, [(e.length, chain_count(e, first)) for e in batch], steps, wide)
+        for epoch in range(_EPOCHS)
+        for batch in plan_epoch(entries, fit.rows, fit.seed, epoch, first)
+    )
+
+
+def batch_bytes(
+    config: DrafterConfig, batch: Sequence[tuple[int, int]], steps: int, wide: int
+) -> float:
+    """Bytes of one batch, padded, on its way through ``steps`` draft steps.
+
+    Args:
+        batch: (tokens, chains) of each sequence.
+    """
+    length = max(tokens for tokens, _ in batch) - 2  # the last two are not verified
+    rows = len(batch) * length
+    chains = len(batch) * max(own for _, own in batch)
+    logits = _LOGIT * sum(own for _, own in batch) * config.draft_vocab_size
+    scores = _SCORE * config.num_attention_heads * length * chains
+    kept = kept_bytes(config, rows, chains, length, steps, wide)
+    return kept + _STORED * rows * config.tap_width + max(logits, scores)
 
 
 def kept_bytes(

@@ -7,24 +7,31 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.train.batches import chain_count, plan_epoch
 from sgl_entropy.train.fit import Fit
-from sgl_entropy.train.fit_costs import chain_seconds
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.generate import PREFILL_ROWS, Batch, Prompt
-from sgl_entropy.train.plan import Lengths, Seconds, chains_of, trained_sequences
-from sgl_entropy.train.store import FORMAT, Sample, Store, write_meta, write_shard
+from sgl_entropy.train.generate import Batch, Prompt
+from sgl_entropy.train.plan import Seconds
+from sgl_entropy.train.plan_lengths import Lengths
+from sgl_entropy.train.plan_slots import worker_schedule
+from sgl_entropy.train.store import FORMAT, Entry, Sample, Store, write_meta, write_shard
 
-_SEQUENCES = 24
-_DECODE_STEPS = 12
+# What is timed: prefills, lengths at which decode steps are, steps at each, optimizer steps.
+_PREFILLS, _DECODE_LENGTHS, _DECODE_STEPS, _BATCHES = 6, 3, 5, 24
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,6 @@ class Trial:
     config: DrafterConfig
     fit: FitSettings
     lengths: Lengths
-    prompts: tuple[Prompt, ...]
     slots: int
     workers: int
     dtype: str
@@ -50,9 +56,10 @@ def measure_here(trial: Trial) -> Seconds:
 
 def generate_seconds(trial: Trial) -> float:
     """Of all answers with their features, in as many processes as it will use."""
-    with _pool(trial.workers) as pool:
-        rates = list(pool.map(_generation_rate, [trial] * trial.workers))
-    return trial.lengths.sequences * trial.lengths.answer / sum(rates)
+    workers = min(trial.workers, trial.lengths.sequences)
+    with _pool(workers) as pool:
+        rates = list(pool.map(_generation_rate, [trial] * workers, range(workers)))
+    return trial.lengths.answer_tokens / workers / min(rates)
 
 
 def fit_seconds(trial: Trial) -> float:
@@ -66,78 +73,115 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _generation_rate(trial: Trial) -> float:
-    """Answer tokens a second of one worker: prefilling its slots, then decoding them."""
+def _spread(items: Sequence[T], wanted: int, size: Callable[[T], int]) -> list[T]:
+    """The middle ones of ``wanted`` equal parts of the items, in the order of ``size``."""
+    order = sorted(items, key=size)
+    wanted = min(wanted, len(order))
+    return [order[(2 * i + 1) * len(order) // (2 * wanted)] for i in range(wanted)]
+
+
+def _generation_rate(trial: Trial, number: int) -> float:
+    """Answer tokens a second of worker ``number``: prefills and decode steps of its schedule, each
+    at the mean cost of a few that are spread over their sizes."""
     torch.set_num_threads(1)
+    schedule = worker_schedule(trial.lengths.entries, number, trial.workers, trial.slots)
     target = PlainTarget.from_folder(trial.target, getattr(torch, trial.dtype))
-    slots = min(trial.slots, trial.lengths.sequences)
-    prompts = _of_mean_length(trial, slots)
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    answer = trial.lengths.answer
-    batch = Batch(target, slots, longest + round(answer) + _DECODE_STEPS + 2, trial.layers)
-    part = max(1, min(slots, PREFILL_ROWS // longest))
-    filled, prefill = 0, 0.0
-    for start in range(0, slots, part):
-        some = prompts[start : start + part]
-        began = time.perf_counter()
-        batch.admit(some, range(start, start + len(some)))
-        if start or slots <= part:  # the first makes kernels
-            prefill += time.perf_counter() - began
-            filled += len(some)
-    # Half-way through an answer the attention is as long as it is on average.
-    batch.lengths += round(answer / 2)
-    times = []
-    for _ in range(_DECODE_STEPS):
-        began = time.perf_counter()
-        batch.step()
-        times.append(time.perf_counter() - began)
-    per_sequence = prefill / filled + answer * statistics.median(times) / slots
-    return answer / per_sequence
+    longest = max(schedule.steps) + _DECODE_STEPS + 2
+    batch = Batch(target, schedule.slots, longest, trial.layers)
+    prefills = _spread(schedule.prefills, _PREFILLS, _padded)
+    batch.admit(prefills[0], range(len(prefills[0])))  # makes kernels
+    taken = sum(_seconds(batch.admit, part, range(len(part))) for part in prefills)
+    prefill = taken * sum(map(_padded, schedule.prefills)) / sum(map(_padded, prefills))
+    # From here on all slots are taken, by whatever they hold.
+    batch.prompts = [prefills[0][0]] * schedule.slots
+    steps = []
+    for length in _spread(schedule.steps, _DECODE_LENGTHS, int):
+        batch.cache = target.new_cache(schedule.slots)
+        batch.lengths.fill_(length)
+        batch.step()  # makes room
+        steps.append(statistics.median(_seconds(batch.step) for _ in range(_DECODE_STEPS)))
+    return schedule.answer_tokens / (prefill + len(schedule.steps) * statistics.fmean(steps))
 
 
-def _of_mean_length(trial: Trial, wanted: int) -> list[Prompt]:
-    """Real prompts, nearest to the mean length."""
-    order = sorted(trial.prompts, key=lambda p: abs(len(p.tokens) - trial.lengths.prompt))
-    return [order[i % len(order)] for i in range(wanted)]
+def _padded(part: Sequence[Prompt]) -> int:
+    """Rows of a prefill, padding included."""
+    return len(part) * max(len(prompt.tokens) for prompt in part)
+
+
+def _seconds(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float:
+    began = time.perf_counter()
+    work(*args, **kwargs)
+    return time.perf_counter() - began
 
 
 def _fit_seconds(trial: Trial) -> float:
-    """Seconds of all optimizer steps, from real steps on a store of noise of the right sizes."""
+    """Seconds of all optimizer steps, from real steps on a store of noise: some batches of the real
+    plan, spread over their widths, with sequences of the planned lengths."""
     torch.set_num_threads(1)
-    fit, lengths = trial.fit, trial.lengths
-    d = trial.config.target_hidden_size
-    taps = trial.config.target_layer_ids or ()
-    n = round(lengths.prompt + lengths.answer)
+    fit = trial.fit
+    entries, first = trial.lengths.learned(fit), trial.lengths.prompt_from(fit)
+    # Schedules are straight lines over the epochs: a few of them tell the others.
+    some = sorted({round(i * (fit.epochs - 1) / 3) for i in range(4)})
+    picked = {
+        epoch: _spread(
+            plan_epoch(entries, fit.rows, fit.seed, epoch, first), _BATCHES // len(some), _width
+        )
+        for epoch in some
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        run = _noise_fit(trial, [one for plan in picked.values() for one in plan], Path(folder))
+        held = {entry.prompt_id: entry for entry in run.store.entries}
+        batches = {
+            epoch: [[held[entry.prompt_id] for entry in batch] for batch in plan]
+            for epoch, plan in picked.items()
+        }
+        run.learn(batches[0][0], 0, 10**6)  # makes kernels
+        cost = [
+            sum(_seconds(run.learn, batch, epoch, 10**6) for batch in plan)
+            / sum(chain_count(entry, first) for batch in plan for entry in batch)
+            for epoch, plan in batches.items()
+        ]
+    chains = sum(chain_count(entry, first) for entry in entries)
+    return float(chains * sum(np.interp(range(fit.epochs), some, cost)))
+
+
+def _width(batch: Sequence[Entry]) -> int:
+    return max(entry.length for entry in batch)
+
+
+def _noise_fit(trial: Trial, batches: Sequence[Sequence[Entry]], folder: Path) -> Fit:
+    """A fit that is thrown away, on samples of noise as long as those of ``batches``, under their
+    prompt ids."""
+    config, shared = trial.config, trial.lengths.shared
+    d, taps = config.target_hidden_size, config.target_layer_ids or ()
     generator = torch.Generator().manual_seed(0)
-    samples = [
-        Sample(
-            number + 1,  # number 0 would be held out
-            round(lengths.prompt),
-            torch.randint(trial.config.vocab_size, (n,), generator=generator),
+
+    def noise(entry: Entry) -> Sample:
+        n = entry.length
+        tokens = torch.randint(config.vocab_size, (n,), generator=generator)
+        tokens[:shared] = 0
+        return Sample(
+            entry.prompt_id,
+            entry.prompt_length,
+            tokens,
             torch.randn(n - 1, len(taps) * d, generator=generator).to(torch.bfloat16),
             torch.randn(n - 1, d, generator=generator).to(torch.bfloat16),
             torch.rand(n - 1, generator=generator),
-            torch.randint(trial.config.draft_vocab_size, (n - 1,), generator=generator),
+            torch.randint(config.draft_vocab_size, (n - 1,), generator=generator),
         )
-        for number in range(_SEQUENCES)
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        meta = {"format": FORMAT, "tap_layers": list(taps), "hidden_size": d}
-        write_meta(Path(folder) / "store", meta)
-        write_shard(Path(folder) / "store" / "noise.safetensors", samples)
-        target = PlainTarget.from_folder(trial.target)
-        run = Fit(
-            trial.config,
-            replace(fit, solved_start=False, start="", validation_every=10**6, answer_tokens=0),
-            Store(Path(folder) / "store"),
-            torch.arange(trial.config.draft_vocab_size),
-            target.embedding,
-            target.head,
-            Path(folder) / "fit",
-        )
-        # Schedules are straight lines over the epochs: a few of them tell the others.
-        some = sorted({round(i * (fit.epochs - 1) / 3) for i in range(4)})
-        cost = [chain_seconds(run, epoch) for epoch in some]
-    trained = trained_sequences(lengths, fit)
-    mean = statistics.fmean(np.interp(range(fit.epochs), some, cost))
-    return trained * chains_of(lengths, fit) * fit.epochs * mean
+
+    wanted = {entry.prompt_id: entry for batch in batches for entry in batch}
+    meta = {"format": FORMAT, "tap_layers": list(taps), "hidden_size": d}
+    write_meta(folder / "store", meta)
+    write_shard(folder / "store" / "noise.safetensors", [noise(one) for one in wanted.values()])
+    target = PlainTarget.from_folder(trial.target)
+    return Fit(
+        config,
+        # None of them is held out.
+        replace(trial.fit, solved_start=False, start="", validation_every=10**9, answer_tokens=0),
+        Store(folder / "store"),
+        torch.arange(config.draft_vocab_size),
+        target.embedding,
+        target.head,
+        folder / "fit",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,11 @@ from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.drafter.model import build_drafter
 from sgl_entropy.train.batches import Batch
 from sgl_entropy.train.fit_settings import FitSettings
+from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.objective import TargetSide, unrolled_loss
-from sgl_entropy.train.plan import Lengths
-from sgl_entropy.train.plan_memory import fit_memory, kept_bytes
+from sgl_entropy.train.plan_lengths import Lengths, drawn, expected_lengths
+from sgl_entropy.train.plan_memory import fit_memory, kept_bytes, largest_batch
+from sgl_entropy.train.settings import GenerateSettings
 
 D, INNER, DRAFT = 256, 640, 512
 
@@ -102,11 +105,34 @@ def test_kept_for_backward_is_what_autograd_saves(
 def test_memory_grows_with_what_a_batch_holds() -> None:
     config = config_of("EDSD", INNER, True)
     fit = FitSettings(epochs=2, steps=(1, 2))
-    lengths = Lengths(100, 50.0, 100.0, "")
+    lengths = Lengths(tuple(drawn(i, 50, 100) for i in range(100)))
+    longer = Lengths((*lengths.entries, *(drawn(101 + i, 600, 100) for i in range(6))))
     base = fit_memory(config, fit, lengths, 2)
-    assert fit_memory(config, fit, replace(lengths, longest_prompt=600), 2) > base
+    assert fit_memory(config, fit, longer, 2) > base
     assert fit_memory(config, replace(fit, steps=(2, 3)), lengths, 2) > base
     assert fit_memory(config, replace(fit, rows=1020), lengths, 2) > base
     assert fit_memory(config, fit, lengths, 4) > base
     weights = sum(weight.numel() for weight in build_drafter(config).parameters())
     assert base > 16 * weights
+
+
+def test_drawn_lengths_tell_the_largest_batch_where_their_mean_does_not() -> None:
+    """A store of many short prompts and some long ones, whose answers end at any length."""
+    chance = random.Random(5)
+    long = [chance.random() < 0.25 for _ in range(1500)]
+    asked = [chance.randint(200, 640) if one else chance.randint(30, 190) for one in long]
+    prompts = [Prompt(i, (0,) * tokens) for i, tokens in enumerate(asked)]
+    # Of long prompts the shorter of two draws: summaries.
+    ends = [min(chance.randint(4, 200) for _ in range(1 + one)) for one in long]
+    true = [
+        drawn(i, tokens, min(192, end))
+        for i, (tokens, end) in enumerate(zip(asked, ends, strict=True))
+    ]
+    config, fit = config_of("EDSD", INNER, True), FitSettings(epochs=2, steps=(2, 3))
+    held = largest_batch(config, fit, Lengths(tuple(true)), 2)
+    given = GenerateSettings(answer_tokens=10**6, max_new_tokens=192)
+    planned = largest_batch(config, fit, expected_lengths(prompts, given, None), 2)
+    assert planned == pytest.approx(held, rel=0.25)
+    mean = round(sum(one.length - one.prompt_length for one in true) / len(true))
+    equal = [drawn(i, round(sum(asked) / len(asked)), mean) for i in range(len(true))]
+    assert largest_batch(config, fit, Lengths(tuple(equal)), 2) < 0.75 * held

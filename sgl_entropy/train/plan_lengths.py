@@ -1,0 +1,131 @@
+"""How long the sequences of a training are: as stored, or drawn before anything is. (Ours.)"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sgl_entropy.train.batches import first_tokens, split_validation
+from sgl_entropy.train.fit_settings import FitSettings
+from sgl_entropy.train.generate import Prompt, worker_queue
+from sgl_entropy.train.settings import GenerateSettings
+from sgl_entropy.train.store import Entry, Store
+
+# Deciles of answers where nothing is stored yet, as fractions of the longest allowed: of the small
+# target's to 3,542 of our prompts, at most 192 tokens long. To prompts up to that length, and to
+# longer ones: many ask for summaries, and the batches that hold most are made of them.
+_TO_SHORT = (0.01, 0.19, 0.29, 0.39, 0.48, 0.57, 0.67, 0.78, 0.92, 1.0, 1.0)
+_TO_LONG = (0.01, 0.11, 0.15, 0.21, 0.27, 0.34, 0.42, 0.54, 0.81, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What a training is made of.
+
+    Attributes:
+        entries: the sequences that are answered, held-out ones included, in the order of their
+            prompt ids. Those that are not stored yet lie nowhere; their answers are drawn.
+        origin: where the answers' lengths come from.
+        shared: tokens that all prompts begin with (a chat template's head), at least 1.
+    """
+
+    entries: tuple[Entry, ...]
+    origin: str = ""
+    shared: int = 1
+
+    @property
+    def sequences(self) -> int:
+        return len(self.entries)
+
+    @property
+    def tokens(self) -> int:
+        """Of prompts and answers."""
+        return sum(entry.length for entry in self.entries)
+
+    @property
+    def answer_tokens(self) -> int:
+        return sum(entry.length - entry.prompt_length for entry in self.entries)
+
+    @property
+    def prompt(self) -> float:
+        """Mean tokens of a prompt."""
+        return statistics.fmean(entry.prompt_length for entry in self.entries)
+
+    @property
+    def answer(self) -> float:
+        """Mean tokens of an answer."""
+        return self.answer_tokens / self.sequences
+
+    def learned(self, fit: FitSettings) -> list[Entry]:
+        """The sequences that an epoch learns from; all, where they are fewer than it asks for.
+
+        Raises:
+            ValueError: all are held out.
+        """
+        kept, _ = split_validation(self.entries, fit.validation_every)
+        if not kept:
+            raise ValueError(
+                f"fit.validation_every is {fit.validation_every}: it holds out all "
+                f"{self.sequences} sequences"
+            )
+        held = sum(entry.length - entry.prompt_length for entry in kept)
+        return first_tokens(kept, min(fit.answer_tokens, held))
+
+    def prompt_from(self, fit: FitSettings) -> int | None:
+        """The row of a prompt that learning starts at; None = answers alone."""
+        return self.shared - 1 if fit.prompt_rows else None
+
+
+def drawn(prompt_id: int, prompt: int, answer: int) -> Entry:
+    """A sequence that is not stored, of so many tokens."""
+    return Entry(Path(), prompt_id, prompt, prompt + answer, 0, 0)
+
+
+def expected_lengths(
+    prompts: Sequence[Prompt], given: GenerateSettings, store: Store | None
+) -> Lengths:
+    """The stored sequences, and those of the prompts that workers will still answer.
+
+    Their answers are drawn, with a fixed seed: of the stored ones' lengths; where nothing is
+    stored, evenly between the deciles above.
+    """
+    stored = store.entries if store is not None else []
+    answers = [entry.length - entry.prompt_length for entry in stored]
+    done = {entry.prompt_id for entry in stored}
+    todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
+    chance = random.Random(0)
+
+    def answer_to(prompt: int) -> int:
+        if answers:
+            return chance.choice(answers)
+        deciles = _TO_LONG if prompt > given.max_new_tokens else _TO_SHORT
+        part = float(np.interp(10 * chance.random(), range(11), deciles))
+        return max(2, round(part * given.max_new_tokens))  # those of one token are not kept
+
+    workers = min(given.workers, len(todo))
+    more = []
+    for number in range(workers):
+        left = -(-(given.answer_tokens - sum(answers)) // workers)
+        for prompt in worker_queue(todo, number, workers):
+            if left <= 0:
+                break
+            answer = answer_to(len(prompt.tokens))
+            more.append(drawn(prompt.prompt_id, len(prompt.tokens), answer))
+            left -= answer
+    origin = f"{len(stored)} stored answers"
+    if not stored:
+        origin = f"assumed: answers as the small target's, of at most {given.max_new_tokens} tokens"
+    entries = sorted([*stored, *more], key=lambda entry: entry.prompt_id)
+    return Lengths(tuple(entries), origin, _shared([prompt.tokens for prompt in prompts]))
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all begin with, at least 1. Between the first and the last in order lie all."""
+    pairs = zip(min(prompts), max(prompts), strict=False)
+    return max(1, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))

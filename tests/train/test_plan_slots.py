@@ -1,0 +1,66 @@
+"""The planned schedule of a worker against what a real one does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from sgl_entropy.train.generate import Batch, Prompt, WorkerPlan, run_worker, worker_queue
+from sgl_entropy.train.plan_lengths import drawn
+from sgl_entropy.train.plan_slots import worker_schedule
+from sgl_entropy.train.store import FORMAT, Store, write_meta
+from tests.train.conftest import TAPS, tiny_prompts
+
+
+def test_prefills_and_steps_are_those_of_a_real_worker(
+    tiny_store: Store, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefills: list[list[int]] = []
+    steps: list[int] = []
+    admit, step = Batch.admit, Batch.step
+
+    def seen_admit(self: Batch, prompts: Sequence[Prompt], slots: Sequence[int]) -> None:
+        prefills.append([prompt.prompt_id for prompt in prompts])
+        admit(self, prompts, slots)
+
+    def seen_step(self: Batch) -> None:
+        steps.append(int(self.lengths.max()))
+        step(self)
+
+    monkeypatch.setattr(Batch, "admit", seen_admit)
+    monkeypatch.setattr(Batch, "step", seen_step)
+    kept = {entry.prompt_id for entry in tiny_store.entries}
+    prompts = [prompt for prompt in tiny_prompts() if prompt.prompt_id in kept]
+    write_meta(tmp_path, {"format": FORMAT, "tap_layers": list(TAPS), "hidden_size": 32})
+    run_worker(
+        WorkerPlan(
+            number=0,
+            target=str(tiny_folder),
+            store=str(tmp_path),
+            prompts=tuple(worker_queue(prompts, 0, 1)),
+            tap_layers=TAPS,
+            max_new_tokens=20,
+            slots=5,
+            answer_tokens=tiny_store.answer_tokens() // 2,
+            dtype="float32",
+        )
+    )
+    schedule = worker_schedule(tiny_store.entries, 0, 1, 5)
+    planned = [[prompt.prompt_id for prompt in part] for part in schedule.prefills]
+    assert len(prefills) > 2
+    assert planned[: len(prefills)] == prefills
+    assert schedule.steps[: len(steps)] == steps
+    assert schedule.answer_tokens >= tiny_store.answer_tokens()
+
+
+def test_slots_are_kept_full_to_the_end() -> None:
+    """What is under way when enough is finished is lost work, as long as the last answers."""
+    entries = [drawn(i, 10, 50) for i in range(100)]
+    schedule = worker_schedule(entries, 0, 2, 20)
+    assert schedule.slots == 20
+    assert schedule.answer_tokens == 60 * 50, "three rounds of 20 for 50 answers"
+    assert len(schedule.steps) == 3 * 49
+    assert (min(schedule.steps), max(schedule.steps)) == (11, 59)
+    assert worker_schedule(entries[:6], 1, 2, 20).slots == 3, "no more than there are prompts"
