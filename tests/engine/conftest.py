@@ -76,7 +76,7 @@ class Fleet:
         # does how many are accepted).
         self.environment = {
             name: {"SGL_ENTROPY_CPU_CYCLE_ROWS": "inf"}
-            for name in ("easd_chain", "easd_eagle3", "two_drafters")
+            for name in ("easd_chain", "easd_eagle3", "two_drafters", "stop_svip")
         }
         self.folder = folder
         self._pool = ThreadPoolExecutor(2)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_entropy.drafter.model import DraftCache, Drafter, load_drafter
+from sgl_entropy.drafter.model import DraftCache, Drafter, draft_chain, load_drafter
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.verify.policies import DrafterSwitch
 from tests.engine.client import EngineClient
@@ -41,20 +41,6 @@ def clean(two: EngineClient) -> Iterator[EngineClient]:
     two.settle()
 
 
-def draft_as_sglang(
-    drafter: Drafter, embedding: Tensor, cache: DraftCache, token: Tensor, feature: Tensor, row: int
-) -> list[int]:
-    """``draft_chain``, but rows behind the first one position further, where SGLang has them."""
-    drafted: list[int] = []
-    for step in range(STEPS):
-        at = torch.tensor([[row + step + (step > 0)]])
-        out = drafter(embedding[token].view(1, 1, -1), feature.view(1, 1, -1), at, cache)
-        token = drafter.target_ids(drafter.logits(out)[0, 0].argmax())
-        feature = out[0, 0]
-        drafted.append(int(token))
-    return drafted
-
-
 @torch.no_grad()
 def expected(fleet: Fleet, ids: list[int], prompt: int, told: list[Any]) -> list[list[int]]:
     """Drafts by cycle, given who drafted each, for an answer that starts at ``ids[prompt]``."""
@@ -76,9 +62,10 @@ def expected(fleet: Fleet, ids: list[int], prompt: int, told: list[Any]) -> list
         before = DraftCache(
             [key[:, :, :row] for key in cache.keys], [value[:, :, :row] for value in cache.values]
         )
-        out.append(
-            draft_as_sglang(drafter, embedding, before, tokens[known - 1], features[row], row)
+        chain = draft_chain(
+            drafter, embedding, before, tokens[known - 1], features[row], row, STEPS
         )
+        out.append(chain.tolist())
         known += cycle["emitted"]
     assert known == len(ids)
     return out

@@ -296,3 +296,25 @@ def test_chains_that_end_early_write_the_same_and_agree_with_the_replay(
     assert report.agrees, report.disagreement
     together = client.batch(MIXED, 80)
     assert [a["output_ids"] for a in together] == [b["output_ids"] for b in plain]
+
+
+def test_a_chain_that_goes_on_while_others_have_ended_is_drafted_as_alone(fleet: Fleet) -> None:
+    """Twelve at a time: their steps leave out the rows of ended chains where that saves rows."""
+    client = fleet.client("stop_svip")
+    asked = [
+        {"input_ids": prompt, "max_new_tokens": 60, "custom_params": {"spec_trace": True}}
+        for prompt in (MIXED * 3)[:12]
+    ]
+    alone = [client.generate(**one, ignore_eos=True) for one in asked[: len(MIXED)]]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda one: client.generate(**one, ignore_eos=True), asked))
+    longer = 0
+    for i, reply in enumerate(together):
+        beside, single = (r["meta_info"]["spec_trace"] for r in (reply, alone[i % len(alone)]))
+        for a, b in zip(beside, single, strict=True):
+            known = a["verified"]
+            assert known == b["verified"]
+            for key in ("draft_entropy", "draft_prob", "target_prob"):
+                assert a[key][:known] == pytest.approx(b[key][:known], abs=1e-3)
+            longer += known > 1
+    assert longer > 40

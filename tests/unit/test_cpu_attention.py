@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_entropy.runtime.v0_5_6.cpu import plans
+from sgl_entropy.runtime.v0_5_6.cpu.draft_rows import narrowed
 from sgl_entropy.runtime.v0_5_6.cpu.plans import (
     attend,
     draft_step_plans,
@@ -217,6 +218,23 @@ def test_draft_steps_see_the_sequence_and_their_branch(
                 start = length + branch * steps
                 visible.append(slots[:length] + slots[start : start + step + 1])
         check(pool, plan, visible, ratio)
+
+
+@pytest.mark.parametrize("seq_lens", [SIMILAR, MIXED, [300, 2, 299, 3]], ids=len)
+def test_a_draft_step_of_some_sequences_sees_what_it_would_among_all(seq_lens: list[int]) -> None:
+    steps = 4
+    pool = make_pool(seq_lens, kv_heads=2, seed=3, spare=steps)
+    query = torch.randn(len(seq_lens), 2, DIM)
+    for step, plan in enumerate(draft_step_plans(pool.req_to_token, pool.rows, seq_lens, 1, steps)):
+        whole = attend(query, pool.keys, pool.values, plan, SCALING, torch.empty_like(query))
+        for seed in range(6):
+            generator = torch.Generator().manual_seed(seed)
+            live = torch.rand(len(seq_lens), generator=generator) < 0.5
+            live[step % len(live)] = True
+            some = query[live]
+            out = torch.full_like(some, torch.nan)
+            attend(some, pool.keys, pool.values, narrowed(plan, live), SCALING, out)
+            torch.testing.assert_close(out, whole[live])
 
 
 def test_later_draft_slots_may_hold_anything() -> None:

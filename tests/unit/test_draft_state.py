@@ -35,3 +35,10 @@ def test_room_for_a_whole_cycle(
         speculative_num_draft_tokens=tokens,
     )
     assert draft_state.rows_of_a_cycle(args) == rows
+
+
+def test_a_draft_starts_at_the_next_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upstream moves on before its first forward too; where we are not asked it still does."""
+    for active, moves in ((True, [0, 1, 1]), (False, [1, 1, 1])):
+        monkeypatch.setattr(ours, "active", lambda active=active: active)
+        assert [draft_state.steps_ahead(step) for step in range(3)] == moves

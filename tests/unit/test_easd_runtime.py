@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_entropy.runtime.v0_5_6 import draft_stats, easd
+from sgl_entropy.runtime.v0_5_6 import draft_stats, easd, easd_record
 from sgl_entropy.runtime.v0_5_6.cpu.spec_ops import build_tree, verify_tree
 from sgl_entropy.runtime.v0_5_6.modes import Mode
 from sgl_entropy.runtime.v0_5_6.sampling import draw, request_probs
@@ -154,7 +154,7 @@ def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], dict[str
             None if greedy else coins[:, i, : k + 1],
             wide,
         )  # fmt: skip
-        found = easd.record(draft, i, path, len(emitted))
+        found = easd_record.record(draft, i, path, len(emitted))
         assert found is not None
         out.append((expected, emitted, found))
     return out
@@ -250,7 +250,7 @@ def test_a_token_without_alternative_stands(served: Any) -> None:
     cycle = easd.begin(draft, requests([None, None]), raw)
     easd.decide(cycle, draft, masked, chosen, settings({"top_k": 1}, {"temperature": 0.8}))
     for i, (emitted, path) in enumerate(walk(draft, chosen)):
-        found = easd.record(draft, i, path, len(emitted))
+        found = easd_record.record(draft, i, path, len(emitted))
         assert emitted == [7, 3]
         assert found is not None
         assert (found["checks"], found["fires"]) == (1, 0)
@@ -265,7 +265,7 @@ def test_an_output_that_ends_inside_counts_what_was_emitted_alone(served: Any) -
     cycle = easd.begin(draft, requests([{"spec_trace": True}]), raw)
     assert cycle is not None
     cycle.fire[0, 3] = True
-    found = easd.record(draft, 0, list(range(NODES)), 2)
+    found = easd_record.record(draft, 0, list(range(NODES)), 2)
     assert found is not None
     assert (found["checks"], found["fires"], found["entropies"]) == (2, 0, 2)
     assert found["trace"]["emitted"] == 2
@@ -280,7 +280,7 @@ def test_a_trace_holds_what_the_policies_replay(served: Any) -> None:
     draft = drafted_batch(draft_logits, tokens, [4])
     cycle = easd.begin(draft, requests([{"easd": False, "spec_trace": True}]), raw)
     easd.decide(cycle, draft, raw, tokens.clone(), settings({"top_k": 1}))
-    found = easd.record(draft, 0, [0, 1], 2)
+    found = easd_record.record(draft, 0, [0, 1], 2)
     assert found is not None
     assert found["checks"] == 0
     trace = found["trace"]
@@ -320,7 +320,7 @@ def test_relaxed_acceptance_takes_the_drafted_token_where_the_target_is_sure(ser
     easd.decide(cycle, draft, raw, chosen, settings({"top_k": 1}, {"top_k": 1}))
     walks = walk(draft, chosen)
     assert [emitted for emitted, _ in walks] == [[4, 1], [3]]
-    counts = [easd.record(draft, i, path, len(e)) for i, (e, path) in enumerate(walks)]
+    counts = [easd_record.record(draft, i, path, len(e)) for i, (e, path) in enumerate(walks)]
     assert [c["relaxed"] for c in counts if c] == [1, 0]
 
 
@@ -351,7 +351,7 @@ def test_without_a_mode_nothing_is_computed(served: Any, monkeypatch: pytest.Mon
     draft = drafted_batch(torch.randn(1, 4, DRAFT_VOCABULARY), torch.zeros(1, 5).long(), [5])
     assert easd.begin(draft, requests([None]), torch.randn(5, VOCABULARY)) is None
     easd.decide(None, draft, torch.randn(5, VOCABULARY), torch.zeros(1, 5).long(), settings({}))
-    assert easd.record(draft, 0, [0], 1) is None
+    assert easd_record.record(draft, 0, [0], 1) is None
 
 
 def test_in_a_tree_the_child_that_was_drawn_is_removed_and_the_draft_dropped(served: Any) -> None:

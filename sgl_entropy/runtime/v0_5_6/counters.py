@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgl_entropy.runtime.v0_5_6 import easd, ours, regime, switch_counters
+from sgl_entropy.runtime.v0_5_6 import easd_record, ours, regime, switch_counters
 from sgl_entropy.runtime.v0_5_6.switch_counters import SwitchCounters
 
 
@@ -31,7 +31,7 @@ class EasdCounters:
     entropies: int = 0
 
     def add(self, found: dict[str, Any]) -> None:
-        """Count what ``easd.record`` found in one cycle."""
+        """Count what ``easd_record.record`` found in one cycle."""
         for name in ("checks", "fires", "relaxed", "entropy_sum", "entropies"):
             setattr(self, name, getattr(self, name) + found[name])
 
@@ -127,7 +127,7 @@ def record_cycle(req: Any, emitted: int, row: list[int], draft: Any, index: int)
     drafted = (draft.draft_token_num if verified is None else verified[index]) - 1
     counters.add(emitted, accepted, drafted, depth)
     TOTALS.add(emitted, accepted, drafted, depth)
-    found = easd.record(draft, index, row[: accepted_nodes(row)], emitted)
+    found = easd_record.record(draft, index, row[: accepted_nodes(row)], emitted)
     if found is not None:
         counters.add_easd(found)
         TOTALS.add_easd(found)

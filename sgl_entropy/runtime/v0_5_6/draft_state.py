@@ -1,4 +1,4 @@
-"""The draft state between cycles: which rows stay when requests leave a batch."""
+"""The draft state: which rows stay when requests leave a batch, and where its rows stand."""
 
 from __future__ import annotations
 
@@ -51,3 +51,15 @@ def rows_of_a_cycle(args: Any) -> int:
         args.speculative_num_draft_tokens
         + (args.speculative_eagle_topk or 1) * (args.speculative_num_steps or 1)
     )
+
+
+def steps_ahead(step: int) -> int:
+    """How far a draft's rows move on before their next forward: 1, but 0 before the first.
+
+    They start at the position of the next token, where the first forward belongs; upstream moves
+    them on before it too, and drafts every token after the first one rotary position too far.
+
+    Args:
+        step: of the token just drafted, from 0.
+    """
+    return 0 if step == 0 and ours.active() else 1

@@ -1,8 +1,9 @@
 """Chains that end where the drafter is unsure (``--speculative-draft-stop``).
 
 The shapes of SGLang stay: a chain that ends early is filled up with tokens of no probability. The
-CPU engine prunes those, so that they cost no row of the verification; elsewhere they are verified
-and rejected like any other. Either way outputs stay exact: what is drafted never decides what the
+CPU engine prunes those, so that they cost no row of the verification, and leaves their rows out of
+the draft's own steps where that saves anything; elsewhere they are drafted, verified and rejected
+like any other. Either way outputs stay exact: what is drafted never decides what the
 target writes.
 """
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats
+from sgl_entropy.runtime.v0_5_6.cpu import draft_rows
 from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.verify.policies import DraftStep
 
@@ -41,10 +43,12 @@ def ends(draft_input: Any, step: int, lists: tuple[list[Tensor], list[Tensor], l
     if mode is None or mode.stop is None:
         return False
     scores, tokens, parents = lists
+    if step == 0:
+        setattr(draft_input, _ENDED, None)
     entropy = draft_stats.entropy_at(draft_input, step)
     if entropy is None:
         return False
-    ended: Tensor | None = getattr(draft_input, _ENDED, None) if step else None
+    ended: Tensor | None = getattr(draft_input, _ENDED, None)
     path = scores[-1].flatten()
     if ended is not None:
         scores[-1] = scores[-1].masked_fill(ended.view(-1, 1, 1), 0.0)
@@ -59,3 +63,19 @@ def ends(draft_input: Any, step: int, lists: tuple[list[Tensor], list[Tensor], l
         parents.append(torch.full_like(parents[-1][:, :1], more))
     draft_stats.fill(draft_input, steps - 1 - step)
     return True
+
+
+def forward(runner: Any, batch: Any) -> tuple[Any, bool]:
+    """The drafter's next step, for the chains that go on where that is cheaper (CPU engine).
+
+    Args:
+        runner: the drafter's ModelRunner; batch: SGLang's ForwardBatch of the draft.
+    """
+    ended: Tensor | None = getattr(batch.spec_info, _ENDED, None)
+    if ended is not None:
+        from sgl_entropy.runtime.v0_5_6.cpu.attention import CpuDraftStep
+
+        if isinstance(batch.attn_backend, CpuDraftStep) and draft_rows.saves(~ended):
+            return draft_rows.forward_live(runner, batch, ~ended)
+    out: tuple[Any, bool] = runner.forward(batch, skip_attn_backend_init=True)
+    return out

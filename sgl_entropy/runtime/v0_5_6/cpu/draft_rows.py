@@ -1,0 +1,63 @@
+"""Draft on only for the requests whose chains go on (CPU engine; ours).
+
+A chain that has ended (``draft_stop``) keeps its place in SGLang's batch. Where leaving its row out
+makes a draft step cheaper, the step runs on the others' rows and its outputs are spread out again;
+what stands in an ended chain's row is read by nothing. The plain path beside it is the step on all
+rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from sgl_entropy.runtime.v0_5_6.cpu.gemm import paid_rows
+from sgl_entropy.runtime.v0_5_6.cpu.plans import Group
+
+
+def saves(live: Tensor) -> bool:
+    """Whether a step of the ``live`` rows (bool [b]) costs less than one of all b."""
+    rows = int(live.sum())
+    return rows > 0 and paid_rows(rows) < paid_rows(len(live))
+
+
+def narrowed(plan: list[Group], live: Tensor) -> list[Group]:
+    """A draft step's attention plan (one row a sequence) for the ``live`` rows (bool [b]) alone."""
+    place = live.cumsum(0) - 1
+    out = []
+    for group in plan:
+        kept = live if group.rows is None else live[group.rows[:, 0]]
+        if bool(kept.any()):
+            rows = None if group.rows is None else place[group.rows[kept]]
+            mask = None if group.mask is None else group.mask[kept]
+            out.append(Group(rows, group.kv[kept], mask, None, 1))
+    return out
+
+
+def forward_live(runner: Any, batch: Any, live: Tensor) -> tuple[Any, bool]:
+    """One draft step of a chain on its ``live`` rows (bool [b]).
+
+    Args:
+        runner: the drafter's ModelRunner; batch: SGLang's ForwardBatch, left as it was.
+
+    Returns:
+        What the runner returns, with a row for every request; an ended chain's row repeats
+        another's.
+    """
+    spec, backend = batch.spec_info, batch.attn_backend
+    whole = (batch.input_ids, batch.positions, batch.out_cache_loc, spec.hidden_states)
+    plan = backend.plan
+    batch.input_ids, batch.positions, batch.out_cache_loc, spec.hidden_states = (
+        tensor[live] for tensor in whole
+    )
+    backend.plan = narrowed(plan, live)
+    try:
+        out, graph = runner.forward(batch, skip_attn_backend_init=True)
+    finally:
+        batch.input_ids, batch.positions, batch.out_cache_loc, spec.hidden_states = whole
+        backend.plan = plan
+    source = (live.cumsum(0) - 1).clamp(min=0)
+    out.next_token_logits = out.next_token_logits[source]
+    out.hidden_states = out.hidden_states[source]
+    return out, graph
