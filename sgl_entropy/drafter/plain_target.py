@@ -253,7 +253,9 @@ class PlainTarget:
         positions = starts[:, None] + torch.arange(n, device=self.device)
         cos, sin = (table[positions] for table in self._tables)
         fresh = not bool(starts.any())
-        cache.resize(int(positions.max()) + 1)
+        needed = int(positions.max()) + 1
+        # Rows of some slots say nothing of how much the others hold.
+        cache.resize(needed if slots is None else max(needed, cache.length))
         mask = (
             None
             if fresh

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.generate import Prompt, in_length_blocks
@@ -71,6 +72,24 @@ def test_ragged_extend_equals_one_pass(tiny_target: PlainTarget) -> None:
         start = torch.zeros(1, dtype=torch.long)
         alone = tiny_target.forward(whole, start, tiny_target.new_cache(1))
         torch.testing.assert_close(out.final[row], alone.final[0, length:])
+
+
+def test_a_short_prefill_leaves_the_other_slots_their_rows(tiny_folder: Path) -> None:
+    """A slot that is filled again beside a long sequence must not shorten the cache."""
+    config = json.loads((tiny_folder / "config.json").read_text()) | {
+        "max_position_embeddings": 512
+    }
+    weights = load_file(tiny_folder / "model.safetensors")
+    target = PlainTarget(config, weights)
+    torch.manual_seed(5)
+    long, one = torch.randint(3, 160, (1, 260)), torch.zeros(1, dtype=torch.long)
+    cache = target.new_cache(2)
+    target.forward(long, one, cache, slots=torch.tensor([0]))
+    target.forward(long[:, :50], one, cache, slots=torch.tensor([1]))
+    out = target.forward(torch.tensor([[7], [7]]), torch.tensor([260, 50]), cache)
+    whole = torch.cat([long, torch.tensor([[7]])], dim=1)
+    alone = target.forward(whole, one, target.new_cache(1))
+    torch.testing.assert_close(out.final[0, 0], alone.final[0, -1])
 
 
 def test_length_blocks_keep_every_prompt_and_match_neighbours() -> None:
