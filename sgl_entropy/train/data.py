@@ -24,6 +24,7 @@ from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.features import (
     FeaturePlan,
     OnlineStore,
+    check_generated,
     features_of,
     refuse_foreign,
     run_feature_worker,
@@ -84,6 +85,9 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     """Answers with features, until ``generate.answer_tokens`` are stored or prompts run out.
 
     An interrupt keeps every finished sequence; what is stored already is not done again.
+
+    Raises:
+        RuntimeError: the answers are not what the target writes when it reads them at once.
     """
     given = settings.generate
     target = target_folder(settings)
@@ -110,6 +114,9 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
         for number in range(min(given.workers, len(todo)))
     ]
     _work(run_worker, plans, folder, stored, given.answer_tokens, report)
+    own = PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0))
+    agree = check_generated(Store(folder), own)
+    report(f"{agree:.1%} of some answers' tokens are the target's when it reads them at once")
 
 
 def prepare(settings: TrainSettings, ask: Ask | None, concurrency: int, report: Report) -> None:

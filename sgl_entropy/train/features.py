@@ -17,7 +17,7 @@ from torch import Tensor
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.answers import Answered, in_batches
 from sgl_entropy.train.generate import PREFILL_ROWS, SHARD_SEQUENCES, Stop, flush_shard, judge
-from sgl_entropy.train.store import Entry, Sample
+from sgl_entropy.train.store import Entry, Sample, Store
 
 # Ties aside, a greedy answer agrees everywhere. Answers of another model, or sampled ones, do not.
 AGREEMENT = 0.9
@@ -128,6 +128,32 @@ def refuse_foreign(samples: Sequence[Sample], target: str) -> None:
             f"only {found:.0%} of the answer tokens to prompts {ids[0]} to {ids[-1]} are what "
             f"{target} writes: they come from another model, or were sampled"
         )
+
+
+def check_generated(store: Store, target: PlainTarget, some: int = 8) -> float:
+    """Read some stored answers in one forward each: what was written in slots, beside others, has
+    to be what the target writes on its own.
+
+    Returns:
+        The fraction of their tokens that agree.
+
+    Raises:
+        RuntimeError: too few do. The store is of no use then.
+    """
+    spread = store.entries[:: -(-len(store.entries) // some)]
+    answers = [
+        Answered(e.prompt_id, e.prompt_length, tuple(store.tokens(e).tolist())) for e in spread
+    ]
+    found = agreement(
+        [one for answer in answers for one in features_of(target, [answer], store.tap_layers)]
+    )
+    if found < AGREEMENT:
+        raise RuntimeError(
+            f"{store.folder}: only {found:.0%} of the tokens of {len(answers)} answers are what "
+            "the target writes when it reads the same text at once: the answers in this store are "
+            "not its own"
+        )
+    return found
 
 
 def run_feature_worker(plan: FeaturePlan) -> None:

@@ -35,7 +35,8 @@ from torch import Tensor
 META = "meta.json"
 RECORD = ".json"
 # 2: shards hold entropies and best tokens, and final states of prompts too. 3: records of shards.
-FORMAT = 3
+# 4: answers that saw their whole context; before, a slot filled beside them could cut it.
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from sgl_entropy.train.answers import (
     in_batches,
     read_answers,
 )
-from sgl_entropy.train.features import agreement, features_of
+from sgl_entropy.train.features import agreement, check_generated, features_of
 from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.settings import TrainSettings, load_settings
-from sgl_entropy.train.store import Store
+from sgl_entropy.train.store import FORMAT, Store, write_meta, write_shard
 from tests.train.conftest import tiny_prompts
 
 PROMPTS = [Prompt(i, (7, 8, i)) for i in range(12)]
@@ -226,6 +226,22 @@ def test_foreign_answers_are_refused(tiny_store: Store, tiny_folder: Path, tmp_p
     with pytest.raises(ValueError, match="come from another model, or were sampled"):
         data.features(settings, quiet)
     assert not list((tmp_path / "store").glob("*.safetensors"))
+
+
+def test_generated_answers_that_are_not_the_targets_are_found(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    assert check_generated(tiny_store, tiny_target) == 1.0
+    torn = []
+    for entry in tiny_store.entries:
+        sample = tiny_store.sample(entry)
+        tokens = sample.tokens.clone()
+        tokens[entry.prompt_length + 1 :: 3] = 9
+        torn.append(replace(sample, tokens=tokens))
+    write_meta(tmp_path, {"format": FORMAT, "tap_layers": tiny_store.tap_layers, "hidden_size": 32})
+    write_shard(tmp_path / "torn.safetensors", torn)
+    with pytest.raises(RuntimeError, match="not its own"):
+        check_generated(Store(tmp_path), tiny_target)
 
 
 def test_training_without_a_store_equals_training_from_it(
