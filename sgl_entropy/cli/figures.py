@@ -20,7 +20,8 @@ FIGURES = {
     "sampled": "50,000 draws of three tokens against the exact law (in a checkout)",
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
     "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
-    "easd": "EASD's cost where it never fires, and its fires, speed and effect by threshold",
+    "easd": "EASD's fires, speed and effect by threshold",
+    "easd-overhead": "what EASD costs where it never fires",
     "stop": "drafts that end early against drafts of fixed length, paired",
     "entropy-cost": "entropy and the 10 likeliest tokens against a plain softmax, without a server",
     "matmuls": "what verifying costs at least: the target's matmuls by rows, and the core's peak",
@@ -28,14 +29,15 @@ FIGURES = {
     "startup": "start-up time and memory with and without a drafter",
 }
 # Figures of drafters that one may choose, and what is measured unless one does.
-DRAFTERS = {"easd": ("edsd",), "stop": ("eagle3", "edsd")}
+BOTH = ("eagle3", "edsd")
+DRAFTERS = {"easd": BOTH, "easd-overhead": ("edsd",), "stop": BOTH}
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 EXAMPLES = """examples:
   sgl-entropy figures lossless --prompts BENCHMARKS
   sgl-entropy figures speed --prompts BENCHMARKS --threads 2
   sgl-entropy figures leaks --quick --out /tmp
-  sgl-entropy figures easd --prompts BENCHMARKS --drafter both
+  sgl-entropy figures easd --prompts BENCHMARKS --drafter edsd
   sgl-entropy figures stop --prompts BENCHMARKS --drafter edsd --calibration edsd.json
   sgl-entropy figures clients --peer-path DIR     # without it: how to install the others in DIR
 An interrupted measurement goes on where it ended when the command is repeated."""
@@ -75,7 +77,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drafter",
         choices=("edsd", "eagle3", "both"),
-        help="easd and stop: which drafter is measured (default: edsd; stop: both)",
+        help="easd, easd-overhead and stop: which drafter is measured (default: both; "
+        "easd-overhead: edsd)",
     )
     parser.add_argument(
         "--calibration",
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     if args.peer_path is not None and args.name != "clients":
         raise ValueError(f"--peer-path: of the figure clients, not of {args.name}")
     if args.drafter is not None and args.name not in DRAFTERS:
-        raise ValueError(f"--drafter: of the figures easd and stop, not of {args.name}")
+        raise ValueError(f"--drafter: of the figures {', '.join(DRAFTERS)}, not of {args.name}")
     if args.calibration is not None and args.name != "stop":
         raise ValueError(f"--calibration: of the figure stop, not of {args.name}")
     if args.name == "sampled":
@@ -159,10 +162,10 @@ def entropy_modes(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Any],
     """The figures of the server's entropy modes, by drafter."""
     from sgl_entropy_bench.figures import easd, stop
 
-    named = {None: DRAFTERS[args.name], "both": ("eagle3", "edsd")}
+    named = {None: DRAFTERS[args.name], "both": BOTH}
     drafters = named.get(args.drafter, (args.drafter,))
-    if args.name == "easd":
-        return easd.measure(plan, drafters)
+    if args.name != "stop":
+        return easd.measure(plan, args.name, drafters)
     return stop.measure(plan, drafters, args.calibration)
 
 

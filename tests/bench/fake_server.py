@@ -17,6 +17,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+# Seconds a cycle that EASD's own code is said to take.
+OWN_S = 5e-5
+
 
 def tokens_for(prompt: str, count: int) -> list[int]:
     """The ids that the fake model writes after ``prompt``."""
@@ -52,6 +55,10 @@ class Handler(BaseHTTPRequestHandler):
             running = self.server.running  # type: ignore[attr-defined]
             held = self.server.served if self.options.leak else 0  # type: ignore[attr-defined]
             self.answer([{"dp_rank": 0, "num_reqs": running, "num_tokens": held}])
+        elif self.path == "/get_server_info":
+            cycles = self.server.cycles  # type: ignore[attr-defined]
+            held = {"cycles": cycles, "easd_seconds": cycles * OWN_S}
+            self.answer({"internal_states": [{"sgl_entropy_counters": held}]})
         else:
             self.answer({"error": {"message": f"no route {self.path}"}}, 404)
 
@@ -147,6 +154,7 @@ class Handler(BaseHTTPRequestHandler):
                 # As SGLang does: the counters come with the last event alone.
                 if options.per_cycle and finish:
                     meta["spec_verify_ct"] = cycles
+                    self.server.cycles += cycles  # type: ignore[attr-defined]
                     stops = options.speculative_draft_stop != "off"
                     meta["spec_drafted"] = cycles * (2 if stops else 4)
                     if fires is not None:
@@ -195,7 +203,7 @@ def make_server(options: argparse.Namespace) -> ThreadingHTTPServer:
     server = FakeServer(("127.0.0.1", options.port), Handler)
     server.options = options  # type: ignore[attr-defined]
     server.begun = time.monotonic()  # type: ignore[attr-defined]
-    server.running = server.served = 0  # type: ignore[attr-defined]
+    server.running = server.served = server.cycles = 0  # type: ignore[attr-defined]
     server.aborted = set()  # type: ignore[attr-defined]
     return server
 

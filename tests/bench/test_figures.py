@@ -6,7 +6,6 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -257,12 +256,17 @@ def test_speed_against_the_fake_server(plan: Plan) -> None:
 
 
 def test_easd_against_the_fake_server(plan: Plan) -> None:
-    data, page = easd.measure(plan, ("edsd",), {1: 3, 2: 2}, per_benchmark=2)
-    cost = data["drafters"]["edsd"]["overhead"]["batch_sizes"]
+    data, _ = easd.measure(plan, "easd-overhead", ("edsd",), {1: 3, 2: 2})
+    cost = data["drafters"]["edsd"]["batch_sizes"]
     assert cost["2"]["batches"] == 2
     assert cost["1"]["equal_outputs"] == 1.0
     assert cost["1"]["cycle_ratio"]["low"] < cost["1"]["cycle_ratio"]["high"]
-    grid = data["drafters"]["edsd"]["grid"]["benchmarks"]
+    # Two requests a step: 0.05 ms of each, of steps of 5 ms and more.
+    assert (cost["1"]["own_ms"], cost["2"]["own_ms"]) == (0.05, 0.1)
+    assert 0 < cost["1"]["own_share"]["value"] < 0.011
+    assert cost["1"]["goal"] == "met"
+    data, page = easd.measure(plan, "easd", ("edsd",), 2)
+    grid = data["drafters"]["edsd"]["benchmarks"]
     assert list(grid) == ["all", *BENCHMARKS]
     assert {row["prompts"] for row in grid["gsm8k"].values()} == {2}
     off, low, high = (grid["all"][name] for name in ("off", "1", "3"))
@@ -283,39 +287,43 @@ def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    answers = 4
+    most = 3
     run_batch, ask = paired.run_batch, easd_grid.Answer.ask
+
+    def note(name: str) -> None:
+        if len(asked) == most:
+            raise KeyboardInterrupt
+        asked.append(name)
 
     def noted(server: Server, texts: Sequence[str], limit: int) -> paired.Batch:
         if limit != paired.WARM_UP_TOKENS:
-            asked.append(server.name)
+            note(server.name)
         return run_batch(server, texts, limit)
 
     def counted(*args: Any) -> easd_grid.Answer:
-        if asked.count("grid") == answers:
-            raise KeyboardInterrupt
-        asked.append("grid")
+        note("grid")
         return ask(*args)
 
-    def begun(plan: Plan, stack: ExitStack, arms: Sequence[Arm], title: str) -> dict[str, Server]:
-        asked.append("start")
-        return paired.start_all(plan, stack, arms, title)
+    def again(figure: str, amount: Any, limit: int = 100) -> list[str]:
+        nonlocal most
+        most = limit
+        asked.clear()
+        easd.measure(plan, figure, ("edsd",), amount)
+        return asked
 
-    monkeypatch.setattr(easd_overhead, "start_all", begun)
     monkeypatch.setattr(paired, "run_batch", noted)
     monkeypatch.setattr(easd_grid.Answer, "ask", counted)
+    # A batch that one arm alone has finished is asked of both again.
     with pytest.raises(KeyboardInterrupt):
-        easd.measure(plan, ("edsd",), {1: 2}, per_benchmark=1)
-    overhead = ["start", "standard", "easd", "easd", "standard"]
-    assert asked == overhead + ["grid"] * 4
-    asked.clear()
-    answers = 100
+        again("easd-overhead", {1: 2}, 3)
+    assert asked == ["standard", "easd", "easd"]
+    assert again("easd-overhead", {1: 2}) == ["easd", "standard"]
+    assert again("easd-overhead", {1: 2}) == ["standard", "easd", "easd", "standard"]
     # Three settings of five prompts.
-    easd.measure(plan, ("edsd",), {1: 2}, per_benchmark=1)
-    assert asked == ["grid"] * (15 - 4)
-    asked.clear()
-    easd.measure(plan, ("edsd",), {1: 2}, per_benchmark=1)
-    assert asked == overhead + ["grid"] * 15
+    with pytest.raises(KeyboardInterrupt):
+        again("easd", 1, 4)
+    assert again("easd", 1) == ["grid"] * (15 - 4)
+    assert again("easd", 1) == ["grid"] * 15
 
 
 def test_the_servers_of_easd_are_what_the_page_says(plan: Plan) -> None:
@@ -335,16 +343,16 @@ def test_the_servers_of_easd_are_what_the_page_says(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (0.99, 1.02, "met"),
-        (1.021, 1.1, "missed"),
-        (0.99, 1.03, "not decided"),
+        (0.001, 0.02, "met"),
+        (0.021, 0.1, "missed"),
+        (0.01, 0.03, "not decided"),
         (None, None, "not decided"),
     ],
 )
 def test_a_goal_is_met_only_where_the_interval_says_so(
     low: float | None, high: float | None, said: str
 ) -> None:
-    assert easd_overhead.verdict({"value": 1.0, "low": low, "high": high}) == said
+    assert easd_overhead.verdict({"value": 0.02, "low": low, "high": high}) == said
 
 
 def test_stop_against_the_fake_server(plan: Plan, tmp_path: Path) -> None:
@@ -407,7 +415,10 @@ def test_no_interval_stands_where_none_is_known() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["speed", "--drafter", "edsd"], "--drafter: of the figures easd and stop, not of speed"),
+        (
+            ["speed", "--drafter", "edsd"],
+            "of the figures easd, easd-overhead, stop, not",
+        ),
         (["easd", "--calibration", "f"], "--calibration: of the figure stop, not of easd"),
     ],
 )

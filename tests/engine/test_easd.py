@@ -207,9 +207,9 @@ def _last_usage(client: EngineClient, body: Any) -> Any:
 
 
 def test_counters_add_up_and_the_server_says_what_it_does(easd: EngineClient) -> None:
-    def counted() -> tuple[int, int]:
+    def counted() -> tuple[int, int, float]:
         state = easd.http.get("/get_server_info")["internal_states"][0]["sgl_entropy_counters"]
-        return state["easd_checks"], state["easd_fires"]
+        return state["easd_checks"], state["easd_fires"], state["easd_seconds"]
 
     easd.generate(MIXED[0], 8)
     before = counted()
@@ -217,6 +217,9 @@ def test_counters_add_up_and_the_server_says_what_it_does(easd: EngineClient) ->
     after = counted()
     assert after[0] - before[0] == sum(meta["easd_checks"] for meta in metas)
     assert after[1] - before[1] == sum(meta["easd_fires"] for meta in metas)
+    # A cycle of the tiny models takes a few milliseconds, and the mode a part of it.
+    spent = (after[2] - before[2]) / sum(meta["spec_cycles"] for meta in metas)
+    assert 1e-5 < spent < 0.02
     info = easd.http.get("/get_server_info")
     assert info["easd"] == RULE.to_dict()
     assert info["speculative_verify_mode"] == "easd"

@@ -2,51 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sgl_entropy_bench.chat import ChatTemplate
 from sgl_entropy_bench.figures import easd_grid, easd_overhead
 from sgl_entropy_bench.figures.plan import Plan
 
+# By the figure's name: what it measures of each drafter, and its title.
+PARTS = {
+    "easd": (easd_grid, "EASD in the server: its effect by threshold"),
+    "easd-overhead": (easd_overhead, "EASD in the server: what it costs where it never fires"),
+}
+
 
 def measure(
-    plan: Plan,
-    drafters: Sequence[str] = ("edsd",),
-    rounds: Mapping[int, int] | None = None,
-    per_benchmark: int | None = None,
+    plan: Plan, figure: str, drafters: Sequence[str] = ("edsd",), amount: Any = None
 ) -> tuple[dict[str, Any], str]:
-    """Both parts for each drafter; returns the data (by drafter) and the page.
+    """One of ``PARTS`` for each drafter; returns the data (by drafter) and the page.
 
     Args:
-        rounds: batches by batch size, of the overhead; per_benchmark: prompts, of the grid. None
-            = those of the full or of the quick version.
+        amount: prompts a benchmark (``easd``), batches by batch size (``easd-overhead``). None =
+            those of the full or of the quick version.
 
     What is finished of an unfinished figure is kept; once all of it is there, it is dropped, so
     that the next call measures anew.
     """
+    part, title = PARTS[figure]
     template = ChatTemplate(plan.engine.target)
-    data: dict[str, Any] = {"dtype": plan.engine.dtype, "drafters": {}}
-    done = []
+    dtype = plan.engine.dtype
+    data: dict[str, Any] = {"dtype": dtype, "drafters": {}}
+    text, done = [f"# {title}"], []
     for name in drafters:
-        cost, batches = easd_overhead.measure(plan, name, template, rounds)
-        grid, answers = easd_grid.measure(plan, name, template, per_benchmark)
-        data["drafters"][name] = {"overhead": cost, "grid": grid}
-        done += [batches, answers]
-    text = page(data)
+        data["drafters"][name], records = part.measure(plan, name, template, amount)
+        done.append(records)
+        if len(drafters) > 1:
+            text.append(f"## {name}")
+        text.append(part.section(data["drafters"][name], name, dtype))
     for records in done:
         records.path.unlink(missing_ok=True)
-    return data, text
-
-
-def page(data: Mapping[str, Any]) -> str:
-    """The figure as Markdown."""
-    parts = ["# EASD in the server: its cost and its effect"]
-    for name, row in data["drafters"].items():
-        if len(data["drafters"]) > 1:
-            parts.append(f"## {name}")
-        parts += [
-            easd_overhead.section(row["overhead"], name, data["dtype"]),
-            easd_grid.section(row["grid"], name, data["dtype"]),
-        ]
-    return "\n\n".join(parts)
+    return data, "\n\n".join(text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgl_entropy.runtime.v0_5_6 import easd_record, ours, regime, switch_counters
+from sgl_entropy.runtime.v0_5_6 import easd_record, mode_time, ours, regime, switch_counters
 from sgl_entropy.runtime.v0_5_6.switch_counters import SwitchCounters
 
 
@@ -208,7 +208,10 @@ def report(meta_info: dict[str, Any], message: Any, index: int) -> None:
 def publish(state: dict[str, Any]) -> None:
     """Add this rank's counters since the start to the state that ``/get_server_info`` shows."""
     if ours.active():
-        state["sgl_entropy_counters"] = TOTALS.to_dict()
+        held = TOTALS.to_dict()
+        if TOTALS.easd is not None:
+            held["easd_seconds"] = round(mode_time.seconds(), 6)
+        state["sgl_entropy_counters"] = held
 
 
 def export(scheduler: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl_entropy.runtime.v0_5_6.mode_time import timed
 from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.verify.easd import uncertainty
 from sgl_entropy.verify.rule import EasdRule
@@ -79,6 +80,7 @@ def of_logits(logits: Tensor, rule: EasdRule, to_target: Tensor | None, vocab: i
     return DraftStats(held.entropy, nats, ids, probs)
 
 
+@timed
 def first(worker: Any, draft_input: Any, logits: Tensor) -> None:
     """Keep the statistics of the distribution that the next cycle's first tokens come from.
 
@@ -90,6 +92,7 @@ def first(worker: Any, draft_input: Any, logits: Tensor) -> None:
         setattr(draft_input, _FIRST, _stats(worker, logits, mode.rule))
 
 
+@timed
 def step(worker: Any, draft_input: Any, logits: Tensor) -> None:
     """Add those of one draft step's ``logits`` [b * topk, draft vocab]."""
     mode = served_mode()
@@ -115,6 +118,7 @@ def fill(draft_input: Any, count: int) -> None:
     setattr(draft_input, _STEPS, [*before, *[last] * count])
 
 
+@timed
 def finish(draft_input: Any, selected: Tensor, scores: list[Tensor], topk: int) -> None:
     """From the cycle's distributions to one entry a drafted node.
 
@@ -162,6 +166,7 @@ def keep_graph_outputs(runner: Any, batch: int, draft_input: Any) -> None:
     setattr(draft_input, _STEPS, None)
 
 
+@timed
 def take_graph_outputs(runner: Any, batch: int, used: int, draft_input: Any, out: Any) -> None:
     """After a replay: what it filled, of its first ``used`` requests.
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.runtime.v0_5_6 import draft_stats, regime
 from sgl_entropy.runtime.v0_5_6.draft_stats import DraftStats
+from sgl_entropy.runtime.v0_5_6.mode_time import timed
 from sgl_entropy.runtime.v0_5_6.modes import Mode, served_mode
 from sgl_entropy.runtime.v0_5_6.sampling import draw, is_greedy, request_probs
 from sgl_entropy.verify.easd import Thresholds, overlap, without
@@ -61,6 +62,7 @@ class Cycle:
     overlap: Tensor
 
 
+@timed
 def begin(draft: EagleVerifyInput, batch: ScheduleBatch, logits: Tensor) -> Cycle | None:
     """Find the nodes at which the rule fires.
 
@@ -139,6 +141,7 @@ def _most(vocab: int, rule: EasdRule) -> float:
     return math.log(vocab) if rule.normalised else 1.0
 
 
+@timed
 def decide(
     cycle: Cycle | None,
     draft: EagleVerifyInput,

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats
 from sgl_entropy.runtime.v0_5_6.easd import Cycle
+from sgl_entropy.runtime.v0_5_6.mode_time import timed
 
 
+@timed
 def record(draft: Any, index: int, path: list[int], emitted: int) -> dict[str, Any] | None:
     """What the walk of one request met.
 
