@@ -403,9 +403,12 @@ def test_statistics_of_a_tree_belong_to_the_node_that_was_expanded(served: Any) 
                 assert draft_stats.paths(target)[b, node] == flat[b, candidate]
 
 
-def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(served: Any) -> None:
+def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A draft graph is captured once for four requests and replayed for three others."""
     served(Mode(RULE))
+    monkeypatch.setattr(draft_stats, "_may_wait", lambda logits, mode: False)
     torch.manual_seed(4)
     runner, steps, batch = SimpleNamespace(topk=2), 3, 4
     static = [torch.zeros(batch * 2, DRAFT_VOCABULARY) for _ in range(steps - 1)]
@@ -446,7 +449,44 @@ def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(served: Any
                 assert torch.equal(a, b), name
 
 
-def test_rows_follow_their_requests_through_filter_and_merge(served: Any) -> None:
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("topk", "pruned"), [(2, True), (2, False), (1, True), (1, False)])
+def test_statistics_that_waited_are_those_of_a_plain_draft(
+    served: Any, monkeypatch: pytest.MonkeyPatch, topk: int, pruned: bool, residual: bool
+) -> None:
+    """Of three requests' trees of as many nodes as distributions, and chains; some nodes pruned."""
+    served(Mode(EasdRule(2.0, 2.0, top_n=6, residual=residual)))
+    torch.manual_seed(6)
+    count = 1 + 2 * topk
+    candidates = torch.rand(3, count * topk).argsort(1)[:, :count]
+    selected = torch.arange(3).repeat(3, 1) if topk == 1 else candidates.sort(1).values
+    if pruned:
+        selected[0, 1:] = selected[2, 2] = -1
+    scores = [torch.rand(3, 1, topk), *torch.rand(2, 3, topk, topk)]
+    opening, deeper = torch.randn(3, DRAFT_VOCABULARY), torch.randn(2, 3 * topk, DRAFT_VOCABULARY)
+    drafts = {}
+    for waits in (False, True):
+        monkeypatch.setattr(draft_stats, "_may_wait", lambda logits, mode, waits=waits: waits)
+        source = drafts[waits] = SimpleNamespace()
+        draft_stats.first(worker(), source, opening)
+        for logits in deeper:
+            draft_stats.step(worker(), source, logits)
+        draft_stats.finish(source, selected, scores, topk)
+        draft_stats.hand_over(source, source)
+    plain, waited = (draft_stats.of_nodes(drafts[waits]) for waits in (False, True))
+    assert plain is not None
+    assert waited is not None
+    kept = selected >= 0
+    for a, b in zip(plain.parts(), waited.parts(), strict=True):
+        torch.testing.assert_close(b[kept], a[kept])
+    assert torch.equal(*(draft_stats.paths(drafts[waits]) for waits in (False, True)))
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_rows_follow_their_requests_through_filter_and_merge(
+    served: Any, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    monkeypatch.setattr(draft_stats, "_may_wait", lambda logits, mode: waits)
     served(Mode(EasdRule(2.0, 2.0, top_n=6, residual=True)))
     torch.manual_seed(5)
     logits = torch.randn(5, DRAFT_VOCABULARY)
@@ -462,5 +502,7 @@ def test_rows_follow_their_requests_through_filter_and_merge(served: Any) -> Non
     expected = draft_stats.of_logits(logits[[2, 0, 3]], rule, TO_TARGET, VOCABULARY)
     for held in (a, empty):
         stats = vars(held)["sgl_entropy_first"]
+        if waits:
+            stats = draft_stats.of_logits(stats.logits, stats.rule, stats.to_target, stats.vocab)
         for got, want in zip(stats.parts(), expected.parts(), strict=True):
             assert torch.equal(got, want)

@@ -12,14 +12,14 @@ of the tree's parent list, nodes = draft tokens without the root.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6.mode_time import timed
-from sgl_entropy.runtime.v0_5_6.modes import served_mode
+from sgl_entropy.runtime.v0_5_6.modes import Mode, served_mode
 from sgl_entropy.verify.easd import uncertainty
 from sgl_entropy.verify.rule import EasdRule
 
@@ -59,6 +59,31 @@ class DraftStats:
         return DraftStats(*(torch.cat(pair) for pair in pairs))
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """Draft distributions whose statistics wait until it is known which of them are needed.
+
+    On a CPU, most of their cost is that of many small calls, and of nodes that are then pruned.
+
+    Attributes:
+        logits: [n, draft vocab], raw.
+        rule, to_target, vocab: see ``of_logits``.
+    """
+
+    logits: Tensor
+    rule: EasdRule
+    to_target: Tensor | None
+    vocab: int
+
+    def rows(self, index: Any) -> Waiting:
+        """Those at ``index`` of the first dimension."""
+        return replace(self, logits=self.logits[index])
+
+    def joined(self, other: Waiting) -> Waiting:
+        """These, then the other's."""
+        return replace(self, logits=torch.cat((self.logits, other.logits)))
+
+
 def of_logits(logits: Tensor, rule: EasdRule, to_target: Tensor | None, vocab: int) -> DraftStats:
     """Statistics of raw draft logits [n, draft vocab].
 
@@ -69,7 +94,8 @@ def of_logits(logits: Tensor, rule: EasdRule, to_target: Tensor | None, vocab: i
     held = uncertainty(logits, rule)
     ids = held.top_ids
     if to_target is not None:
-        ids = torch.where(ids >= 0, to_target[ids.clamp_min(0)], ids)
+        padded = rule.top_n > logits.shape[-1]
+        ids = torch.where(ids >= 0, to_target[ids.clamp_min(0)], ids) if padded else to_target[ids]
     probs = None
     if rule.residual:
         probs = torch.softmax(logits.float(), dim=-1)
@@ -89,7 +115,7 @@ def first(worker: Any, draft_input: Any, logits: Tensor) -> None:
     """
     mode = served_mode()
     if mode is not None:
-        setattr(draft_input, _FIRST, _stats(worker, logits, mode.rule))
+        setattr(draft_input, _FIRST, _stats(worker, logits, mode))
 
 
 @timed
@@ -99,7 +125,7 @@ def step(worker: Any, draft_input: Any, logits: Tensor) -> None:
     if mode is None:
         return
     before = getattr(draft_input, _STEPS, None) or []
-    setattr(draft_input, _STEPS, [*before, _stats(worker, logits, mode.rule)])
+    setattr(draft_input, _STEPS, [*before, _stats(worker, logits, mode)])
 
 
 def entropy_at(draft_input: Any, step: int) -> Tensor | None:
@@ -140,17 +166,51 @@ def finish(draft_input: Any, selected: Tensor, scores: list[Tensor], topk: int) 
 
 
 def _join(
-    draft_input: Any, steps: list[DraftStats], selected: Tensor, scores: Tensor, topk: int
+    draft_input: Any,
+    steps: list[DraftStats] | list[Waiting],
+    selected: Tensor,
+    scores: Tensor,
+    topk: int,
 ) -> None:
-    batch = len(selected)
-    columns = [[t.unsqueeze(1) for t in getattr(draft_input, _FIRST).parts()]]
+    held, known = getattr(draft_input, _FIRST), selected.clamp_min(0)
+    if isinstance(held, Waiting):
+        nodes = _of_selected([held, *cast(list[Waiting], steps)], selected, topk)
+    else:
+        request = torch.arange(len(selected), device=selected.device).unsqueeze(1)
+        table = _table(held, cast(list[DraftStats], steps), topk)
+        nodes = table.rows((request, known // topk))
+    setattr(draft_input, _NODES, nodes)
+    setattr(draft_input, _PATHS, scores.gather(1, known))
+
+
+def _table(first: DraftStats, steps: list[DraftStats], topk: int) -> DraftStats:
+    """[b, R, ...] of all distributions of a cycle."""
+    batch = len(first.entropy)
+    columns = [[t.unsqueeze(1) for t in first.parts()]]
     for stats in steps:
         columns.append([t.unflatten(0, (batch, topk)) for t in stats.parts()])
-    table = DraftStats(*(torch.cat(column, dim=1) for column in zip(*columns, strict=True)))
-    known = selected.clamp_min(0)
-    request = torch.arange(batch, device=selected.device).unsqueeze(1)
-    setattr(draft_input, _NODES, table.rows((request, known // topk)))
-    setattr(draft_input, _PATHS, scores.gather(1, known))
+    return DraftStats(*(torch.cat(column, dim=1) for column in zip(*columns, strict=True)))
+
+
+def _of_selected(cycle: list[Waiting], selected: Tensor, topk: int) -> DraftStats:
+    """[b, nodes, ...] of the selected candidates; pruned ones hold NaN and zeros."""
+    first, batch = cycle[0], len(selected)
+    logits = torch.cat([w.logits.unflatten(0, (batch, -1)) for w in cycle], dim=1)
+    kept = selected >= 0
+    request, _ = where = kept.nonzero(as_tuple=True)
+    whole = topk == 1 and len(request) == selected.numel() == batch * logits.shape[1]
+    # A whole chain has a node for every distribution, in their order.
+    rows = logits.flatten(0, 1) if whole else logits[request, selected[where] // topk]
+    stats = of_logits(rows, first.rule, first.to_target, first.vocab)
+    if whole:
+        return DraftStats(*(part.unflatten(0, selected.shape) for part in stats.parts()))
+
+    def spread(part: Tensor) -> Tensor:
+        out = part.new_full((*selected.shape, *part.shape[1:]), math.nan if part.dim() == 1 else 0)
+        out[where] = part
+        return out
+
+    return DraftStats(*(spread(part) for part in stats.parts()))
 
 
 def keep_graph_outputs(runner: Any, batch: int, draft_input: Any) -> None:
@@ -220,6 +280,13 @@ def merge(draft_input: Any, other: Any) -> None:
         setattr(draft_input, _FIRST, mine.joined(more))
 
 
-def _stats(worker: Any, logits: Tensor, rule: EasdRule) -> DraftStats:
+def _may_wait(logits: Tensor, mode: Mode) -> bool:
+    # A draft that may end early asks at every step; a graph's statistics are a part of it.
+    return logits.device.type == "cpu" and mode.stop is None
+
+
+def _stats(worker: Any, logits: Tensor, mode: Mode) -> DraftStats | Waiting:
     vocab = worker.target_worker.model_runner.model_config.vocab_size
-    return of_logits(logits, rule, worker.hot_token_id, vocab)
+    if _may_wait(logits, mode):
+        return Waiting(logits, mode.rule, worker.hot_token_id, vocab)
+    return of_logits(logits, mode.rule, worker.hot_token_id, vocab)

@@ -103,7 +103,7 @@ def _find(cycle: Cycle, draft: EagleVerifyInput, logits: Tensor, stats: DraftSta
     rows = ((has & on) | ((draft.retrive_index >= 0) & traced)).flatten().nonzero().squeeze(1)
     if not len(rows):
         return
-    raw = logits[rows]
+    raw = _rows(logits, rows)
     entropy = shannon_entropy(raw)
     cycle.entropy.view(-1)[rows] = entropy
     # A drafted node's distribution is the one at its parent.
@@ -135,6 +135,16 @@ def _find(cycle: Cycle, draft: EagleVerifyInput, logits: Tensor, stats: DraftSta
         cycle.token_prob.view(-1)[at] = (
             (part.gather(1, wanted).squeeze(1) - part.logsumexp(-1)).exp().float()
         )
+
+
+def _rows(logits: Tensor, rows: Tensor) -> Tensor:
+    """``logits[rows]``, without a copy where they lie together on a CPU."""
+    if logits.device.type != "cpu":
+        return logits[rows]
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows):
+        return logits[first : last + 1]
+    return logits.index_select(0, rows)
 
 
 def _most(vocab: int, rule: EasdRule) -> float:
