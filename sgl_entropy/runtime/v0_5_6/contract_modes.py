@@ -64,8 +64,8 @@ _SWITCH: tuple[Use, ...] = (
     *calls(f"{_FORWARD}:ForwardBatch.init_new", *("batch", "model_runner"), by="switching"),
     *calls(
         "sglang.srt.model_executor.model_runner:ModelRunner.forward",
-        "forward_batch",
-        by="switching",
+        *("forward_batch", "skip_attn_backend_init="),
+        by="switching, draft_stop, cpu.draft_rows",
     ),
 )
 
