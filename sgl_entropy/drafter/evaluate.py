@@ -33,6 +33,8 @@ class Answer:
         prompt_length: tokens of the prompt.
         features: [n - 1, taps * d_target], of every token but the last.
         entropy: float32 [n - 1 - prompt], the target's at each answer token but the first, nats.
+
+    All on the target's device.
     """
 
     tokens: Tensor
@@ -96,9 +98,10 @@ def greedy_answers(
         ids = torch.zeros((len(part), int(lengths.max())), dtype=torch.long)
         for row, i in enumerate(part):
             ids[row, : len(prompts[i])] = torch.tensor(prompts[i])
+        ids, lengths = ids.to(target.device), lengths.to(target.device)
         cache = target.new_cache(len(part))
         out = target.forward(ids, torch.zeros_like(lengths), cache, tap_layers=tap_layers)
-        rows = torch.arange(len(part))
+        rows = torch.arange(len(part), device=target.device)
         features = [_beside(out)]
         new = [target.logits(out.final[rows, lengths - 1]).argmax(-1)]
         entropy: list[Tensor] = []
@@ -118,10 +121,12 @@ def greedy_answers(
             seen = features[0][row, : len(prompts[i])]
             answer_rows = [block[row] for block in features[1:count]]
             answers[i] = Answer(
-                torch.cat([torch.tensor(prompts[i]), written[row, :count]]),
+                torch.cat([ids[row, : len(prompts[i])], written[row, :count]]),
                 len(prompts[i]),
                 torch.cat([seen, *answer_rows]),
-                torch.tensor([float(step[row]) for step in entropy[: count - 1]]),
+                torch.stack([step[row] for step in entropy[: count - 1]])
+                if count > 1
+                else torch.zeros(0, device=target.device),
             )
         if report is not None:
             report(f"answers: {len(answers)} of {len(prompts)}")
@@ -142,7 +147,7 @@ def draft_answer(
     A cycle that would emit more tokens than the answer has left counts what is left.
 
     Args:
-        embedding: the target's, [vocab, d].
+        embedding: the target's, [vocab, d]; everything lies on one device.
     """
     n, start = len(answer.tokens), answer.prompt_length
     chains = n - 1 - start
@@ -153,7 +158,7 @@ def draft_answer(
     features = drafter.fuse_taps(answer.features[: n - 2].to(dtype))[None]
     embeds = F.embedding(answer.tokens[1 : n - 1], embedding).to(dtype)[None]
     # The chain of row t drafts tokens t + 2, ...: the first one starts at the prompt's last row.
-    starts = torch.arange(start - 1, n - 2)[None]
+    starts = torch.arange(start - 1, n - 2, device=embedding.device)[None]
     unroll = Unroll(drafter, embeds, features, starts)
     logits = drafter.logits(unroll.out)[0]
     drafted = [drafter.target_ids(logits.argmax(-1))]
@@ -252,4 +257,5 @@ def _beside(out: TargetOutput) -> Tensor:
 
 
 def _is_end(tokens: Tensor, target: PlainTarget) -> Tensor:
-    return torch.isin(tokens, torch.tensor(sorted(target.eos_ids), dtype=torch.long))
+    ends = torch.tensor(sorted(target.eos_ids), dtype=torch.long, device=tokens.device)
+    return torch.isin(tokens, ends)

@@ -234,7 +234,7 @@ class PlainTarget:
         self,
         ids: Tensor,
         starts: Tensor,
-        cache: TargetCache,
+        cache: TargetCache | None,
         *,
         slots: Tensor | None = None,
         tap_layers: Sequence[int] = (),
@@ -246,21 +246,21 @@ class PlainTarget:
                 to the cache behind its end, where the next call overwrites them).
             starts: int64 [batch], the position of each sequence's first new row. All zero makes
                 it a prefill, which reads nothing from the cache.
+            cache: None = a prefill that nothing follows; ``starts`` are zero.
             slots: int64 [batch], the sequences' cache slots; None = all slots in order.
             tap_layers: ids of the layers (from 0) whose outputs are returned.
         """
         n = ids.shape[1]
         positions = starts[:, None] + torch.arange(n, device=self.device)
         cos, sin = (table[positions] for table in self._tables)
-        fresh = not bool(starts.any())
-        needed = int(positions.max()) + 1
-        # Rows of some slots say nothing of how much the others hold.
-        cache.resize(needed if slots is None else max(needed, cache.length))
-        mask = (
-            None
-            if fresh
-            else torch.arange(cache.length, device=self.device) <= positions[..., None]
-        )
+        mask = None
+        if cache is not None:
+            fresh = not bool(starts.any())
+            needed = int(positions.max()) + 1
+            # Rows of some slots say nothing of how much the others hold.
+            cache.resize(needed if slots is None else max(needed, cache.length))
+            if not fresh:
+                mask = torch.arange(cache.length, device=self.device) <= positions[..., None]
         taps: dict[int, Tensor] = {}
         x = F.embedding(ids, self.embedding)
         for i, layer in enumerate(self.layers):
@@ -284,7 +284,7 @@ class PlainTarget:
         cos: Tensor,
         sin: Tensor,
         positions: Tensor,
-        cache: TargetCache,
+        cache: TargetCache | None,
         slots: Tensor | None,
         mask: Tensor | None,
     ) -> Tensor:
@@ -295,11 +295,12 @@ class PlainTarget:
             heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2
         )
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
-        rows = torch.arange(batch, device=self.device) if slots is None else slots
-        # Mixed integer and slice indices: the written block is [batch, n, kv_heads, head_dim].
-        cache.keys[index][rows[:, None], :, positions] = key
-        cache.values[index][rows[:, None], :, positions] = value
-        if mask is None:
+        if cache is not None:
+            rows = torch.arange(batch, device=self.device) if slots is None else slots
+            # Mixed integer and slice indices: the written block is [batch, n, kv_heads, head_dim].
+            cache.keys[index][rows[:, None], :, positions] = key
+            cache.values[index][rows[:, None], :, positions] = value
+        if cache is None or mask is None:
             mixed = F.scaled_dot_product_attention(
                 query.transpose(1, 2),
                 key.transpose(1, 2),

@@ -27,11 +27,13 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Answered:
-    """A prompt with its answer: ``tokens`` holds both, the answer from ``prompt_length`` on."""
+    """A prompt with its answer: ``tokens`` holds both, the answer from ``prompt_length`` on.
+    ``temperature`` is what it was sampled with; 0 = greedy."""
 
     prompt_id: int
     prompt_length: int
     tokens: tuple[int, ...]
+    temperature: float = 0.0
 
     @property
     def answer_length(self) -> int:
@@ -51,7 +53,12 @@ def read_answers(path: Path) -> list[Answered]:
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
         try:
             row = json.loads(line)
-            answered = Answered(row["prompt_id"], row["prompt_length"], tuple(row["tokens"]))
+            answered = Answered(
+                row["prompt_id"],
+                row["prompt_length"],
+                tuple(row["tokens"]),
+                float(row.get("temperature", 0.0)),
+            )
             if not 0 < answered.prompt_length <= len(answered.tokens):
                 raise ValueError(f"prompt_length {answered.prompt_length}")
         except (ValueError, KeyError, TypeError) as error:

@@ -28,16 +28,19 @@ def matmul_seconds(dtype: torch.dtype, tries: int = 3) -> float:
     return best
 
 
-def resolve_dtype(wanted: str, held: str | None = None) -> str:
+def resolve_dtype(wanted: str, held: str | None = None, device: str = "cpu") -> str:
     """``bfloat16`` or ``float32`` for the setting ``wanted``.
 
     Args:
         wanted: one of ``DTYPES``.
         held: what an existing store or checkpoint was made with; wins over a measurement.
+        device: where it is computed; a GPU is not measured, it has bfloat16.
     """
     if wanted != "auto":
         return wanted
     if held is not None:
         return held
+    if device != "cpu":
+        return "bfloat16"
     ratio = matmul_seconds(torch.float32) / matmul_seconds(torch.bfloat16)
     return "bfloat16" if ratio > _WORTH else "float32"

@@ -20,13 +20,12 @@ import torch
 
 from sgl_entropy.drafter.config import Algorithm
 from sgl_entropy.drafter.evaluate import Answer, draft_answer, greedy_answers
-from sgl_entropy.drafter.evaluation import chat_prompts
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.texts import read_texts, text_files
 from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit_costs import answer_tokens, flops
+from sgl_entropy.train.group import Group, device_of
 from sgl_entropy.train.settings import TrainSettings, load_settings, read_settings
 
 Report = Callable[[str], None]
@@ -204,7 +203,7 @@ def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, 
     """Fit what is not fitted, judge what is not judged; one row a job, in the jobs' order.
 
     Args:
-        workers: processes that fit at once, each with one thread.
+        workers: processes that fit at once, each with one thread, on the GPU where there is one.
 
     Returns:
         Rows with ``arm``, ``seed``, ``algorithm``, ``fit`` (seconds, rows, flops) and
@@ -223,7 +222,8 @@ def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, 
 def fit_job(job: Job, report: Report = print) -> None:
     """Fit and export one job; its folder's ``drafter`` appears only when it is whole."""
     torch.set_num_threads(1)
-    fit = pipeline.make_fit(job.settings, job.arm.algorithm, job.folder)
+    group = Group(device=torch.device(device_of(0)))
+    fit = pipeline.make_fit(job.settings, job.arm.algorithm, job.folder, group)
     fit.run(lambda line: report(f"{job.name}: {line}"))
     done = {
         "recipe": job.recipe,
@@ -288,7 +288,7 @@ class _Judge:
             if held["evaluate"] == asked:
                 return {**held, "curve": job.arm.curve}
         self._generate()
-        drafter = load_drafter(job.folder / "drafter")
+        drafter = load_drafter(job.folder / "drafter").to(self._embedding.device)
         columns = [self.layers.index(layer) for layer in drafter.config.target_layer_ids or ()]
         prompts: list[tuple[str, int, int]] = []
         for group, answer in self._answers:
@@ -315,15 +315,9 @@ class _Judge:
     def _generate(self) -> None:
         if self._answers:
             return
-        given = self.given.evaluate
-        if not given.benchmarks:
-            raise ValueError("set evaluate.benchmarks to a folder of prompts")
-        folder = data.target_folder(self.given)
-        files = text_files([Path(given.benchmarks).expanduser()])
-        groups = {f.stem: [t.prompt for t in read_texts(f, given.prompts)] for f in files}
-        target = PlainTarget.from_folder(folder, getattr(torch, given.dtype))
-        room = target.max_positions - given.max_new_tokens
-        prompts = chat_prompts(folder, groups, room)
+        given, folder = self.given.evaluate, data.target_folder(self.given)
+        target = PlainTarget.from_folder(folder, getattr(torch, given.dtype), device_of(0))
+        prompts = pipeline.benchmark_prompts(self.given)
         flat = [(group, one) for group, held in prompts.items() for one in held]
         answers = greedy_answers(
             target, [p for _, p in flat], given.max_new_tokens, self.layers, report=self.report

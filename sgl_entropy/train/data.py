@@ -19,18 +19,19 @@ import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.target import cache_dir, ensure_small_target
+from sgl_entropy.train.answer_here import write_answers
 from sgl_entropy.train.answers import Ask, collect_answers, read_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
+from sgl_entropy.train.decode import Decoding
 from sgl_entropy.train.features import (
     FeaturePlan,
-    OnlineStore,
     check_generated,
-    features_of,
-    refuse_foreign,
+    refuse_false,
     run_feature_worker,
 )
 from sgl_entropy.train.generate import Prompt, WorkerPlan, run_worker, worker_queue
 from sgl_entropy.train.group import device_of
+from sgl_entropy.train.online import OnlineStore
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import FORMAT, Samples, Store, made_with, write_meta
@@ -90,6 +91,7 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
         RuntimeError: the answers are not what the target writes when it reads them at once.
     """
     given = settings.generate
+    _refuse_sampling(settings, "answers that are written with their features")
     target = target_folder(settings)
     prompts, digest = load_prompts(settings, report)
     folder, layers, dtype = _open_for_writing(settings, {"prompts_sha256": digest})
@@ -122,19 +124,43 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
 def prepare(settings: TrainSettings, ask: Ask | None, concurrency: int, report: Report) -> None:
     """The prompt file, and with a server its answers: ``answers.jsonl`` in the work folder.
 
-    Without a server, answers come out of the same pass as their features (``features``).
+    Without a server, answers come out of the same pass as their features (``features``), or, for
+    a training without a store (``fit.online``), are written here.
 
     Args:
         ask: sends a prompt to the server; None = no server.
         concurrency: requests at once.
     """
     prompts, _ = load_prompts(settings, report)
+    if ask is None and settings.fit.online:
+        _answer_here(settings, prompts, report)
+        return
     if ask is None:
         report(f"{len(prompts)} prompts; `train features` answers them")
         return
+    _refuse_sampling(settings, "a server's answers")
     wanted = settings.generate.answer_tokens
     tokens = collect_answers(answers_file(settings), prompts, ask, wanted, concurrency, report)
     report(f"{tokens} answer tokens in {answers_file(settings)}")
+
+
+def _refuse_sampling(settings: TrainSettings, what: str) -> None:
+    if any(settings.generate.temperatures):
+        raise ValueError(f"generate.temperatures: {what} are greedy, found others than [0]")
+
+
+def _answer_here(settings: TrainSettings, prompts: Sequence[Prompt], report: Report) -> None:
+    """Answers of the target on this machine's GPU, or CPU, until there are enough."""
+    given, folder, device = settings.generate, target_folder(settings), device_of(0)
+    path = answers_file(settings)
+    dtype = getattr(torch, resolve_dtype(given.dtype, device=device))
+    target = PlainTarget.from_folder(folder, dtype, device)
+    decoding = Decoding(given.max_new_tokens, given.slots)
+    tokens = write_answers(
+        path, target, prompts, given.temperatures, given.answer_tokens, decoding, report
+    )
+    report(f"{tokens} answer tokens in {path}")
+    refuse_false(target, read_answers(path), str(folder))
 
 
 def answers_file(settings: TrainSettings) -> Path:
@@ -168,12 +194,8 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     if not todo:
         report(f"features of all {len(answers)} answers are stored, nothing to do")
         return
-    some = todo[:: -(-len(todo) // 8)]
-    refuse_foreign(
-        features_of(
-            PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0)), some, layers
-        ),
-        str(target),
+    refuse_false(
+        PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0)), todo, str(target)
     )
     workers = min(settings.generate.workers, len(todo))
     plans = [
@@ -273,13 +295,13 @@ def _online_store(settings: TrainSettings) -> OnlineStore:
     path = answers_file(settings)
     answers = read_answers(path)
     folder = target_folder(settings)
-    dtype = getattr(torch, resolve_dtype(settings.generate.dtype))
-    target = PlainTarget.from_folder(folder, dtype, device_of(0))
+    device = device_of(0)
+    dtype = getattr(torch, resolve_dtype(settings.generate.dtype, device=device))
+    target = PlainTarget.from_folder(folder, dtype, device)
     store = OnlineStore(target, answers, settings.drafter.tap_layers(target.num_layers), path)
     if not store.entries:
         raise ValueError(f"fit.online needs answers in {path}: `train prepare --server URL`")
-    some = store.entries[:: -(-len(store.entries) // 8)]
-    refuse_foreign([store.sample(entry) for entry in some], str(folder))
+    refuse_false(target, answers, str(folder))
     return store
 
 

@@ -6,6 +6,7 @@ to be the one that this target, greedily, would have written there.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.train.answers import Answered, in_batches
 from sgl_entropy.train.generate import PREFILL_ROWS, SHARD_SEQUENCES, Stop, flush_shard, judge
-from sgl_entropy.train.store import Entry, Sample, Store
+from sgl_entropy.train.store import Sample, Store
 
 # Ties aside, a greedy answer agrees everywhere. Answers of another model, or sampled ones, do not.
 AGREEMENT = 0.9
@@ -49,13 +51,13 @@ def features_of(
     for row, one in enumerate(answers):
         ids[row, : lengths[row]] = torch.tensor(one.tokens[:-1])
     starts = torch.zeros(len(answers), dtype=torch.long, device=target.device)
-    cache = target.new_cache(len(answers))
-    out = target.forward(ids.to(target.device), starts, cache, tap_layers=tap_layers)
+    out = target.forward(ids.to(target.device), starts, None, tap_layers=tap_layers)
     real = torch.arange(ids.shape[1]) < lengths[:, None]
     entropy, best = torch.zeros(real.shape), torch.zeros(real.shape, dtype=torch.long)
     judged = judge(target, out.final[real.to(target.device)])
     entropy[real], best[real] = (column.cpu() for column in judged)
-    features = torch.cat(out.taps, dim=-1).to("cpu", torch.bfloat16)
+    taps = torch.cat(out.taps, dim=-1) if out.taps else out.final[..., :0]
+    features = taps.to("cpu", torch.bfloat16)
     final = out.final.to("cpu", torch.bfloat16)
     return [
         Sample(
@@ -69,42 +71,6 @@ def features_of(
         )
         for row, (one, n) in enumerate(zip(answers, lengths.tolist(), strict=True))
     ]
-
-
-class OnlineStore:
-    """Samples computed when they are asked for: no storage, one target forward an epoch and sample.
-
-    The same numbers as a stored sample's: features and final states are rounded to bfloat16.
-
-    Args:
-        answers: greedy ones of ``target``, more than one token each.
-        path: the file that they come from.
-    """
-
-    def __init__(
-        self,
-        target: PlainTarget,
-        answers: Sequence[Answered],
-        tap_layers: Sequence[int],
-        path: Path,
-    ) -> None:
-        self.folder, self.tap_layers = path, tuple(tap_layers)
-        self._target = target
-        self._answers = {one.prompt_id: one for one in answers if one.answer_length > 1}
-        self.entries = [
-            Entry(path, number, one.prompt_length, len(one.tokens), 0, 0)
-            for number, one in sorted(self._answers.items())
-        ]
-
-    def tokens(self, entry: Entry) -> Tensor:
-        """See ``Samples``."""
-        return torch.tensor(self._answers[entry.prompt_id].tokens)
-
-    def sample(self, entry: Entry, columns: Sequence[int] | None = None) -> Sample:
-        """See ``Samples``."""
-        answer = self._answers[entry.prompt_id]
-        layers = self.tap_layers if columns is None else tuple(columns)
-        return features_of(self._target, [answer], layers)[0]
 
 
 def agreement(samples: Sequence[Sample]) -> float:
@@ -121,13 +87,61 @@ def refuse_foreign(samples: Sequence[Sample], target: str) -> None:
     Raises:
         ValueError: the answers are not greedy ones of this target.
     """
-    found = agreement(samples)
+    found = agreement(samples) if samples else 1.0
     if found < AGREEMENT:
         ids = sorted(s.prompt_id for s in samples)
         raise ValueError(
             f"only {found:.0%} of the answer tokens to prompts {ids[0]} to {ids[-1]} are what "
             f"{target} writes: they come from another model, or were sampled"
         )
+
+
+def refuse_false(
+    target: PlainTarget, answers: Sequence[Answered], name: str, some: int = 8
+) -> None:
+    """Check some greedy and some sampled answers, spread over all.
+
+    A sampled answer's tokens are as unlikely as the target's distributions say: the mean of
+    -log p(token) is the mean of their entropies, give or take chance (ours).
+
+    Args:
+        name: of the target, for the message.
+
+    Raises:
+        ValueError: they are not this target's.
+    """
+    long = [one for one in answers if one.answer_length > 1]
+    greedy = [one for one in long if not one.temperature]
+    sampled = [one for one in long if one.temperature]
+    refuse_foreign(
+        [s for one in _spread(greedy, some) for s in features_of(target, [one], ())], name
+    )
+    rows = [_surprise(target, one) for one in _spread(sampled, some)]
+    if not rows:
+        return
+    surprise, entropy = torch.cat([s for s, _ in rows]), torch.cat([h for _, h in rows])
+    gap = surprise - entropy
+    chance = float(gap.std()) / len(gap) ** 0.5 if len(gap) > 1 else math.inf
+    if not abs(float(gap.mean())) <= max(0.1, 5 * chance):
+        raise ValueError(
+            f"tokens of sampled answers are {float(gap.mean()):+.2f} nats less likely to {name} "
+            "than its own samples are: they come from another model, or another temperature"
+        )
+
+
+def _spread(answers: Sequence[Answered], some: int) -> Sequence[Answered]:
+    return answers[:: -(-len(answers) // some)] if answers else []
+
+
+@torch.inference_mode()
+def _surprise(target: PlainTarget, answer: Answered) -> tuple[Tensor, Tensor]:
+    """(-log p of each answer token, entropy there), at the answer's own temperature; each [n]."""
+    ids = torch.tensor([answer.tokens[:-1]], device=target.device)
+    out = target.forward(ids, torch.zeros(1, dtype=torch.long, device=target.device), None)
+    logits = target.logits(out.final[0, answer.prompt_length - 1 :]).float() / answer.temperature
+    written = torch.tensor(answer.tokens[answer.prompt_length :], device=target.device)
+    surprise = -torch.log_softmax(logits, dim=-1).gather(-1, written[:, None]).squeeze(-1)
+    return surprise.cpu(), shannon_entropy(logits).cpu()
 
 
 def check_generated(store: Store, target: PlainTarget, some: int = 8) -> float:
@@ -168,8 +182,10 @@ def run_feature_worker(plan: FeaturePlan) -> None:
     finished: list[Sample] = []
     store, tokens, started = Path(plan.store), 0, time.monotonic()
 
+    sampled = {one.prompt_id for one in plan.answers if one.temperature}
+
     def flush() -> None:
-        refuse_foreign(finished, plan.target)
+        refuse_foreign([s for s in finished if s.prompt_id not in sampled], plan.target)
         flush_shard(store, plan.number, finished, tokens, started)
 
     for batch in in_batches(plan.answers, PREFILL_ROWS):

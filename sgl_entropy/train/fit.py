@@ -33,6 +33,7 @@ from sgl_entropy.train.objective import (
     count_rows,
     unrolled_loss,
 )
+from sgl_entropy.train.online import OnlineStore
 from sgl_entropy.train.schedules import masked_percent
 from sgl_entropy.train.store import Entry, Samples, shared_prefix
 
@@ -77,7 +78,8 @@ class Fit:
         made_with = held["identity"]["settings"]["dtype"] if held else None
         self.group = group = group or Group()
         # Measured where it is not given; machines may differ.
-        settings = replace(settings, dtype=group.agree(resolve_dtype(settings.dtype, made_with)))
+        dtype = resolve_dtype(settings.dtype, made_with, group.device.type)
+        settings = replace(settings, dtype=group.agree(dtype))
         self.config, self.settings, self.store, self.folder = config, settings, store, folder
         self.working = getattr(torch, settings.dtype)
         self.train, self.validation = split_validation(store.entries, settings.validation_every)
@@ -97,6 +99,7 @@ class Fit:
             "settings": {k: v for k, v in asdict(settings).items() if k not in passing},
             "start": _digest(Path(settings.start).expanduser()) if settings.start else "",
             "samples": [len(self.train), sum(e.answer_rows for e in self.train)],
+            "vocabulary": hashlib.sha256(vocabulary.numpy().tobytes()).hexdigest(),
         }
         if held is None:
             some = [self._sample(e) for e in self.train[:: max(1, len(self.train) // 96)]]
@@ -170,7 +173,7 @@ class Fit:
         rate = self.settings.rate(self.step, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        batch = self._batch(entries, steps, masked, self.prompt_from)
+        batch = self._noisy(self._batch(entries, steps, masked, self.prompt_from))
         shared = self._shared_counts(batch, steps)
         with self._autocast():
             loss, figures = self._losses(batch, steps, shared)
@@ -208,10 +211,25 @@ class Fit:
         self, entries: Sequence[Entry], steps: int, masked: float, prompt_from: int | None
     ) -> Batch | None:
         """This process's share of a batch; None where nothing is left for it."""
-        samples = [self._sample(entry) for entry in self.group.share(entries)]
-        if not samples:
+        own = self.group.share(entries)
+        if not own:
             return None
-        return collate(samples, steps, masked, prompt_from).to(self.group.device)
+        if isinstance(self.store, OnlineStore):
+            layers = self.config.target_layer_ids or ()
+            batch = self.store.batch(own, layers, steps, masked, prompt_from)
+        else:
+            batch = collate([self._sample(e) for e in own], steps, masked, prompt_from)
+        return batch.to(self.group.device)
+
+    def _noisy(self, batch: Batch | None) -> Batch | None:
+        """The batch with noise on its features, drawn from seed, step and process alone."""
+        if batch is None or not self.settings.noise:
+            return batch
+        draws = torch.Generator(batch.features.device)
+        draws.manual_seed((self.settings.seed << 40) + (self.group.rank << 32) + self.step)
+        noise = torch.rand(batch.features.shape, generator=draws, device=batch.features.device)
+        noise = (2 * noise - 1) * self.settings.noise * self.side.tap_scale
+        return replace(batch, features=batch.features + noise.to(batch.features.dtype))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -242,20 +260,21 @@ class Fit:
         return self.store.sample(entry, self.config.target_layer_ids)
 
     def _new_optimizer(self) -> torch.optim.AdamW:
-        solved: list[Tensor] = []
-        others: list[Tensor] = []
+        given = self.settings
+        kinds: dict[tuple[float, float], list[Tensor]] = {}
         for name, weight in self.drafter.named_parameters():
-            (solved if name.startswith(("fc.", "edfuse.")) else others).append(weight)
-        return torch.optim.AdamW(
-            [
-                {"params": others, "factor": 1.0},
-                {"params": solved, "factor": self.settings.solved_rate},
-            ],
-            lr=self.settings.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=0.0,
-            fused=True,
-        )
+            factor = 1.0
+            if name.startswith(("fc.", "edfuse.")):
+                factor = given.solved_rate
+            elif name.startswith("lm_head."):
+                factor = given.head_rate
+            decays = weight.dim() == 2 and not name.startswith("lm_head.")
+            kinds.setdefault((factor, given.weight_decay if decays else 0.0), []).append(weight)
+        groups = [
+            {"params": held, "factor": factor, "weight_decay": decay}
+            for (factor, decay), held in kinds.items()
+        ]
+        return torch.optim.AdamW(groups, lr=given.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def _save(self) -> None:
         if not self.group.leads:

@@ -32,6 +32,11 @@ class FitSettings:
             ``final_rate`` of the peak.
         solved_rate: ``fc`` and EDFuse learn at this fraction of the rate: their least-squares
             start has small entries, which full-size steps would wipe out.
+        head_rate: the draft head likewise: rows of rare tokens, which start as the target's own,
+            drift most (ours).
+        weight_decay: AdamW's, of the matrices but the head.
+        noise: of training batches' tapped features: uniform within this many tap scales, the same
+            for a step of a seed whenever it is run (EAGLE's augmentation; 0 = none).
         clip: largest gradient norm.
         decay: weight of draft step i is decay^i.
         solved_start: start from least squares (``initial``) instead of random weights.
@@ -58,6 +63,9 @@ class FitSettings:
     warmup: float = 0.04
     final_rate: float = 0.05
     solved_rate: float = 0.3
+    head_rate: float = 1.0
+    weight_decay: float = 0.0
+    noise: float = 0.0
     clip: float = 1.0
     decay: float = 0.8
     solved_start: bool = True
@@ -88,6 +96,9 @@ class FitSettings:
                 f"fit.mask_gamma must leave something of the first of {self.epochs} epochs "
                 f"(0 <= (epochs - 1) * mask_gamma < 100), found {self.mask_gamma!r}"
             )
+        for name in ("solved_rate", "head_rate", "weight_decay", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                wrong.append(f"fit.{name} must be at least 0, found {getattr(self, name)!r}")
         if not self.learning_rate > 0:
             wrong.append(f"fit.learning_rate must be positive, found {self.learning_rate!r}")
         if self.dtype not in DTYPES:

@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,8 +31,8 @@ PREFILL_ROWS = 2048
 LENGTH_BLOCK = 640
 # Small prefills waste the matmuls: so many slots are idle before any is filled again.
 REFILLED = 12
-# Rows whose logits over the whole vocabulary are held at once.
-_LOGIT_ROWS = 128
+# Rows whose logits over the whole vocabulary are held at once, on a CPU and elsewhere.
+_LOGIT_ROWS, _DEVICE_LOGIT_ROWS = 128, 4096
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def worker_queue(prompts: Sequence[Prompt], number: int, workers: int) -> list[P
     return in_length_blocks(prompts[number::workers], LENGTH_BLOCK)
 
 
-def next_prefill(queue: list[Prompt], most: int) -> list[Prompt]:
+def next_prefill(queue: list[Prompt], most: int, rows: int = PREFILL_ROWS) -> list[Prompt]:
     """Take the next prefill's prompts from the front of ``queue``: up to ``most``, and no more
-    padded rows than ``PREFILL_ROWS`` (a single longer prompt excepted)."""
+    padded rows than ``rows`` (a single longer prompt excepted)."""
     part: list[Prompt] = []
     longest = 0
     while queue and len(part) < most:
         longest = max(longest, len(queue[0].tokens))
-        if part and longest * (len(part) + 1) > PREFILL_ROWS:
+        if part and longest * (len(part) + 1) > rows:
             break
         part.append(queue.pop(0))
     return part
@@ -75,12 +75,33 @@ def next_prefill(queue: list[Prompt], most: int) -> list[Prompt]:
 
 def judge(target: PlainTarget, final: Tensor) -> tuple[Tensor, Tensor]:
     """What the target says at rows of final states [n, d]: (entropy [n], best token [n])."""
-    # Logits of a few rows at a time: those of a whole prefill would take a gigabyte.
-    parts = []
-    for rows in torch.split(final, _LOGIT_ROWS):
-        logits = target.logits(rows)
-        parts.append((shannon_entropy(logits), logits.argmax(-1)))
+    parts = [(shannon_entropy(z), likeliest(target, rows, z)) for rows, z in by_rows(target, final)]
     return torch.cat([entropy for entropy, _ in parts]), torch.cat([best for _, best in parts])
+
+
+def by_rows(target: PlainTarget, final: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(final states, their logits) of a few rows at a time: logits of a whole prefill would take
+    a gigabyte."""
+    few = _LOGIT_ROWS if final.device.type == "cpu" else _DEVICE_LOGIT_ROWS
+    for rows in torch.split(final, few):
+        yield rows, target.logits(rows)
+
+
+def likeliest(target: PlainTarget, final: Tensor, logits: Tensor) -> Tensor:
+    """The most likely token of each row: int64 [n].
+
+    In bfloat16 one row in fifty ties at the top and argmax takes the lower id: the few likeliest
+    are scored again in float32 (ours).
+
+    Args:
+        final: [n, d] after the final norm; logits: [n, vocab] of it.
+    """
+    if logits.dtype != torch.bfloat16:
+        return logits.argmax(-1)
+    few = logits.topk(min(8, logits.shape[-1]), dim=-1).indices
+    again = torch.einsum("nkd,nd->nk", target.head[few].float(), final.float())
+    best = few.gather(-1, again.argmax(-1, keepdim=True))
+    return best.squeeze(-1)
 
 
 class Batch:
@@ -103,6 +124,15 @@ class Batch:
 
     def idle(self) -> list[int]:
         return [slot for slot, prompt in enumerate(self.prompts) if prompt is None]
+
+    def written(self) -> int:
+        """Answer tokens of the sequences that have not ended."""
+        lengths = self.lengths.tolist()
+        return sum(
+            length - len(prompt.tokens)
+            for length, prompt in zip(lengths, self.prompts, strict=True)
+            if prompt is not None
+        )
 
     def admit(self, prompts: Sequence[Prompt], slots: Sequence[int]) -> None:
         """Prefill ``prompts`` into idle ``slots`` and append each one's first answer token."""
@@ -225,7 +255,9 @@ def run_worker(plan: WorkerPlan) -> None:
     batch = Batch(target, min(plan.slots, len(queue)), longest, plan.tap_layers)
     finished: list[Sample] = []
     store, tokens, started = Path(plan.store), 0, time.monotonic()
-    while not stop.asked and tokens < plan.answer_tokens:
+    while not stop.asked:
+        if tokens + batch.written() >= plan.answer_tokens:
+            queue.clear()  # what is begun is finished: else the long answers would be missing
         new = batch.take_finished(plan.max_new_tokens)
         idle = batch.idle()
         if queue and len(idle) >= min(REFILLED, len(batch.prompts)):

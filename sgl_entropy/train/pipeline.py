@@ -6,6 +6,7 @@ is finished, so any of them can be killed and run again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -21,6 +22,7 @@ from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.texts import read_texts, text_files
 from sgl_entropy.train.arithmetic import resolve_dtype
+from sgl_entropy.train.batches import split_validation
 from sgl_entropy.train.data import (
     Report,
     load_prompts,
@@ -83,20 +85,24 @@ def _vocabulary_file(settings: TrainSettings) -> Path:
     return work_folder(settings) / f"vocabulary-{settings.drafter.draft_vocab_size}.json"
 
 
-def _held_vocabulary(settings: TrainSettings) -> Tensor | None:
-    """The draft vocabulary that an earlier fit chose; None = none yet."""
-    path = _vocabulary_file(settings)
-    if not path.is_file():
-        return None
-    return torch.tensor(json.loads(path.read_text(encoding="utf-8")))
-
-
 def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tensor:
-    """Choose the draft vocabulary of the store, int64 [draft vocab]; the work folder keeps it."""
+    """The draft vocabulary of the store, int64 [draft vocab]: the work folder's, where that was
+    chosen from the same answers and prompts, else chosen now and kept there. Held-out answers
+    have no say."""
     path = _vocabulary_file(settings)
-    prompts, _ = load_prompts(settings, print)
+    prompts, digest = load_prompts(settings, print)
+    learned, _ = split_validation(store.entries, settings.fit.validation_every)
+    source = {
+        "answers": [len(learned), sum(entry.length - entry.prompt_length for entry in learned)],
+        "prompts_sha256": digest,
+        "prompt_weight": settings.drafter.prompt_weight,
+    }
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(held, dict) and held["source"] == source:
+            return torch.tensor(held["tokens"])
     answers = count_tokens(
-        (store.tokens(entry)[entry.prompt_length :] for entry in store.entries), vocab_size
+        (store.tokens(entry)[entry.prompt_length :] for entry in learned), vocab_size
     )
     asked = count_tokens((torch.tensor(prompt.tokens) for prompt in prompts), vocab_size)
     model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
@@ -110,7 +116,8 @@ def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tens
     )
     # Both drafters may be started at once: a file appears whole or not at all.
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(chosen.tolist()) + "\n", encoding="utf-8")
+    text = json.dumps({"source": source, "tokens": chosen.tolist()})
+    partial.write_text(text + "\n", encoding="utf-8")
     partial.rename(path)
     return chosen
 
@@ -148,13 +155,12 @@ def make_vocabulary(
 
     Args:
         store: opened already; None = it is opened, and checked, if the vocabulary needs it.
+
+    A drafter to start from keeps its own.
     """
     if settings.fit.start:
         earlier = load_drafter(Path(settings.fit.start).expanduser())
         return earlier.target_ids(torch.arange(earlier.config.draft_vocab_size))
-    held = _held_vocabulary(settings)
-    if held is not None:
-        return held
     store = open_store(settings) if store is None else store
     return vocabulary(settings, store, drafter_config(settings, algorithm).vocab_size)
 
@@ -204,16 +210,37 @@ def export(settings: TrainSettings, algorithm: Algorithm, out: Path) -> None:
     export_drafter(trained.drafter, trained.side.tap_scale, out)
 
 
-def evaluate(settings: TrainSettings, folder: Path, report: Report = print) -> dict[str, Any]:
-    """tau of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``."""
-    given, target_at = settings.evaluate, target_folder(settings)
+def benchmark_prompts(settings: TrainSettings) -> dict[str, list[list[int]]]:
+    """Token ids of the prompts of ``evaluate.benchmarks``, a group for each file; the work folder
+    keeps them."""
+    given, target = settings.evaluate, target_folder(settings)
     if not given.benchmarks:
         raise ValueError("set evaluate.benchmarks to a folder of prompts")
     files = text_files([Path(given.benchmarks).expanduser()])
     groups = {f.stem: [text.prompt for text in read_texts(f, given.prompts)] for f in files}
+    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    room = int(model["max_position_embeddings"]) - given.max_new_tokens
+    source = [room, hashlib.sha256(json.dumps(groups).encode()).hexdigest()]
+    path = work_folder(settings) / "benchmarks.json"
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["source"] == source:
+            prompts: dict[str, list[list[int]]] = held["prompts"]
+            return prompts
+    made = chat_prompts(target, groups, room)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps({"source": source, "prompts": made}) + "\n", encoding="utf-8")
+    partial.rename(path)
+    return made
+
+
+def evaluate(settings: TrainSettings, folder: Path, report: Report = print) -> dict[str, Any]:
+    """tau of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``."""
+    given, target_at = settings.evaluate, target_folder(settings)
+    prompts = benchmark_prompts(settings)
     drafter = load_drafter(folder)
     target = PlainTarget.from_folder(target_at, getattr(torch, given.dtype))
-    prompts = chat_prompts(target_at, groups, target.max_positions - given.max_new_tokens)
     layers = drafter.config.target_layer_ids or default_eagle3_layer_ids(target.num_layers)
     figures = evaluate_chain(
         target, drafter, prompts, given.depth, given.max_new_tokens, layers, report

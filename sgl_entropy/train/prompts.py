@@ -49,18 +49,21 @@ def human_turns(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
 def collect_texts(questions: Path | None, conversations: Path | None, seed: int) -> list[str]:
     """User messages from both files, shuffled with ``seed``; either may be None.
 
-    The list has two parts, each shuffled alone: a balanced one, then, for budgets that exhaust
-    it, what the balance left out: later turns, summaries and questions in equal parts.
+    The list has three parts, each shuffled alone: a balanced one; for budgets that exhaust it,
+    what the balance left out: later turns, summaries and questions in equal parts; and then all
+    that is left, with the shorter and longer turns and the shorter answers to summarise.
 
     Args:
         questions: rows with ``question``; a seeded sixth part as large as the rest is taken.
         conversations: rows with ``conversations`` of ``from`` (human, gpt) and ``value``: first
             turns of any length, later turns that can stand alone (80 to 600 characters), and
-            long answers as texts to summarise.
+            long answers as texts to summarise; in the last part later turns from 20 characters
+            and answers from 300.
     """
     chance = random.Random(seed)
     texts: list[str] = []
     more: list[list[str]] = []
+    last: list[str] = []
     if conversations is not None:
         rows = read_jsonl(conversations)
         first = [text for turn, text in human_turns(rows) if turn == 0 and len(text) >= 8]
@@ -78,6 +81,17 @@ def collect_texts(questions: Path | None, conversations: Path | None, seed: int)
         texts += [_summary_request(text, chance) for text in answers[:taken]]
         summaries = [_summary_request(text, random.Random(text)) for text in answers[taken:]]
         more += [later[len(first) // 3 :], summaries]
+        last += [
+            text
+            for turn, text in human_turns(rows)
+            if turn and len(text) >= 20 and not 80 <= len(text) <= 600
+        ]
+        last += [
+            _summary_request(turn["value"], random.Random(turn["value"]))
+            for row in rows
+            for turn in row["conversations"]
+            if turn["from"] == "gpt" and 300 <= len(turn["value"]) < 1200
+        ]
     if questions is not None:
         asked = [row["question"] for row in read_jsonl(questions)]
         chance.shuffle(asked)
@@ -85,9 +99,12 @@ def collect_texts(questions: Path | None, conversations: Path | None, seed: int)
         texts += asked[:taken]
         more.append(asked[taken:])
     chance.shuffle(texts)
-    rest = [text for kind in more for text in kind[: min(map(len, more))]]
+    equal = min(map(len, more))
+    rest = [text for kind in more for text in kind[:equal]]
     chance.shuffle(rest)
-    return texts + rest
+    last += [text for kind in more for text in kind[equal:]]
+    chance.shuffle(last)
+    return texts + rest + last
 
 
 def _summary_request(text: str, chance: random.Random) -> str:

@@ -50,3 +50,24 @@ def learned_rows(entropy: Tensor, percent: float) -> Tensor:
         order = torch.argsort(entropy, stable=True)
         kept[order[len(entropy) - out :]] = False
     return kept
+
+
+def learned_columns(entropy: Tensor, rows: Tensor, percent: float) -> Tensor:
+    """``learned_rows`` of several samples at once, on any device.
+
+    Args:
+        entropy: [all rows], sample by sample.
+        rows: int64 [samples], how many each has.
+
+    Returns:
+        bool [all rows].
+    """
+    column = torch.arange(int(rows.max()), device=entropy.device)
+    real = column < rows[:, None]
+    padded = torch.full(real.shape, float("inf"), device=entropy.device)
+    padded[real] = entropy.float()
+    order = torch.argsort(padded, dim=-1, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, column.expand_as(order))
+    out = (rows.double() * percent / 100).long()
+    kept: Tensor = (rank < (rows - out)[:, None])[real]
+    return kept

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,9 @@ class GenerateSettings:
         slots: sequences a worker decodes at once.
         extra_layers: layers (from 0) to store beside those that the drafters' settings name, so
             that drafters with other taps can be compared on the same store.
+        temperatures: every prompt is answered once at each, in this order, until the tokens are
+            reached; 0 = greedy. Others than [0] only where answers are written by themselves
+            (`train prepare` with fit.online).
         dtype: of the target's weights and matmuls; auto = the faster one here.
     """
 
@@ -63,6 +67,7 @@ class GenerateSettings:
     workers: int = 2
     slots: int = 96
     extra_layers: tuple[int, ...] = ()
+    temperatures: tuple[float, ...] = (0.0,)
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -71,6 +76,10 @@ class GenerateSettings:
             for name in ("answer_tokens", "max_new_tokens", "workers", "slots")
             if getattr(self, name) < 1
         ]
+        if not self.temperatures or any(not 0 <= t < math.inf for t in self.temperatures):
+            wrong.append(
+                f"generate.temperatures must list numbers from 0, found {list(self.temperatures)!r}"
+            )
         if self.dtype not in DTYPES:
             wrong.append(f"generate.dtype must be one of {DTYPES}, found {self.dtype!r}")
         if wrong:
@@ -88,7 +97,8 @@ class DrafterSettings:
         fuse_size: m of EDFuse; 0 = the target's FFN size.
         fuse_residual, fuse_norm, fuse_tokens: options of EDSD, see ``DrafterConfig``.
         draft_vocab_size: tokens a drafter can propose.
-        prompt_weight: a token of a prompt counts this much when the draft vocabulary is chosen.
+        prompt_weight: how much the prompts weigh against the answers, as a whole, when the draft
+            vocabulary is chosen.
     """
 
     edsd_layers: tuple[int, ...] = (14, 27)
@@ -235,11 +245,14 @@ def _build(
             if not fits:
                 wrong.append(f"{name} must be {hint.__name__}, found {value!r}")
             values[key] = float(value) if fits and hint is float else value
-        else:  # a tuple of integers
-            fits = isinstance(value, list) and all(type(item) is int for item in value)
+        else:  # a tuple of numbers
+            whole = hint == tuple[int, ...]
+            kinds = (int,) if whole else (int, float)
+            fits = isinstance(value, list) and all(type(item) in kinds for item in value)
             if not fits:
-                wrong.append(f"{name} must be a list of integers, found {value!r}")
-            values[key] = tuple(value) if fits else ()
+                kind_name = "integers" if whole else "numbers"
+                wrong.append(f"{name} must be a list of {kind_name}, found {value!r}")
+            values[key] = tuple(map(int if whole else float, value)) if fits else ()
     if wrong:
         return None
     try:

@@ -25,7 +25,8 @@ def draft_vocabulary(
     that needs no generation, at a small weight, ranks it better [ours].
 
     Args:
-        answers, other: counts [vocab]; ``other`` counts ``other_weight`` times.
+        answers, other: counts [vocab]. All of ``other`` together weighs ``other_weight`` times
+            what all of ``answers`` does, however much text either is.
         always: ids that are in whatever their counts (ends of an answer).
 
     Returns:
@@ -36,7 +37,8 @@ def draft_vocabulary(
     """
     if not 0 < size <= len(answers):
         raise ValueError(f"draft vocabulary must be 1..{len(answers)} tokens, found {size}")
-    score = answers + other_weight * other
+    score = answers / max(1.0, float(answers.sum()))
+    score = score + other_weight * other / max(1.0, float(other.sum()))
     score[list(always)] = float("inf")
     # Equal scores: the lower id, which BPE learned earlier and is the more common token.
     order = torch.argsort(score, descending=True, stable=True)

@@ -35,7 +35,10 @@ def test_the_list_goes_on_after_its_balanced_part(tmp_path: Path) -> None:
     assert sum(text.startswith("first turn") for text in base) == 48
     assert sum(text.startswith("question") for text in base) == 21
     # The scarcest kind left over, later turns (48 - 16), sets the share of the other two.
-    assert len(rest) == 3 * 32
+    # Then the questions and the answers to summarise that are still left.
+    rest, last = rest[: 3 * 32], rest[3 * 32 :]
+    assert sum(text.startswith("question") for text in last) == 100 - 21 - 32
+    assert len(last) == 100 - 21 - 32 + 48 - 6 - 32
     assert sum(text.startswith("question") for text in rest) == 32
     assert sum(text.startswith("a later turn") for text in rest) == 32
     assert not any(text.startswith("first turn") for text in rest)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
-from sgl_entropy.train import arithmetic, data
+from sgl_entropy.train import arithmetic, data, pipeline
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.settings import load_settings
-from sgl_entropy.train.store import Store
+from sgl_entropy.train.store import Entry, Samples, Store
 from sgl_entropy.train.vocabulary import draft_vocabulary
-from tests.train.conftest import tiny_prompts
+from tests.train.conftest import VOCAB, tiny_prompts
 
 
 def test_file_and_overrides(tmp_path: Path) -> None:
@@ -52,6 +54,39 @@ def test_draft_vocabulary_takes_the_frequent_and_sorts_by_id() -> None:
     assert draft_vocabulary(answers, other, 3, 0.0, always=[5]).tolist() == [0, 2, 5]
     with pytest.raises(ValueError, match="7"):
         draft_vocabulary(answers, other, 7, 0.0)
+    # As a whole: a hundred times the prompts say what the prompts say.
+    assert draft_vocabulary(answers, other, 3, 0.1).equal(
+        draft_vocabulary(answers, 100 * other, 3, 0.1)
+    )
+
+
+def test_the_vocabulary_is_that_of_the_store_it_is_asked_for(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    """One that lies in the work folder from other answers, or another weight, is not taken."""
+    rows = [{"prompt_id": p.prompt_id, "tokens": p.tokens} for p in tiny_prompts()]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text(json.dumps({"eos_token_id": 2}))
+
+    def chosen(entries: list[Entry], weight: float, every: int = 50) -> list[int]:
+        settings = load_settings(
+            None,
+            [
+                *(f"work={tmp_path}", f"target={tmp_path / 'target'}"),
+                *("drafter.draft_vocab_size=40", f"drafter.prompt_weight={weight}"),
+                f"fit.validation_every={every}",
+            ],
+        )
+        part = cast(Samples, SimpleNamespace(entries=entries, tokens=tiny_store.tokens))
+        return cast(list[int], pipeline.vocabulary(settings, part, VOCAB).tolist())
+
+    whole = chosen(tiny_store.entries, 0.0)
+    assert whole == chosen(tiny_store.entries, 0.0)
+    held = [e for e in tiny_store.entries if e.prompt_id % 3]
+    assert chosen(tiny_store.entries, 0.0, every=3) == chosen(held, 0.0)
+    assert chosen(held, 0.0) != whole
+    assert chosen(held, 5.0) != chosen(held, 0.0)
 
 
 def test_skipped_prompts_are_left_out(tmp_path: Path) -> None:
