@@ -37,6 +37,7 @@ def provenance(threads: int, inputs: dict[str, Path | None] | None = None) -> di
             ),
             "system": f"{platform.system()} {platform.machine()}",
             "load_before": round(os.getloadavg()[0], 2),
+            **({"gpus": found} if (found := gpus()) else {}),
         },
         "threads": threads,
         "inputs": {
@@ -54,7 +55,8 @@ def footer(facts: dict[str, Any]) -> str:
     return (
         f"Measured {facts['date']} at commit {facts['commit']} (patch series "
         f"{facts['patches']}) with `{facts['command']}` on {machine['cpu']}, {machine['cores']} "
-        f"cores, {facts['threads']} compute thread(s), load before {machine['load_before']}. "
+        f"cores{''.join(', ' + name for name in machine.get('gpus', []))}, "
+        f"{facts['threads']} compute thread(s), load before {machine['load_before']}. "
         f"Versions: {versions}."
     )
 
@@ -84,7 +86,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, with ``-dirty`` where tracked files differ from it."""
+    """The checkout's commit, with ``-dirty`` where tracked files differ from it.
+
+    ``$SGL_ENTROPY_COMMIT`` names it where the files were copied without their history.
+    """
+    if named := os.environ.get("SGL_ENTROPY_COMMIT"):
+        return named
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"],
@@ -128,6 +135,20 @@ def weights_hash(folder: Path) -> str:
             while block := handle.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def gpus() -> list[str]:
+    """The GPUs' names, by NVIDIA's own tool; none where it is missing."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def cpu_model() -> str:

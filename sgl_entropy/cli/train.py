@@ -320,7 +320,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     figures = summarise(rows, comparison.baseline)
     origin = provenance(1, {"target": data.target_folder(comparison.arms[0].settings)})
     if args.page is not None:
-        text = page(figures, rows, f"Training comparison: {args.config.stem}")
+        text = page(figures, rows, f"Training comparison: {args.config.stem}", args.workers)
         args.page.write_text(f"{text}\n\n{footer(origin)}\n", encoding="utf-8")
     if not write_json({**figures, "runs": rows, "provenance": origin}, args.json):
         print(table(figures))

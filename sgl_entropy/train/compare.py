@@ -25,7 +25,7 @@ from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit_costs import answer_tokens, flops
-from sgl_entropy.train.group import Group, device_of
+from sgl_entropy.train.group import Group, device_name, device_of
 from sgl_entropy.train.settings import TrainSettings, load_settings, read_settings
 
 Report = Callable[[str], None]
@@ -229,6 +229,7 @@ def fit_job(job: Job, report: Report = print) -> None:
         "recipe": job.recipe,
         "answer_tokens": answer_tokens(fit),
         "seconds": round(fit.seconds, 1),
+        "device": device_name(group.device),
         "epochs": fit.costs,
         "flops": flops(fit),
     }

@@ -136,8 +136,14 @@ def table(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page(summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], title: str) -> str:
-    """The same as Markdown, with tau on each benchmark."""
+def page(
+    summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], title: str, at_once: int
+) -> str:
+    """The same as Markdown, with tau on each benchmark.
+
+    Args:
+        at_once: trainings that ran side by side, which their seconds depend on.
+    """
     header, *rows = _rows(summary)
     by_group = [
         [name, *(f"{arm['tau_by_group'][group]:.3f}" for group in summary["groups"])]
@@ -145,12 +151,14 @@ def page(summary: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], title: s
     ]
     seeds = sorted({run["seed"] for run in runs})
     tokens = sorted({run["fit"]["answer_tokens"] for run in runs})
+    devices = sorted({run["fit"].get("device", "a CPU") for run in runs})
     parts = [
         f"# {title}",
         f"tau: mean over {len(summary['groups'])} benchmarks of pooled tokens a cycle, greedy "
         f"chains by the plain drafter. Seeds: {', '.join(map(str, seeds))}; answer tokens: "
         f"{', '.join(map(str, tokens))}. Intervals: 95 %, over prompts (and seeds); differences "
-        "are paired by prompt. Seconds are of one thread, two trainings at a time.",
+        f"are paired by prompt. Seconds are of one training on {' or '.join(devices)}, "
+        f"{at_once} at a time.",
         _markdown(header, rows),
         _markdown(["tau", *summary["groups"]], by_group),
     ]

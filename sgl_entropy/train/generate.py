@@ -32,7 +32,7 @@ LENGTH_BLOCK = 640
 # Small prefills waste the matmuls: so many slots are idle before any is filled again.
 REFILLED = 12
 # Rows whose logits over the whole vocabulary are held at once, on a CPU and elsewhere.
-_LOGIT_ROWS, _DEVICE_LOGIT_ROWS = 128, 4096
+_LOGIT_ROWS, _DEVICE_LOGIT_ROWS = 128, 1024
 
 
 @dataclass(frozen=True)

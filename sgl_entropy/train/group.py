@@ -65,6 +65,11 @@ def device_of(number: int) -> str:
     return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
+def device_name(device: torch.device) -> str:
+    """What reports call it."""
+    return "a CPU thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
 def join_group(environment: Mapping[str, str] = os.environ) -> Group:
     """The group that torchrun's variables describe; without them, this process alone.
 
