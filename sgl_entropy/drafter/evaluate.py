@@ -80,16 +80,17 @@ def greedy_answers(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     tap_layers: Sequence[int],
-    batch: int = 16,
+    batch: int | None = None,
     report: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """The target's greedy answers (an end token included) with the taps' outputs.
 
     Args:
         prompts: token ids of each prompt.
-        batch: prompts answered together, neighbours by length.
+        batch: prompts answered together, neighbours by length; None = 16 on a CPU, else 128.
         report: called with a progress line after each batch.
     """
+    batch = batch or (16 if target.device.type == "cpu" else 128)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch):

@@ -27,6 +27,7 @@ from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit_costs import answer_tokens, flops
 from sgl_entropy.train.group import Group, device_name, device_of
 from sgl_entropy.train.settings import TrainSettings, load_settings, read_settings
+from sgl_entropy.train.store import Samples
 
 Report = Callable[[str], None]
 _RESULT = "result.json"
@@ -211,12 +212,27 @@ def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, 
     """
     jobs = comparison.jobs()
     todo = [job for job in jobs if not job.fitted]
-    # One process makes it, so that several never write it at once.
-    for job in todo:
-        pipeline.make_vocabulary(job.settings, job.arm.algorithm)
+    _make_vocabularies(todo)
     _fit_all(todo, workers, report)
     judge = _Judge(comparison, report)
     return [judge.row(job) for job in jobs]
+
+
+def _make_vocabularies(todo: Sequence[Job]) -> None:
+    """One process makes them, so that several never write one at once. Jobs share the store."""
+    store: Samples | None = None
+    done: set[tuple[int, float, int]] = set()
+    for job in todo:
+        given = job.settings
+        key = (
+            given.drafter.draft_vocab_size,
+            given.drafter.prompt_weight,
+            given.fit.validation_every,
+        )
+        if given.fit.start or key not in done:
+            store = store or data.open_store(given)
+            pipeline.make_vocabulary(given, job.arm.algorithm, store)
+            done.add(key)
 
 
 def fit_job(job: Job, report: Report = print) -> None:

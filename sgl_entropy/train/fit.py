@@ -30,7 +30,7 @@ from sgl_entropy.train.objective import (
     SharedLoss,
     StepFigures,
     TargetSide,
-    count_rows,
+    step_rows,
     unrolled_loss,
 )
 from sgl_entropy.train.online import OnlineStore
@@ -93,7 +93,7 @@ class Fit:
         self.costs: Costs = {}
         self.seconds = 0.0
         # Where the starting drafter or the samples lie does not matter; what they hold does.
-        passing = ("checkpoint_seconds", "start", "skip_damaged", "online")
+        passing = ("checkpoint_seconds", "start", "skip_damaged", "online", "hold_gb")
         self._identity = {
             "drafter": config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
             "settings": {k: v for k, v in asdict(settings).items() if k not in passing},
@@ -122,6 +122,9 @@ class Fit:
             self.step = held["step"]
             self.costs, self.seconds = held["costs"], held["seconds"]
         self._losses = self._shared_losses()
+        if isinstance(store, OnlineStore) and settings.hold_gb:
+            mine = [*self.train, *self.validation]
+            store.hold(mine, config.target_layer_ids, self.prompt_from, settings.hold_gb)
 
     def run(self, report: Callable[[str], None] = print, stop_after: int | None = None) -> Drafter:
         """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter.
@@ -174,14 +177,19 @@ class Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         batch = self._noisy(self._batch(entries, steps, masked, self.prompt_from))
-        shared = self._shared_counts(batch, steps)
+        judged = None if batch is None else step_rows(batch, self.drafter.t2d, steps)
+        counts = torch.tensor([r.counted for r in judged] if judged else [0] * steps)
+        counted: list[int] = self.group.sum(counts).tolist()
         with self._autocast():
-            loss, figures = self._losses(batch, steps, shared)
-        figures = add_up(figures, self.group)
-        if any(f.counted for f in figures):  # a batch may hold no row to learn from
+            shared = counted if self.group.size > 1 else None
+            loss, own = self._losses(batch, steps, shared, judged)
+        if any(counted):  # a batch may hold no row to learn from
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
+        # Read when all of the step is queued: a GPU works while the CPU is not waiting for it.
+        figures = add_up(own, self.group)
+        if any(counted):
             whole = sum(f.loss for f in figures)
             # Before the weights are touched: a checkpoint never holds what such a step leaves.
             # Both numbers are the whole batch's, so that all processes stop here together.
@@ -190,16 +198,6 @@ class Fit:
             self.optimizer.step()
         self.step += 1
         return figures
-
-    def _shared_counts(self, batch: Batch | None, steps: int) -> list[int] | None:
-        """Counted rows of each step in all processes; None = alone, the batch's own will do."""
-        if self.group.size == 1:
-            return None
-        counts = torch.zeros(steps, dtype=torch.long)
-        if batch is not None:
-            counts = count_rows(batch, self.drafter.t2d, steps).cpu()
-        shared: list[int] = self.group.sum(counts).tolist()
-        return shared
 
     def _shared_losses(self) -> torch.nn.Module:
         losses = SharedLoss(self.drafter, self.side, self.settings.decay, self.group.size)
@@ -249,7 +247,7 @@ class Fit:
         figures = []
         for entries in plan_epoch(self.validation, self.settings.rows, 0, 0):
             batch = self._batch(entries, 3, 0.0, None)
-            own = [StepFigures(0, 0.0, 0, 0)] * 3
+            own = torch.zeros((3, 4), dtype=torch.float64)
             if batch is not None:
                 with self._autocast():
                     own = unrolled_loss(self.drafter, self.side, batch, 3)[1]

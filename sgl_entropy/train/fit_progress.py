@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from sgl_entropy.train.group import Group
 from sgl_entropy.train.objective import StepFigures, sum_figures
@@ -26,12 +25,11 @@ def add_rows(costs: Costs, epoch: int, figures: Sequence[StepFigures]) -> None:
     cost["head_rows"] += sum(f.counted for f in figures)
 
 
-def add_up(figures: Sequence[StepFigures], group: Group) -> list[StepFigures]:
-    """The figures of all processes together."""
-    mine = torch.tensor([astuple(f) for f in figures], dtype=torch.float64)
+def add_up(figures: Tensor, group: Group) -> list[StepFigures]:
+    """The figures of all processes together; ``figures`` [steps, 4] as a batch's loss has them."""
     return [
         StepFigures(int(counted), loss, int(right), int(rows))
-        for counted, loss, right, rows in group.sum(mine).tolist()
+        for counted, loss, right, rows in group.sum(figures).tolist()
     ]
 
 

@@ -46,6 +46,8 @@ class FitSettings:
         dtype: of the matmuls, auto = the faster one here; the master weights are float32.
         online: compute features when they are needed, from the answers of ``prepare``, instead
             of reading a store: no storage, but one more target forward an epoch and sample.
+        hold_gb: with ``online``, keep all features on the device once they are computed, if so
+            many GB hold them; 0 = compute them anew every epoch.
         skip_damaged: leave out shards that are not what was written, instead of refusing them.
         checkpoint_seconds: time between checkpoints.
         seed: of weights and batch order.
@@ -73,6 +75,7 @@ class FitSettings:
     validation_every: int = 50
     dtype: str = "auto"
     online: bool = False
+    hold_gb: float = 0.0
     skip_damaged: bool = False
     checkpoint_seconds: float = 120.0
     seed: int = 0
@@ -96,7 +99,7 @@ class FitSettings:
                 f"fit.mask_gamma must leave something of the first of {self.epochs} epochs "
                 f"(0 <= (epochs - 1) * mask_gamma < 100), found {self.mask_gamma!r}"
             )
-        for name in ("solved_rate", "head_rate", "weight_decay", "noise"):
+        for name in ("solved_rate", "head_rate", "weight_decay", "noise", "hold_gb"):
             if not 0 <= getattr(self, name) < math.inf:
                 wrong.append(f"fit.{name} must be at least 0, found {getattr(self, name)!r}")
         if not self.learning_rate > 0:

@@ -47,34 +47,39 @@ class StepFigures:
 
 
 @dataclass(frozen=True)
-class _StepRows:
-    """The chains' rows at one draft step, each tensor [batch, chains]: which are real, which are
-    counted, the target row that judges each, and the draft id to guess (-1: none)."""
+class StepRows:
+    """The rows that one draft step counts, each tensor int64 [counted]: where they are among all
+    chains of the batch, flat; the target row that judges each; the draft id to guess. And how
+    many rows there are, counted or not."""
 
-    real: Tensor
-    counted: Tensor
+    at: Tensor
     target_row: Tensor
     label: Tensor
+    rows: int
+
+    @property
+    def counted(self) -> int:
+        return len(self.at)
 
 
-def _step_rows(batch: Batch, t2d: Tensor, steps: int) -> list[_StepRows]:
+def step_rows(batch: Batch, t2d: Tensor, steps: int) -> list[StepRows]:
+    """The rows of each draft step. They do not depend on the drafter: asked for before its work
+    is queued, they are all of a batch that has to wait for the device."""
     # The id of a target token in the draft vocabulary, -1 outside.
     draft_id = torch.where(t2d, torch.cumsum(t2d, 0) - 1, -1)
     chain = torch.arange(batch.starts.shape[1], device=t2d.device)
     own_row = (torch.cumsum(batch.chains, 0) - batch.chains)[:, None] + chain
-    rows = []
+    counts = batch.chains.tolist()
+    found = []
     for step in range(steps):
         real = chain < (batch.chains - step)[:, None]
         target_row = (own_row + step).clamp(max=len(batch.learned) - 1)
         label = draft_id[batch.best[target_row]]
         counted = real & (label >= 0) & batch.learned[target_row]
-        rows.append(_StepRows(real, counted, target_row, label))
-    return rows
-
-
-def count_rows(batch: Batch, t2d: Tensor, steps: int) -> Tensor:
-    """Counted rows of each draft step: int64 [steps]. They do not depend on the drafter."""
-    return torch.stack([rows.counted.sum() for rows in _step_rows(batch, t2d, steps)])
+        at = counted.flatten().nonzero().squeeze(-1)
+        rows = sum(max(0, count - step) for count in counts)
+        found.append(StepRows(at, target_row.flatten()[at], label.flatten()[at], rows))
+    return found
 
 
 def unrolled_loss(
@@ -84,17 +89,21 @@ def unrolled_loss(
     steps: int,
     decay: float = 0.8,
     counts: Sequence[int] | None = None,
-) -> tuple[Tensor, list[StepFigures]]:
+    judged: Sequence[StepRows] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The weighted loss of ``steps`` draft steps.
 
     Args:
         counts: what each step's summed loss is divided by; None = the batch's own counted rows.
             Processes that share a batch pass what they count together.
+        judged: ``step_rows`` of the batch; None = they are found here.
 
     Returns:
         sum_i decay^i * (soft cross-entropy summed over step i's counted rows / its count), and
-        the figures; the loss has no gradient where no step counts a row.
+        the figures, float64 [steps, 4] as ``StepFigures`` has them, on the device: reading them
+        waits for it. The loss has no gradient where no step counts a row.
     """
+    judged = step_rows(batch, drafter.t2d, steps) if judged is None else judged
     rows = batch.features.shape[1]
     # Rows that are left out are never looked up: their distributions are not computed.
     final = batch.final[batch.learned].to(side.head.dtype)
@@ -107,27 +116,26 @@ def unrolled_loss(
         drafter, embeds, drafter.fuse_taps(batch.features / side.tap_scale), batch.starts
     )
     total = torch.zeros((), device=embeds.device)
-    figures: list[StepFigures] = []
-    for step, judged in enumerate(_step_rows(batch, drafter.t2d, steps)):
+    figures = torch.tensor([[r.counted, 0.0, 0.0, r.rows] for r in judged], dtype=torch.float64)
+    figures = figures.to(embeds.device)
+    for step, here in enumerate(judged):
         if step:
             tokens = batch.following.gather(1, batch.starts + step)
             unroll.advance(F.embedding(tokens, side.embedding))
-        count = int(judged.counted.sum())
-        if not count:
-            figures.append(StepFigures(0, 0.0, 0, int(judged.real.sum())))
+        if not here.counted:
             continue
-        shared = count if counts is None else counts[step]
-        hidden = drafter.norm(unroll.out[judged.counted])
+        shared = here.counted if counts is None else counts[step]
+        hidden = drafter.norm(unroll.out.flatten(0, 1)[here.at])
         loss, best = soft_cross_entropy(
             hidden,
             drafter.lm_head.weight,
             working,
-            probability[learned_at[judged.target_row[judged.counted]]],
+            probability[learned_at[here.target_row]],
             1.0 / shared,
         )
         total = total + decay**step * loss
-        right = int((best == judged.label[judged.counted]).sum())
-        figures.append(StepFigures(count, loss.item() * shared, right, int(judged.real.sum())))
+        figures[step, 1] = loss.detach().double() * shared
+        figures[step, 2] = (best == here.label).sum()
     return total, figures
 
 
@@ -141,20 +149,27 @@ class SharedLoss(nn.Module):
         self.decay, self.processes = decay, processes
 
     def forward(
-        self, batch: Batch | None, steps: int, counts: Sequence[int] | None
-    ) -> tuple[Tensor, list[StepFigures]]:
+        self,
+        batch: Batch | None,
+        steps: int,
+        counts: Sequence[int] | None,
+        judged: Sequence[StepRows] | None,
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             batch: None where this process has no sequence of the batch.
             counts: counted rows of all processes together, a step each; None = the batch's own.
+            judged: ``step_rows`` of the batch.
 
         Returns:
             ``processes`` times this share of the loss, and the share's figures. Among several
             processes the loss has a gradient to every weight, though it may be zero.
         """
-        loss, figures = torch.zeros(()), [StepFigures(0, 0.0, 0, 0)] * steps
+        loss, figures = torch.zeros(()), torch.zeros((steps, 4), dtype=torch.float64)
         if batch is not None:
-            loss, figures = unrolled_loss(self.drafter, self.side, batch, steps, self.decay, counts)
+            loss, figures = unrolled_loss(
+                self.drafter, self.side, batch, steps, self.decay, counts, judged
+            )
         if self.processes == 1:
             return loss, figures
         # Every process takes part in every sum of gradients, also one that counts no row.

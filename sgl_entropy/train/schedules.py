@@ -52,17 +52,17 @@ def learned_rows(entropy: Tensor, percent: float) -> Tensor:
     return kept
 
 
-def learned_columns(entropy: Tensor, rows: Tensor, percent: float) -> Tensor:
+def learned_columns(entropy: Tensor, rows: Tensor, most: int, percent: float) -> Tensor:
     """``learned_rows`` of several samples at once, on any device.
 
     Args:
         entropy: [all rows], sample by sample.
-        rows: int64 [samples], how many each has.
+        rows: int64 [samples], how many each has; ``most`` is the largest of them.
 
     Returns:
         bool [all rows].
     """
-    column = torch.arange(int(rows.max()), device=entropy.device)
+    column = torch.arange(most, device=entropy.device)
     real = column < rows[:, None]
     padded = torch.full(real.shape, float("inf"), device=entropy.device)
     padded[real] = entropy.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 def count_tokens(pieces: Iterable[Tensor], vocab_size: int) -> Tensor:
     """How often each token occurs: float64 [vocab_size]."""
     counts = torch.zeros(vocab_size, dtype=torch.float64)
-    for tokens in pieces:
-        counts += torch.bincount(tokens.reshape(-1).long(), minlength=vocab_size)
+    waiting = iter(pieces)
+    # Some thousand at a time: counts of the whole vocabulary for each would take minutes.
+    while some := list(itertools.islice(waiting, 4096)):
+        tokens = torch.cat([piece.reshape(-1).long() for piece in some])
+        counts += torch.bincount(tokens, minlength=vocab_size)
     return counts
 
 

@@ -117,6 +117,25 @@ def test_a_batch_of_the_device_is_the_collated_one(
             torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-3, msg=field.name)
 
 
+@pytest.mark.parametrize("prompt_from", [None, 1])
+def test_held_rows_are_the_computed_ones(
+    tiny_target: PlainTarget, tiny_store: Store, prompt_from: int | None
+) -> None:
+    store = OnlineStore(tiny_target, answered(tiny_store), TAPS, Path("answers"))
+    part = store.entries[2:15]
+    expected = [store.batch(some, (2, 0), 3, 30.0, prompt_from) for some in (part[:5], part[9:])]
+    assert not store.hold(part, (2, 0), prompt_from, 1e-6), "too much for a kilobyte"
+    assert store.hold(part, (2, 0), prompt_from, 1.0)
+    held = [store.batch(some, (2, 0), 3, 30.0, prompt_from) for some in (part[:5], part[9:])]
+    for one, other in zip(expected, held, strict=True):
+        for field in fields(one):
+            torch.testing.assert_close(
+                getattr(one, field.name), getattr(other, field.name), rtol=2**-7, atol=1e-3
+            )
+    other = store.batch(part[:2], (1,), 3, 0.0, prompt_from)
+    assert other.features.shape[-1] == 32, "other taps are computed"
+
+
 @pytest.mark.gpu
 def test_a_gpu_answers_and_batches_as_the_cpu_does(tiny_store: Store, tiny_folder: Path) -> None:
     """On a machine with CUDA: pytest -m gpu tests/train/test_online.py"""
@@ -145,7 +164,7 @@ def test_masked_columns_are_masked_rows(tiny_store: Store) -> None:
     pieces = [torch.randint(0, 4, (n,), generator=chance).float() for n in (1, 7, 30, 12, 100)]
     for percent in (0.0, 3.0, 25.0, 60.0):
         found = learned_columns(
-            torch.cat(pieces), torch.tensor([len(p) for p in pieces]), percent
+            torch.cat(pieces), torch.tensor([len(p) for p in pieces]), 100, percent
         ).split([len(p) for p in pieces])
         for piece, kept in zip(pieces, found, strict=True):
             assert torch.equal(kept, learned_rows(piece, percent))
