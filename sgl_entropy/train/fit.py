@@ -122,9 +122,7 @@ class Fit:
             self.step = held["step"]
             self.costs, self.seconds = held["costs"], held["seconds"]
         self._losses = self._shared_losses()
-        if isinstance(store, OnlineStore) and settings.hold_gb:
-            mine = [*self.train, *self.validation]
-            store.hold(mine, config.target_layer_ids, self.prompt_from, settings.hold_gb)
+        self.held = isinstance(store, OnlineStore) and self._hold(store)
 
     def run(self, report: Callable[[str], None] = print, stop_after: int | None = None) -> Drafter:
         """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter.
@@ -138,6 +136,8 @@ class Fit:
             todo.append(plan[skipped:])
             skipped = max(0, skipped - len(plan))
         cost = sum(len(plan) * self.settings.steps_in(epoch) for epoch, plan in enumerate(todo))
+        if self.settings.hold_gb and not self.held and self.group.leads:
+            report("features are computed every epoch: fit.hold_gb would not hold them")
         progress = Progress(self.folder / _LOG, report, not self.group.leads, total, cost)
         saved = time.monotonic()
         for epoch, plan in enumerate(todo):
@@ -253,6 +253,14 @@ class Fit:
                     own = unrolled_loss(self.drafter, self.side, batch, 3)[1]
             figures.append(add_up(own, self.group))
         return figures
+
+    def _hold(self, store: OnlineStore) -> bool:
+        """Whether the features of all samples are kept on the device from now on."""
+        if not self.settings.hold_gb:
+            return False
+        layers = self.config.target_layer_ids or ()
+        mine = [*self.train, *self.validation]
+        return store.hold(mine, layers, self.prompt_from, self.settings.hold_gb)
 
     def _sample(self, entry: Entry) -> Any:
         return self.store.sample(entry, self.config.target_layer_ids)
