@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from sgl_entropy.entropy import shannon_entropy
+from sgl_entropy import entropy as module
+from sgl_entropy.entropy import entropy_of_rows, shannon_entropy
 
 
 def exact(logits: torch.Tensor) -> torch.Tensor:
@@ -51,3 +52,62 @@ def test_ruled_out_tokens_do_not_count() -> None:
 def test_no_distribution_has_no_entropy() -> None:
     assert shannon_entropy(torch.full((3,), -math.inf)).isnan()
     assert shannon_entropy(torch.tensor([0.0, math.nan, 1.0])).isnan()
+
+
+LONG = 32_000
+
+
+def hostile(vocab: int) -> torch.Tensor:
+    """Rows in the regimes where the shift, the powers or a product with zero might break."""
+    torch.manual_seed(3)
+    rows = torch.randn(12, vocab) * 4
+    rows[1] = 0.0
+    rows[2] *= 300.0
+    rows[3, 100:] = -math.inf
+    rows[4] = -math.inf
+    rows[4, 7] = 5.0
+    rows[5] = -math.inf
+    rows[6, 9] = math.nan
+    rows[7, 9] = math.inf
+    rows[8] += 1e6
+    rows[9, :2] = torch.tensor([1e30, 2e30])
+    rows[10] -= 3e38
+    rows[11] = -1e30
+    return rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_rows_have_the_entropy_of_the_plain_way(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one in buffers, where only what is not finite goes the plain way."""
+    rows = hostile(LONG).to(dtype)
+    plain = torch.stack([module._entropy(row) for row in rows])
+    went = []
+    way = module._entropy
+
+    def counted(logits: torch.Tensor) -> torch.Tensor:
+        went.append(len(logits))
+        return way(logits)
+
+    monkeypatch.setattr(module, "_entropy", counted)
+    found = shannon_entropy(rows.view(3, 4, LONG))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.flatten(), plain, rtol=2e-6, atol=2e-6, equal_nan=True)
+    assert 0 < len(went) < 9
+    torch.testing.assert_close(
+        entropy_of_rows(rows, [10, 2, 2]), plain[[10, 2, 2]], rtol=2e-6, atol=2e-6
+    )
+    # A row's entropy never depends on those beside it.
+    assert torch.equal(entropy_of_rows(rows, [2]), found.flatten()[2:3])
+
+
+def test_rows_of_any_length() -> None:
+    short = torch.randn(4, 50)
+    assert torch.equal(entropy_of_rows(short, [3, 1]), shannon_entropy(short)[[3, 1]])
+    wide = torch.randn(2, LONG, dtype=torch.float64)
+    assert entropy_of_rows(wide, [1]).dtype == torch.float64
+    # The way in buffers has no gradient, so it is not taken where one is asked for.
+    leaf = torch.randn(2, LONG, requires_grad=True)
+    shannon_entropy(leaf).sum().backward()
+    assert leaf.grad is not None
