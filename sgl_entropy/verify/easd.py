@@ -47,16 +47,24 @@ def uncertainty(logits: Tensor, rule: EasdRule, d2t: Tensor | None = None) -> Un
         d2t: int64 [draft vocab]: the logits are over a draft vocabulary, and id + d2t[id] is the
             target's id.
     """
-    entropy = shannon_entropy(logits)
-    vocab = logits.shape[-1]
-    if rule.normalised:
-        entropy = entropy / math.log(max(2, vocab))
-    ids = logits.topk(min(rule.top_n, vocab), dim=-1).indices
+    ids = likeliest(logits, rule.top_n)
     if d2t is not None:
-        ids = ids + d2t[ids]
-    if rule.top_n > vocab:
-        ids = torch.nn.functional.pad(ids, (0, rule.top_n - vocab), value=-1)
-    return Uncertainty(entropy, ids)
+        ids = torch.where(ids >= 0, ids + d2t[ids.clamp_min(0)], ids)
+    return Uncertainty(compared(shannon_entropy(logits), logits.shape[-1], rule), ids)
+
+
+def compared(nats: Tensor, vocab: int, rule: EasdRule) -> Tensor:
+    """Entropies as the rule compares them: nats, or shares of ln(vocab) under ``normalised``."""
+    return nats / math.log(max(2, vocab)) if rule.normalised else nats
+
+
+def likeliest(logits: Tensor, count: int) -> Tensor:
+    """int64 [..., count], the most likely tokens of logits [..., vocab]; -1 = there are no more."""
+    vocab = logits.shape[-1]
+    ids = logits.topk(min(count, vocab), dim=-1).indices
+    if count > vocab:
+        ids = torch.nn.functional.pad(ids, (0, count - vocab), value=-1)
+    return ids
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats, easd, easd_record
 from sgl_entropy.runtime.v0_5_6.cpu.spec_ops import build_tree, verify_tree
+from sgl_entropy.runtime.v0_5_6.draft_logits import DraftLogits, DraftStats
+from sgl_entropy.runtime.v0_5_6.draft_nodes import KnownNodes, WaitingNodes
 from sgl_entropy.runtime.v0_5_6.modes import Mode
 from sgl_entropy.runtime.v0_5_6.sampling import draw, request_probs
 from sgl_entropy.verify.easd import Uncertainty, Walk, uncertainty, verify_chain, without
@@ -138,7 +140,7 @@ def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], dict[str
     easd.decide(cycle, draft, flat, chosen, info, coins[1].flatten())
     out = []
     for i, (emitted, path) in enumerate(walk(draft, chosen)):
-        own = easd.of_request(asked.reqs[i], Mode(rule))[0]
+        own = easd.of_request(asked.reqs[i], Mode(rule)).rule
         k = live[i] - 1
         drafter = uncertainty(draft_logits[i, :k], rule, TO_TARGET - torch.arange(len(TO_TARGET)))
         wide = torch.zeros(k, VOCABULARY)
@@ -171,11 +173,15 @@ def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], dict[str
     ],
     ids=["plain", "normalised", "accepted_only", "residual", "residual_accepted"],
 )
-def test_every_token_check_and_fire_is_the_references(served: Any, rule: EasdRule) -> None:
+def test_every_token_check_and_fire_is_the_references(
+    served: Any, rule: EasdRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mixed lengths and settings in one batch; over 2,000 checked positions a rule."""
     served(Mode(rule))
     checked = fired = 0
     for seed in range(560 if rule.accepted_only else 160):
+        # By turns as on a CPU and as on a GPU, where the drafter's statistics do not wait.
+        monkeypatch.setattr(draft_stats, "_may_wait", lambda *_, waits=seed % 2 == 0: waits)
         for expected, emitted, found in one_batch(seed, rule):
             assert emitted == expected.tokens, seed
             assert found["checks"] == expected.checked, seed
@@ -264,7 +270,7 @@ def test_an_output_that_ends_inside_counts_what_was_emitted_alone(served: Any) -
     chosen = torch.tensor([[1, 2, 3, 4, 5]])
     cycle = easd.begin(draft, requests([{"spec_trace": True}]), raw)
     assert cycle is not None
-    cycle.fire[0, 3] = True
+    cycle.fire.add(3)
     found = easd_record.record(draft, 0, list(range(NODES)), 2)
     assert found is not None
     assert (found["checks"], found["fires"], found["entropies"]) == (2, 0, 2)
@@ -346,12 +352,41 @@ def test_without_a_mode_nothing_is_computed(served: Any, monkeypatch: pytest.Mon
     def never(*_: Any) -> Any:
         raise AssertionError("computed without a mode")
 
-    monkeypatch.setattr(draft_stats, "uncertainty", never)
-    monkeypatch.setattr(easd, "shannon_entropy", never)
+    monkeypatch.setattr(draft_stats, "DraftLogits", never)
+    monkeypatch.setattr(easd, "entropy_of_rows", never)
     draft = drafted_batch(torch.randn(1, 4, DRAFT_VOCABULARY), torch.zeros(1, 5).long(), [5])
     assert easd.begin(draft, requests([None]), torch.randn(5, VOCABULARY)) is None
     easd.decide(None, draft, torch.randn(5, VOCABULARY), torch.zeros(1, 5).long(), settings({}))
     assert easd_record.record(draft, 0, [0], 1) is None
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_each_condition_is_computed_where_those_before_it_hold(
+    served: Any, monkeypatch: pytest.MonkeyPatch, traced: bool
+) -> None:
+    """Two chains of 4; the target is sure at every other node, the drafter at the first two."""
+    served(Mode(EasdRule(1.0, 1.0, top_n=6, overlap=1.0)))
+    asked: dict[str, list[int]] = {"entropy": [], "top_ids": []}
+    for name, nodes in asked.items():
+        way = getattr(WaitingNodes, name)
+
+        def noted(self: Any, some: Any, way: Any = way, nodes: Any = nodes) -> Any:
+            nodes.extend(some)
+            return way(self, some)
+
+        monkeypatch.setattr(WaitingNodes, name, noted)
+    raw, draft_logits = torch.zeros(2, 5, VOCABULARY), torch.zeros(2, 4, DRAFT_VOCABULARY)
+    raw[:, ::2, 0] = draft_logits[:, :2, 0] = 99.0
+    draft = drafted_batch(draft_logits, torch.zeros(2, 5).long(), [5, 5])
+    custom = [None, {"spec_trace": True, "easd": False} if traced else None]
+    cycle = easd.begin(draft, requests(custom), raw.view(-1, VOCABULARY))
+    assert cycle is not None
+    assert len(cycle.entropy) == (9 if traced else 8)
+    # Drafted nodes 1 and 3 of each chain hang below its nodes 1 and 3.
+    assert asked["entropy"] == ([1, 3] if traced else [1, 3, 5, 7])
+    assert asked["top_ids"] == ([3, 4, 5, 6, 7] if traced else [3, 7])
+    assert cycle.fire == set()
+    assert set(cycle.token_prob) == ({5, 6, 7, 8} if traced else set())
 
 
 def test_in_a_tree_the_child_that_was_drawn_is_removed_and_the_draft_dropped(served: Any) -> None:
@@ -395,12 +430,12 @@ def test_statistics_of_a_tree_belong_to_the_node_that_was_expanded(served: Any) 
         uncertainty(first, RULE).entropy,
         *uncertainty(second, RULE).entropy.view(3, 2).T,
     ], dim=1)  # fmt: skip
+    flat = torch.cat(scores, 1).flatten(1)
     for b in range(3):
         for node, candidate in enumerate(selected[b].tolist()):
             if candidate >= 0:
-                assert stats.entropy[b, node] == entropies[b, candidate // 2]
-                flat = torch.cat(scores, 1).flatten(1)
-                assert draft_stats.paths(target)[b, node] == flat[b, candidate]
+                assert stats.entropy([4 * b + node]) == [entropies[b, candidate // 2]]
+                assert stats.paths()[b, node] == flat[b, candidate]
 
 
 def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(
@@ -430,7 +465,7 @@ def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(
     # What a replay does: it fills the captured tensors in place, rows of padding included.
     for stats, logits in zip(held, real, strict=True):
         padded = torch.cat([logits, torch.randn(2, DRAFT_VOCABULARY)])
-        fresh = draft_stats.of_logits(padded, RULE, TO_TARGET, VOCABULARY)
+        fresh = DraftLogits(padded, RULE, TO_TARGET, VOCABULARY).stats()
         for old, new in zip(stats.parts(), fresh.parts(), strict=True):
             old.copy_(new)
     held_scores[:3] = torch.cat(real_scores, 1).flatten(1)
@@ -439,14 +474,13 @@ def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(
     for logits in real:
         draft_stats.step(worker(), plain, logits)
     draft_stats.finish(plain, selected[:3], real_scores, 2)
-    for name, value in vars(plain).items():
-        other = getattr(replayed, name, None)
-        if isinstance(value, Tensor):
-            assert torch.equal(value, other), name
-        elif isinstance(value, draft_stats.DraftStats):
-            assert other is not None, name
-            for a, b in zip(value.parts(), other.parts(), strict=True):
-                assert torch.equal(a, b), name
+    nodes = draft_stats.of_nodes(SimpleNamespace(**vars(plain)))
+    again = draft_stats.of_nodes(SimpleNamespace(**vars(replayed)))
+    assert isinstance(nodes, KnownNodes)
+    assert isinstance(again, KnownNodes)
+    assert torch.equal(nodes.paths(), again.paths())
+    for a, b in zip(nodes.table.parts(), again.table.parts(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -474,12 +508,17 @@ def test_statistics_that_waited_are_those_of_a_plain_draft(
         draft_stats.finish(source, selected, scores, topk)
         draft_stats.hand_over(source, source)
     plain, waited = (draft_stats.of_nodes(drafts[waits]) for waits in (False, True))
-    assert plain is not None
-    assert waited is not None
-    kept = selected >= 0
-    for a, b in zip(plain.parts(), waited.parts(), strict=True):
-        torch.testing.assert_close(b[kept], a[kept])
-    assert torch.equal(*(draft_stats.paths(drafts[waits]) for waits in (False, True)))
+    assert isinstance(plain, KnownNodes)
+    assert isinstance(waited, WaitingNodes)
+    kept = (selected >= 0).flatten().nonzero().squeeze(1).tolist()
+    # All at once, and in another order.
+    for nodes in (kept, kept[::-2]):
+        assert waited.entropy(nodes) == pytest.approx(plain.entropy(nodes))
+        assert waited.nats(nodes) == pytest.approx(plain.nats(nodes))
+        assert torch.equal(waited.top_ids(nodes), plain.top_ids(nodes))
+        if residual:
+            torch.testing.assert_close(waited.probs(nodes), plain.probs(nodes))
+    assert torch.equal(waited.paths(), plain.paths())
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -499,10 +538,11 @@ def test_rows_follow_their_requests_through_filter_and_merge(
     draft_stats.filter_rows(a, slice(3))
     draft_stats.merge(empty, a)
     rule = EasdRule(2.0, 2.0, top_n=6, residual=True)
-    expected = draft_stats.of_logits(logits[[2, 0, 3]], rule, TO_TARGET, VOCABULARY)
+    expected = DraftLogits(logits[[2, 0, 3]], rule, TO_TARGET, VOCABULARY).stats()
     for held in (a, empty):
         stats = vars(held)["sgl_entropy_first"]
-        if waits:
-            stats = draft_stats.of_logits(stats.logits, stats.rule, stats.to_target, stats.vocab)
+        assert isinstance(stats, DraftLogits if waits else DraftStats)
+        if isinstance(stats, DraftLogits):
+            stats = stats.stats()
         for got, want in zip(stats.parts(), expected.parts(), strict=True):
             assert torch.equal(got, want)

@@ -50,7 +50,7 @@ def measure(
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
     texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
     arm = plan.drafted(drafter)
-    flags = ("--speculative-verify-mode", "easd", "--easd-target-entropy", str(NEVER_NATS))
+    flags = ("--speculative-verify-mode", "easd", "--easd-draft-entropy", str(NEVER_NATS))
     arms = [replace(arm, name=STANDARD), replace(arm, name=EASD, extra_flags=flags)]
     records = kept(plan, "easd", arms, limit, str(dict(rounds)))
     if FINISHED in records.rows:
@@ -155,9 +155,10 @@ def section(data: Mapping[str, Any], drafter: str, dtype: str) -> str:
         [
             f"Overhead. {drafter.upper()} in a chain of 4, {dtype}, temperature 0, "
             f"{data['max_new_tokens']} tokens: verified exactly, and under EASD with a threshold "
-            f"of {NEVER_NATS} nats, which never fires. Both models' entropies and the drafter's "
-            "10 likeliest tokens are computed all the same; the target's 10 are only where both "
-            "entropies are above their thresholds, here nowhere (`entropy-cost` has their price). "
+            f"of {NEVER_NATS} nats for the drafter, so that it never fires. The target's entropy is "
+            "computed at every checked position all the same, and the drafter's where the target's "
+            "is above the default threshold; the likeliest tokens of both are only where both are "
+            "above, here nowhere (`entropy-cost` has their price). "
             "Time of a draft-verify cycle in the window in which the whole batch decodes, pooled; "
             "its ratio with an interval from the batches. Two servers differ by some percent "
             "whatever they run, so the goal is judged by what EASD's own code takes in its server "

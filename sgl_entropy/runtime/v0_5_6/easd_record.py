@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats
-from sgl_entropy.runtime.v0_5_6.easd import Cycle
+from sgl_entropy.runtime.v0_5_6.easd_cycle import Cycle
 from sgl_entropy.runtime.v0_5_6.mode_time import timed
 
 
@@ -27,25 +28,23 @@ def record(draft: Any, index: int, path: list[int], emitted: int) -> dict[str, A
     cycle: Cycle | None = getattr(draft, "sgl_entropy_cycle", None)
     if cycle is None:
         return None
-    met = [node - index * draft.draft_token_num for node in path[:emitted]]
-    fire, relaxed = cycle.fire[index].tolist(), cycle.relaxed[index].tolist()
-    child, entropy = cycle.child[index].tolist(), cycle.entropy[index].tolist()
+    met, asked = path[:emitted], cycle.asked[index]
     checked = 0
-    if cycle.rules[index] is not None:
+    if asked.rule is not None:
         for place, node in enumerate(met):
-            taken = place + 1 < len(path) or fire[node]
-            checked += child[node] >= 0 and (taken or not cycle.mode.rule.accepted_only)
-    fires = [place for place, node in enumerate(met) if fire[node]]
-    known = [entropy[node] for node in met if entropy[node] == entropy[node]]
-    found = {
+            taken = place + 1 < len(path) or node in cycle.fire
+            checked += cycle.child[node] >= 0 and (taken or not asked.rule.accepted_only)
+    fires = [place for place, node in enumerate(met) if node in cycle.fire]
+    known = [nats for node in met if not math.isnan(nats := cycle.entropy.get(node, math.nan))]
+    found: dict[str, Any] = {
         "checks": int(checked),
         "fires": len(fires),
-        "relaxed": sum(relaxed[node] for node in met),
+        "relaxed": sum(node in cycle.relaxed for node in met),
         "entropy_sum": sum(known),
         "entropies": len(known),
         "trace": None,
     }
-    if cycle.traced[index]:
+    if asked.traced:
         found["trace"] = {
             **_statistics(cycle, draft, index),
             "accepted": min(len(path) - 1, emitted),
@@ -60,20 +59,25 @@ def _statistics(cycle: Cycle, draft: Any, index: int) -> dict[str, Any]:
     """Of a traced chain: entries behind the verified tokens are None."""
     stats = draft_stats.of_nodes(draft)
     assert stats is not None
-    path = draft_stats.paths(draft)[index]
+    path = stats.paths()[index]
     # Fillers of a chain that ended early have no probability.
     verified = int(((draft.retrive_index[index, 1:] >= 0) & (path > 0)).sum())
     drafted = draft.draft_token_num - 1
+    below = range(index * drafted, index * drafted + verified)
+    nodes = range(index * cycle.nodes, index * cycle.nodes + verified)
 
-    def column(values: Tensor, known: int, length: int) -> list[float | None]:
-        return [round(v, 6) for v in values[:known].tolist()] + [None] * (length - known)
+    def column(values: Iterable[float], length: int = drafted) -> list[float | None]:
+        known = [round(value, 6) for value in values]
+        return [*known, *[None] * (length - len(known))]
 
     before = torch.cat([path.new_ones(1), path[:-1]])
     return {
-        "draft_entropy": column(stats.nats[index], verified, drafted),
-        "draft_prob": column(path / before.clamp_min(1e-30), verified, drafted),
-        "overlap": column(cycle.overlap[index], verified, drafted),
-        "target_prob": column(cycle.token_prob[index], verified, drafted),
-        "target_entropy": column(cycle.entropy[index], verified + 1, drafted + 1),
+        "draft_entropy": column(stats.nats(below) if verified else ()),
+        "draft_prob": column((path / before.clamp_min(1e-30))[:verified].tolist()),
+        "overlap": column(cycle.overlap[node] for node in nodes),
+        "target_prob": column(cycle.token_prob[node] for node in nodes),
+        "target_entropy": column(
+            (cycle.entropy[node] for node in (*nodes, nodes.stop)), drafted + 1
+        ),
         "verified": verified,
     }
