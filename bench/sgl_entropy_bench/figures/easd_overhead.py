@@ -155,7 +155,7 @@ def section(data: Mapping[str, Any], drafter: str, dtype: str) -> str:
         [
             f"Overhead. {drafter.upper()} in a chain of 4, {dtype}, temperature 0, "
             f"{data['max_new_tokens']} tokens: verified exactly, and under EASD with a threshold "
-            f"of {NEVER_NATS} nats for the drafter, so that it never fires. The target's entropy is "
+            f"of {NEVER_NATS} nats for the drafter, which never fires. The target's entropy is "
             "computed at every checked position all the same, and the drafter's where the target's "
             "is above the default threshold; the likeliest tokens of both are only where both are "
             "above, here nowhere (`entropy-cost` has their price). "
