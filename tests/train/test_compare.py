@@ -122,7 +122,7 @@ def test_some_arms_and_seeds_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_committed_comparisons_can_be_read(path: Path) -> None:
     comparison = load_comparison(path)
-    assert len(comparison.jobs()) == len(comparison.arms) * len(comparison.seeds) >= 4
+    assert len(comparison.jobs()) == len(comparison.arms) * len(comparison.seeds) >= 2
     # Arms that are set alike would compare nothing.
     assert len({(arm.algorithm, arm.settings) for arm in comparison.arms}) == len(comparison.arms)
 
