@@ -277,6 +277,17 @@ def test_logits_that_are_no_numbers_end_their_request_alone(
     assert [reply["meta_info"]["completion_tokens"] for reply in replies] == [40] * 3
 
 
+def test_a_broken_request_leaves_nothing_to_those_that_begin_like_it(small: EngineClient) -> None:
+    """NaN spreads to the rows before the token that broke, which must not be cached."""
+    begin = [*MIXED[3], *MIXED[5], *MIXED[4]]  # no other test's
+    for _ in range(2):  # of two ranks
+        broken = {"input_ids": [*begin, pair.BROKEN], "sampling_params": {"max_new_tokens": 4}}
+        assert small.refusal(broken)[0] == 500
+    for _ in range(4):
+        reply = small.generate(input_ids=begin, max_new_tokens=12, ignore_eos=True)
+        assert reply["meta_info"]["completion_tokens"] == 12
+
+
 def test_chains_that_end_early_write_the_same_and_agree_with_the_replay(
     fleet: Fleet, none: EngineClient
 ) -> None:

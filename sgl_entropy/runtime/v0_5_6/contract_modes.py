@@ -98,6 +98,11 @@ MODES: tuple[Use, ...] = (
         by="draft_stats",
     ),
     *has(f"{_SCHEDULE}:Req", "to_finish", by="nonfinite"),
+    *calls(
+        "sglang.srt.mem_cache.common:release_kv_cache",
+        *("req", "tree_cache", "is_insert"),
+        by="nonfinite",
+    ),
     *calls(f"{_SCHEDULE}:FINISH_ABORT", "message", "status_code", "err_type", by="nonfinite"),
     *has("sglang.srt.sampling.sampling_params:SamplingParams", "custom_params", by="easd"),
     *has(

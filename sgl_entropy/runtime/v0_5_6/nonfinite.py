@@ -47,8 +47,8 @@ def end_prompts(batch: ScheduleBatch) -> None:
             _end(req)
 
 
-def guard_draft(logits: torch.Tensor, batch: ScheduleBatch, draft: Any) -> None:
-    """In verification: make broken rows drawable, in place, and end their requests.
+def guard_draft(logits: torch.Tensor, draft: Any) -> None:
+    """In verification: make broken rows drawable, in place; ``draft`` remembers them.
 
     Args:
         logits: [b * nodes, vocabulary] after penalties and masks.
@@ -56,14 +56,36 @@ def guard_draft(logits: torch.Tensor, batch: ScheduleBatch, draft: Any) -> None:
     if not ours.active():
         return
     broken = broken_rows(logits)
-    if not bool(broken.any()):
+    if bool(broken.any()):
+        logits[broken] = 0.0
+        setattr(draft, _MARK, broken.tolist())
+
+
+def end_drafts(batch: ScheduleBatch, draft: Any, accepted: list[list[int]]) -> None:
+    """End the requests that would take a token from a row that ``guard_draft`` found broken.
+
+    A drafted token that is not accepted says nothing of its request, whatever the target makes of
+    it: the drafter may propose just the token that breaks the logits behind it.
+
+    Args:
+        accepted: of each request, the rows of its accepted nodes, the verified token's first; -1
+            behind them.
+    """
+    broken = draft.__dict__.pop(_MARK, None)
+    if broken is None:
         return
-    logits[broken] = 0.0
-    live = draft.retrive_index >= 0
-    hit = (broken.view_as(live) & live).any(1).tolist()
-    for req, ends in zip(batch.reqs, hit, strict=True):
-        if ends:
+    for req, rows in zip(batch.reqs, accepted, strict=True):
+        if any(row >= 0 and broken[row] for row in rows):
             _end(req)
+
+
+def sound(req: Req) -> bool:
+    """Whether what a request leaves in the KV pool may serve others with the same prefix.
+
+    NaN spreads backwards too: a kernel weighs masked keys with zero, and zero times NaN is NaN, so
+    that the rows before a broken token are broken in all layers but the first.
+    """
+    return not getattr(req, _MARK, False)
 
 
 def _end(req: Req) -> None:
@@ -72,4 +94,5 @@ def _end(req: Req) -> None:
     from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
     logger.error("request %s: %s", req.rid, REASON)
+    setattr(req, _MARK, True)
     req.to_finish = FINISH_ABORT(REASON, HTTPStatus.INTERNAL_SERVER_ERROR, "NonFiniteLogits")
