@@ -63,7 +63,7 @@ browser:
 test: target patches browser
 	@failed=''; \
 	$(MAKE) --no-print-directory lint || failed=1; \
-	$(BIN)/python tests/side_by_side.py $(ARGS) || failed=1; \
+	$(BIN)/python -m tests.side_by_side $(ARGS) || failed=1; \
 	if [ -n "$$failed" ]; then echo 'make test: FAILED'; exit 1; fi
 
 clean:
