@@ -108,6 +108,26 @@ class Client:
         with self._response("POST", path, body, timeout_s) as response:
             return _parsed(response.read())
 
+    def forget_prefixes(self, patience_s: float = 20.0) -> None:
+        """Empty the prefix cache, so that the next prompts are processed anew.
+
+        SGLang refuses with 400 while requests run, as those whose last event has just been sent,
+        or that were cut off, still do for a moment: asked again for ``patience_s``.
+
+        Raises:
+            ServerError: it kept refusing, or has no such route (``status`` 404 or 405).
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                self.post("/flush_cache", timeout_s=30.0)
+            except ServerError as error:
+                if error.status in (404, 405) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
     def events(self, path: str, body: Json) -> Generator[Json, None, None]:
         """POST with ``stream``; yields each server-sent event's JSON.
 

@@ -73,7 +73,13 @@ class Handler(BaseHTTPRequestHandler):
                 return
             if limit > 140:
                 print("KV cache pool is full. Retract requests. #retracted_reqs: 1,", flush=True)
-        elif self.path in ("/flush_cache", "/abort_request"):
+        elif self.path == "/flush_cache":
+            # Every other time, as while the request before still counts as running.
+            self.server.flushes += 1  # type: ignore[attr-defined]
+            busy = self.server.flushes % 2 == 1  # type: ignore[attr-defined]
+            self.answer({}, 400 if busy else 200)
+            return
+        elif self.path == "/abort_request":
             self.server.aborted.add(body.get("rid"))  # type: ignore[attr-defined]
             self.answer({})
             return
@@ -205,6 +211,7 @@ def make_server(options: argparse.Namespace) -> ThreadingHTTPServer:
     server.begun = time.monotonic()  # type: ignore[attr-defined]
     server.running = server.served = server.cycles = 0  # type: ignore[attr-defined]
     server.aborted = set()  # type: ignore[attr-defined]
+    server.flushes = 0  # type: ignore[attr-defined]
     return server
 
 

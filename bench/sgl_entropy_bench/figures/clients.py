@@ -64,7 +64,7 @@ def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[d
             name = peer.name if peer else OURS
             progress.step(f"{name} at {rate:g}/s, busy {busy:.0%}", number / len(cases))
             load = Load(server.url, target, rate, round(rate * seconds), TOKENS, SEED)
-            control.post("/flush_cache")
+            control.forget_prefixes()
             sent = peers.run(peer, load, busy, peer_path) if peer else _ours(load, busy)
             if peer:
                 clients[name] = {"version": sent.version, "habit": peer.habit}

@@ -51,7 +51,7 @@ class Answer:
     @classmethod
     def ask(cls, client: Client, text: str, limit: int, easd: Any) -> Answer:
         """Ask for one answer; the prompt is processed anew, as a cached prefix may round apart."""
-        client.post("/flush_cache")
+        client.forget_prefixes()
         done = client.generate(
             text=text, max_new_tokens=limit, sampling={"custom_params": {"easd": easd}}
         )

@@ -91,7 +91,7 @@ def run_arm(plan: Plan, arm: Arm, count: int) -> dict[str, Any]:
         )
         seconds = time.monotonic() - begun
         end = idle_load(server.client)
-        server.client.post("/flush_cache")
+        server.client.forget_prefixes()
         again = server.client.generate(text=texts[0], max_new_tokens=16).output_ids
         # Longer than the interval of the idle check.
         time.sleep(2.0)

@@ -89,7 +89,7 @@ def run_arm(
             # Mixed lengths: neighbours in the list are of different benchmarks, and shuffled.
             order = list(names)
             random.Random(batch).shuffle(order)
-            server.client.post("/flush_cache")
+            server.client.forget_prefixes()
 
             def ask(name: str, client: Client = server.client) -> dict[str, Any]:
                 done = client.generate(input_ids=ids[name], max_new_tokens=limit)

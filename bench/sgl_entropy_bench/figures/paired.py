@@ -96,7 +96,7 @@ def running(server: Server) -> Iterator[None]:
 def run_batch(server: Server, texts: Sequence[str], limit: int) -> Batch:
     """Send a batch at once and wait for all of it; every prompt is processed anew."""
     # A prefix that an earlier batch left in the cache would favour whoever comes later.
-    server.client.post("/flush_cache")
+    server.client.forget_prefixes()
     with ThreadPoolExecutor(len(texts)) as pool:
         done = pool.map(lambda t: server.client.generate(text=t, max_new_tokens=limit), texts)
         return Batch.of(list(done))

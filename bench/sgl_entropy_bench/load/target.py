@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,21 +125,12 @@ class Target:
         return str(self.info.get("version", ""))
 
     def forget_prefixes(self, patience_s: float = 20.0) -> bool:
-        """Empty the prefix cache; False where the server has no such route, or keeps refusing.
-
-        SGLang refuses while requests run, as those that were cut off at a run's end still do for
-        a moment.
-        """
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                self.client.post("/flush_cache", timeout_s=30.0)
-            except ServerError as error:
-                if error.status in (404, 405) or time.monotonic() > deadline:
-                    return False
-                time.sleep(0.25)
-            else:
-                return True
+        """Empty the prefix cache; False where the server has no such route, or keeps refusing."""
+        try:
+            self.client.forget_prefixes(patience_s)
+        except ServerError:
+            return False
+        return True
 
     def counters(self) -> list[dict[str, Any]]:
         """Each rank's cycles and tokens so far, where the server counts them."""
