@@ -8,22 +8,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats, easd, easd_record
-from sgl_entropy.runtime.v0_5_6.cpu.spec_ops import build_tree, verify_tree
-from sgl_entropy.runtime.v0_5_6.draft_logits import DraftLogits, DraftStats
-from sgl_entropy.runtime.v0_5_6.draft_nodes import KnownNodes, WaitingNodes
+from sgl_entropy.runtime.v0_5_6.draft_nodes import WaitingNodes
 from sgl_entropy.runtime.v0_5_6.modes import Mode
 from sgl_entropy.runtime.v0_5_6.sampling import draw, request_probs
 from sgl_entropy.verify.easd import Uncertainty, Walk, uncertainty, verify_chain, without
 from sgl_entropy.verify.rule import EasdRule
 from tests.unit.chi_square import p_value
+from tests.unit.easd_batches import (
+    DRAFT_VOCABULARY,
+    NODES,
+    RULE,
+    TO_TARGET,
+    VOCABULARY,
+    drafted_batch,
+    requests,
+    walk,
+    worker,
+)
 from tests.unit.test_sampling import settings
 
-VOCABULARY, DRAFT_VOCABULARY, NODES = 40, 24, 5
-TO_TARGET = torch.arange(DRAFT_VOCABULARY) + torch.arange(DRAFT_VOCABULARY) // 2
-RULE = EasdRule(target_entropy=2.0, draft_entropy=1.8, top_n=6, overlap=0.3)
 REQUESTS: list[dict[str, Any]] = [
     {"top_k": 1},
     {"temperature": 0.7},
@@ -37,78 +42,6 @@ CUSTOM: list[Any] = [
     {"easd": True, "other": 1, "spec_trace": True},
     {"easd": {"draft_entropy": 0.0}},
 ]
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let this process serve a mode."""
-
-    def serve(mode: Mode | None) -> None:
-        for module in (easd, draft_stats):
-            monkeypatch.setattr(module, "served_mode", lambda: mode)
-
-    return serve
-
-
-def worker() -> Any:
-    config = SimpleNamespace(vocab_size=VOCABULARY)
-    runner = SimpleNamespace(model_config=config)
-    return SimpleNamespace(
-        hot_token_id=TO_TARGET, target_worker=SimpleNamespace(model_runner=runner)
-    )
-
-
-def drafted_batch(draft_logits: Tensor, tokens: Tensor, live: list[int]) -> Any:
-    """Chains as the worker hands them to verification, with the statistics that came along.
-
-    Args:
-        draft_logits: [b, k, draft vocabulary]; tokens: [b, k + 1], the root first; live: how many
-            nodes of each request are verified.
-    """
-    batch, depth = draft_logits.shape[:2]
-    source = SimpleNamespace()
-    draft_stats.first(worker(), source, draft_logits[:, 0])
-    for step in range(1, depth):
-        draft_stats.step(worker(), source, draft_logits[:, step])
-    order = torch.arange(depth).expand(batch, -1)
-    selected = order.where(order + 1 < torch.tensor(live)[:, None], -1)
-    scores = [torch.full((batch, 1, 1), 0.5 ** (step + 1)) for step in range(depth)]
-    draft_stats.finish(source, selected, scores, 1)
-    links = [torch.full((batch, depth + 1), -1) for _ in range(3)]
-    build_tree(
-        torch.empty(batch, 0), selected, torch.ones(batch).long(),
-        torch.ones(batch * (depth + 1) * (depth + 2), dtype=torch.bool),
-        torch.zeros(batch * (depth + 1)).long(), *links, 1, depth, depth + 1,
-    )  # fmt: skip
-    draft = SimpleNamespace(
-        draft_token=tokens.flatten(),
-        draft_token_num=depth + 1,
-        retrive_index=links[0],
-        retrive_next_token=links[1],
-        retrive_next_sibling=links[2],
-    )
-    draft_stats.hand_over(source, draft)
-    return draft
-
-
-def requests(custom: list[Any]) -> Any:
-    """A batch of requests with these ``custom_params``."""
-    return SimpleNamespace(
-        reqs=[SimpleNamespace(sampling_params=SimpleNamespace(custom_params=c)) for c in custom]
-    )
-
-
-def walk(draft: Any, chosen: Tensor) -> list[tuple[list[int], list[int]]]:
-    """The engine's own walk: each request's emitted tokens, and the nodes that it passed."""
-    batch, nodes = draft.retrive_index.shape
-    predicts = torch.zeros(batch * nodes + 1, dtype=torch.int32)
-    index = torch.full((batch, nodes), -1, dtype=torch.int32)
-    verify_tree(
-        predicts, index, torch.zeros(batch, dtype=torch.int32), draft.draft_token.view(batch, -1),
-        draft.retrive_index, draft.retrive_next_token, draft.retrive_next_sibling, chosen,
-    )  # fmt: skip
-    paths = [[node for node in row if node != -1] for row in index.tolist()]
-    return [([int(predicts[node]) for node in path], path) for path in paths]
 
 
 def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], dict[str, Any]]]:
@@ -409,140 +342,3 @@ def test_in_a_tree_the_child_that_was_drawn_is_removed_and_the_draft_dropped(ser
     cycle = easd.begin(draft, requests([None]), raw)
     easd.decide(cycle, draft, raw, chosen, settings({"top_k": 1}))
     assert walk(draft, chosen) == [([6], [0])]
-
-
-def test_statistics_of_a_tree_belong_to_the_node_that_was_expanded(served: Any) -> None:
-    """Two branches, two steps: candidate c was drafted from distribution c // 2."""
-    served(Mode(RULE))
-    torch.manual_seed(2)
-    first, second = torch.randn(3, DRAFT_VOCABULARY), torch.randn(3 * 2, DRAFT_VOCABULARY)
-    source = SimpleNamespace()
-    draft_stats.first(worker(), source, first)
-    draft_stats.step(worker(), source, second)
-    selected = torch.tensor([[0, 1, 3, 4], [0, 2, 5, -1], [1, 2, 3, 5]])
-    scores = [torch.rand(3, 1, 2), torch.rand(3, 2, 2)]
-    draft_stats.finish(source, selected, scores, 2)
-    target = SimpleNamespace()
-    draft_stats.hand_over(source, target)
-    stats = draft_stats.of_nodes(target)
-    assert stats is not None
-    entropies = torch.stack([
-        uncertainty(first, RULE).entropy,
-        *uncertainty(second, RULE).entropy.view(3, 2).T,
-    ], dim=1)  # fmt: skip
-    flat = torch.cat(scores, 1).flatten(1)
-    for b in range(3):
-        for node, candidate in enumerate(selected[b].tolist()):
-            if candidate >= 0:
-                assert stats.entropy([4 * b + node]) == [entropies[b, candidate // 2]]
-                assert stats.paths()[b, node] == flat[b, candidate]
-
-
-def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(
-    served: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A draft graph is captured once for four requests and replayed for three others."""
-    served(Mode(RULE))
-    monkeypatch.setattr(draft_stats, "_may_wait", lambda logits, mode: False)
-    torch.manual_seed(4)
-    runner, steps, batch = SimpleNamespace(topk=2), 3, 4
-    static = [torch.zeros(batch * 2, DRAFT_VOCABULARY) for _ in range(steps - 1)]
-    selected = torch.randint(0, 2 + 8, (batch, 6)).sort(1).values
-    scores = [torch.zeros(batch, 1, 2), torch.zeros(batch, 2, 2), torch.zeros(batch, 2, 2)]
-    captured = SimpleNamespace()
-    for logits in static:
-        draft_stats.step(worker(), captured, logits)
-    draft_stats.finish(captured, selected, scores, 2)
-    draft_stats.keep_graph_outputs(runner, batch, captured)
-    held, held_scores = vars(runner)["sgl_entropy_graph_stats"][batch]
-
-    real = [torch.randn(3 * 2, DRAFT_VOCABULARY) for _ in range(steps - 1)]
-    real_scores = [torch.rand(3, *part.shape[1:]) for part in scores]
-    opening = torch.randn(3, DRAFT_VOCABULARY)
-    replayed, plain = SimpleNamespace(), SimpleNamespace()
-    for source in (replayed, plain):
-        draft_stats.first(worker(), source, opening)
-    # What a replay does: it fills the captured tensors in place, rows of padding included.
-    for stats, logits in zip(held, real, strict=True):
-        padded = torch.cat([logits, torch.randn(2, DRAFT_VOCABULARY)])
-        fresh = DraftLogits(padded, RULE, TO_TARGET, VOCABULARY).stats()
-        for old, new in zip(stats.parts(), fresh.parts(), strict=True):
-            old.copy_(new)
-    held_scores[:3] = torch.cat(real_scores, 1).flatten(1)
-    out = (None, selected, None)
-    draft_stats.take_graph_outputs(runner, batch, 3, replayed, out)
-    for logits in real:
-        draft_stats.step(worker(), plain, logits)
-    draft_stats.finish(plain, selected[:3], real_scores, 2)
-    nodes = draft_stats.of_nodes(SimpleNamespace(**vars(plain)))
-    again = draft_stats.of_nodes(SimpleNamespace(**vars(replayed)))
-    assert isinstance(nodes, KnownNodes)
-    assert isinstance(again, KnownNodes)
-    assert torch.equal(nodes.paths(), again.paths())
-    for a, b in zip(nodes.table.parts(), again.table.parts(), strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize(("topk", "pruned"), [(2, True), (2, False), (1, True), (1, False)])
-def test_statistics_that_waited_are_those_of_a_plain_draft(
-    served: Any, monkeypatch: pytest.MonkeyPatch, topk: int, pruned: bool, residual: bool
-) -> None:
-    """Of three requests' trees of as many nodes as distributions, and chains; some nodes pruned."""
-    served(Mode(EasdRule(2.0, 2.0, top_n=6, residual=residual)))
-    torch.manual_seed(6)
-    count = 1 + 2 * topk
-    candidates = torch.rand(3, count * topk).argsort(1)[:, :count]
-    selected = torch.arange(3).repeat(3, 1) if topk == 1 else candidates.sort(1).values
-    if pruned:
-        selected[0, 1:] = selected[2, 2] = -1
-    scores = [torch.rand(3, 1, topk), *torch.rand(2, 3, topk, topk)]
-    opening, deeper = torch.randn(3, DRAFT_VOCABULARY), torch.randn(2, 3 * topk, DRAFT_VOCABULARY)
-    drafts = {}
-    for waits in (False, True):
-        monkeypatch.setattr(draft_stats, "_may_wait", lambda logits, mode, waits=waits: waits)
-        source = drafts[waits] = SimpleNamespace()
-        draft_stats.first(worker(), source, opening)
-        for logits in deeper:
-            draft_stats.step(worker(), source, logits)
-        draft_stats.finish(source, selected, scores, topk)
-        draft_stats.hand_over(source, source)
-    plain, waited = (draft_stats.of_nodes(drafts[waits]) for waits in (False, True))
-    assert isinstance(plain, KnownNodes)
-    assert isinstance(waited, WaitingNodes)
-    kept = (selected >= 0).flatten().nonzero().squeeze(1).tolist()
-    # All at once, and in another order.
-    for nodes in (kept, kept[::-2]):
-        assert waited.entropy(nodes) == pytest.approx(plain.entropy(nodes))
-        assert waited.nats(nodes) == pytest.approx(plain.nats(nodes))
-        assert torch.equal(waited.top_ids(nodes), plain.top_ids(nodes))
-        if residual:
-            torch.testing.assert_close(waited.probs(nodes), plain.probs(nodes))
-    assert torch.equal(waited.paths(), plain.paths())
-
-
-@pytest.mark.parametrize("waits", [False, True])
-def test_rows_follow_their_requests_through_filter_and_merge(
-    served: Any, monkeypatch: pytest.MonkeyPatch, waits: bool
-) -> None:
-    monkeypatch.setattr(draft_stats, "_may_wait", lambda logits, mode: waits)
-    served(Mode(EasdRule(2.0, 2.0, top_n=6, residual=True)))
-    torch.manual_seed(5)
-    logits = torch.randn(5, DRAFT_VOCABULARY)
-    a, b, empty = SimpleNamespace(), SimpleNamespace(), SimpleNamespace()
-    draft_stats.first(worker(), a, logits[:3])
-    draft_stats.first(worker(), b, logits[3:])
-    draft_stats.filter_rows(a, torch.tensor([2, 0]))
-    draft_stats.merge(a, empty)
-    draft_stats.merge(a, b)
-    draft_stats.filter_rows(a, slice(3))
-    draft_stats.merge(empty, a)
-    rule = EasdRule(2.0, 2.0, top_n=6, residual=True)
-    expected = DraftLogits(logits[[2, 0, 3]], rule, TO_TARGET, VOCABULARY).stats()
-    for held in (a, empty):
-        stats = vars(held)["sgl_entropy_first"]
-        assert isinstance(stats, DraftLogits if waits else DraftStats)
-        if isinstance(stats, DraftLogits):
-            stats = stats.stats()
-        for got, want in zip(stats.parts(), expected.parts(), strict=True):
-            assert torch.equal(got, want)
