@@ -182,7 +182,8 @@ def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
 def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
     import torch
 
-    from sgl_entropy.train import benchmark, benchmark_report, compare
+    from sgl_entropy.train import benchmark, benchmark_report
+    from sgl_entropy.train.comparison import load_comparison
 
     torch.set_num_threads(args.threads)
 
@@ -197,7 +198,7 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
             raise ValueError("--arms: benchmark takes one arm of the comparison file --config")
         (arm,) = (
             arm
-            for arm in compare.load_comparison(args.config, overrides).part([args.arms], []).arms
+            for arm in load_comparison(args.config, overrides).part([args.arms], []).arms
             if arm.name == args.arms
         )
         settings, algorithm = arm.settings, arm.algorithm
@@ -303,6 +304,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
 
     from sgl_entropy.train import compare, data
     from sgl_entropy.train.compare_report import page, summarise, table
+    from sgl_entropy.train.comparison import load_comparison
 
     if args.config is None:
         raise ValueError("compare needs --config FILE, which names the arms (see --help)")
@@ -311,7 +313,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    comparison = compare.load_comparison(args.config, overrides)
+    comparison = load_comparison(args.config, overrides)
     comparison = comparison.part(
         args.arms.split(",") if args.arms else [],
         _seeds(args.seeds) if args.seeds else [],

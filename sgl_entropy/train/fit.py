@@ -39,6 +39,8 @@ from sgl_entropy.train.store import Entry, Samples, shared_prefix
 
 _CHECKPOINT = "checkpoint.pt"
 _LOG = "fit.jsonl"
+# Answers that the starting weights are solved on.
+_SOLVED_ON = 96
 
 
 class Fit:
@@ -102,7 +104,7 @@ class Fit:
             "vocabulary": hashlib.sha256(vocabulary.numpy().tobytes()).hexdigest(),
         }
         if held is None:
-            some = [self._sample(e) for e in self.train[:: max(1, len(self.train) // 96)]]
+            some = [self._sample(e) for e in self.train[:: max(1, len(self.train) // _SOLVED_ON)]]
             scale = tap_scales(some)
         else:
             self._refuse_other(held)

@@ -11,8 +11,8 @@ import torch
 
 from sgl_entropy.cli import main
 from sgl_entropy.drafter.evaluation import chat_prompts, offline
-from sgl_entropy.train.compare import load_comparison
 from sgl_entropy.train.compare_report import summarise, table
+from sgl_entropy.train.comparison import load_comparison
 from tests.engine import pair
 
 FIT = {"seconds": 10.0, "flops": 1e12, "epochs": {"1": {"layer_rows": 5, "head_rows": 4}}}

@@ -79,7 +79,8 @@ def test_what_is_no_finished_fit_of_these_settings_is_refused(
 
 
 def test_a_folder_of_a_comparison_brings_its_own_recipe(work: Path, tiny_folder: Path) -> None:
-    from sgl_entropy.train.compare import Arm, Job, fit_job
+    from sgl_entropy.train.compare import fit_job
+    from sgl_entropy.train.comparison import Arm, Job
 
     more = ("drafter.fuse_residual=true",)
     settings = load_settings(None, settings_of(work, tiny_folder, [*SHORT, *more]))
