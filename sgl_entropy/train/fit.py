@@ -25,7 +25,7 @@ from sgl_entropy.train.batches import Batch, collate, first_tokens, plan_epoch, 
 from sgl_entropy.train.fit_progress import Costs, Progress, add_rows, add_up
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
-from sgl_entropy.train.initial import initialise, start_from, tap_scales
+from sgl_entropy.train.initial import AnswerRows, initialise, start_from, tap_scales
 from sgl_entropy.train.objective import (
     SharedLoss,
     StepFigures,
@@ -39,8 +39,8 @@ from sgl_entropy.train.store import Entry, Samples, shared_prefix
 
 _CHECKPOINT = "checkpoint.pt"
 _LOG = "fit.jsonl"
-# Answers that the starting weights are solved on.
-_SOLVED_ON = 96
+# Answers by which the taps are scaled, and on which the starting weights are solved.
+_SOLVED_ON = 1024
 
 
 class Fit:
@@ -104,8 +104,8 @@ class Fit:
             "vocabulary": hashlib.sha256(vocabulary.numpy().tobytes()).hexdigest(),
         }
         if held is None:
-            some = [self._sample(e) for e in self.train[:: max(1, len(self.train) // _SOLVED_ON)]]
-            scale = tap_scales(some)
+            known = [AnswerRows.of(self._sample(e)) for e in self._spread(_SOLVED_ON)]
+            scale = tap_scales(known)
         else:
             self._refuse_other(held)
             scale = held["tap_scale"]
@@ -115,7 +115,7 @@ class Fit:
         elif settings.start:
             start_from(self.drafter, load_drafter(Path(settings.start).expanduser()), scale)
         else:
-            initialise(self.drafter, self.side, some, settings.seed, solved=settings.solved_start)
+            initialise(self.drafter, self.side, known, settings.seed, solved=settings.solved_start)
         self.drafter.to(group.device)
         self.side = self.side.to(group.device)
         self.optimizer = self._new_optimizer()
@@ -263,6 +263,11 @@ class Fit:
         layers = self.config.target_layer_ids or ()
         mine = [*self.train, *self.validation]
         return store.hold(mine, layers, self.prompt_from, self.settings.hold_gb)
+
+    def _spread(self, count: int) -> list[Entry]:
+        """At most so many of the answers to learn from, spread over all."""
+        count = min(count, len(self.train))
+        return [self.train[i * len(self.train) // count] for i in range(count)]
 
     def _sample(self, entry: Entry) -> Any:
         return self.store.sample(entry, self.config.target_layer_ids)

@@ -10,7 +10,9 @@ published form does not have, and ``down`` starts as the ridge regression from t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,33 +27,88 @@ _GATE_BIAS = 2.0
 _HEAD_SHRINK = 0.5
 
 
-def tap_scales(samples: Sequence[Sample]) -> Tensor:
-    """Root mean square of each tapped channel, over answer rows: float32 [taps * d].
+@dataclass(frozen=True)
+class AnswerRows:
+    """What one answer's rows measure: taps [n, taps * d]; and what comes next: tokens int64 [n],
+    the target's final states [n, d]."""
+
+    taps: Tensor
+    tokens: Tensor
+    final: Tensor
+
+    @classmethod
+    def of(cls, sample: Sample) -> AnswerRows:
+        """Of the rows that draft: from the prompt's last on."""
+        first, rows = sample.prompt_length - 1, sample.answer_rows
+        here, following = slice(first, first + rows), slice(first + 1, first + 1 + rows)
+        # Clones: a view would keep the prompt's features in memory too.
+        return cls(
+            sample.features[here].clone(),
+            sample.tokens[following].clone(),
+            sample.final[following].clone(),
+        )
+
+
+def tap_scales(answers: Sequence[AnswerRows]) -> Tensor:
+    """Root mean square of each tapped channel: float32 [taps * d].
 
     Channels differ a thousandfold; dividing by their scale in training and folding the factor
     into ``fc`` at export leaves the published form as it is.
     """
-    rows = torch.cat([s.features[s.prompt_length - 1 :] for s in samples]).float()
-    scale: Tensor = rows.pow(2).mean(0).sqrt()
+    squares = torch.stack([rows.taps.float().pow(2).sum(0) for rows in answers]).sum(0)
+    scale: Tensor = (squares / sum(len(rows.taps) for rows in answers)).sqrt()
     return scale.clamp_min(1e-3 * float(scale.median()))
 
 
-def ridge(x: Tensor, y: Tensor, strength: float = 1e-3) -> Tensor:
-    """W [y columns, x columns] minimising |x W' - y|^2 + strength * mean(diag x'x) |W|^2."""
-    gram = (x.T @ x).double()
-    gram.diagonal().add_(strength * gram.diagonal().mean())
-    solution: Tensor = torch.linalg.solve(gram, (x.T @ y).double())
-    return solution.T.float()
+class Ridge:
+    """Ridge regression of y on x, from rows in portions of any size."""
+
+    def __init__(self, columns: int, targets: int) -> None:
+        self.rows = 0
+        self.gram = torch.zeros((columns, columns), dtype=torch.float64)
+        self.cross = torch.zeros((columns, targets), dtype=torch.float64)
+        self.sum = torch.zeros(columns, dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """More rows: x [rows, columns], y [rows, targets], float32."""
+        self.rows += len(x)
+        self.gram += x.T @ x
+        self.cross += x.T @ y
+        self.sum += x.sum(0)
+
+    def solve(self, strength: float = 1e-3) -> Tensor:
+        """W [targets, columns] minimising |x W' - y|^2 + strength * mean(diag x'x) |W|^2."""
+        return self._solved(self.cross, strength)
+
+    def bias(self, strength: float = 1e-3) -> Tensor:
+        """w [1, columns] along which every row measures about 1: the regression of 1 on x."""
+        return self._solved(self.sum[:, None], strength)
+
+    @property
+    def size(self) -> float:
+        """Root mean square length of a row of x."""
+        return math.sqrt(float(self.gram.trace()) / self.rows)
+
+    def _solved(self, cross: Tensor, strength: float) -> Tensor:
+        gram = self.gram.clone()
+        gram.diagonal().add_(strength * gram.diagonal().mean())
+        solution: Tensor = torch.linalg.solve(gram, cross)
+        return solution.T.float()
 
 
 @torch.no_grad()
 def initialise(
-    drafter: Drafter, side: TargetSide, samples: Sequence[Sample], seed: int, *, solved: bool = True
+    drafter: Drafter,
+    side: TargetSide,
+    answers: Sequence[AnswerRows],
+    seed: int,
+    *,
+    solved: bool = True,
 ) -> None:
     """Set the starting weights of ``drafter`` in place.
 
     Args:
-        samples: a few dozen samples whose answer rows the regressions are solved on.
+        answers: what the regressions are solved on.
         solved: False leaves ``fc`` and EDFuse at their random start (for comparison).
     """
     torch.manual_seed(seed)
@@ -61,37 +118,48 @@ def initialise(
             weight.normal_(std=weight.shape[1] ** -0.5)
         if name.endswith(("o_proj.weight", "mlp.down_proj.weight")):
             weight.mul_(0.2)
-    taps, tokens, wanted = [], [], []
-    for s in samples:
-        first, rows = s.prompt_length - 1, s.answer_rows
-        taps.append(s.features[first : first + rows])
-        tokens.append(s.tokens[first + 1 : first + 1 + rows])
-        wanted.append(s.final[first + 1 : first + 1 + rows])
-    x = torch.cat(taps).float() / side.tap_scale
-    y = torch.cat(wanted).float()
-    size = float(y.pow(2).mean().sqrt())
-    y = y / size
+    taps, squares = Ridge(len(side.tap_scale), d), 0.0
+    for rows in answers:
+        y = rows.final.float()
+        taps.add(rows.taps.float() / side.tap_scale, y)
+        squares += float(y.double().pow(2).sum())
+    size = math.sqrt(squares / (taps.rows * d))
     drafter.lm_head.weight.copy_(side.head)
     drafter.norm.weight.fill_(size * _HEAD_SHRINK)
     if not solved:
         return
-    drafter.fc.weight.copy_(ridge(x, y))
-    if drafter.config.algorithm != "EDSD":
-        return
-    f = F.linear(x, drafter.fc.weight)
-    e = drafter.normed(F.embedding(torch.cat(tokens), side.embedding).float())
-    ones = torch.ones(len(f), 1)
-    fuse = drafter.edfuse
+    drafter.fc.weight.copy_(taps.solve() / size)
+    if drafter.config.algorithm == "EDSD":
+        _initialise_fuse(drafter, side, answers, size)
+
+
+def _initialise_fuse(
+    drafter: Drafter, side: TargetSide, answers: Sequence[AnswerRows], size: float
+) -> None:
+    d, fuse = drafter.config.hidden_size, drafter.edfuse
+
+    def inputs() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for rows in answers:
+            f = F.linear(rows.taps.float() / side.tap_scale, drafter.fc.weight)
+            e = drafter.normed(F.embedding(rows.tokens, side.embedding).float())
+            yield f, e, rows.final.float() / size
+
+    features, embeds = Ridge(d, 0), Ridge(d, 0)
+    for f, e, _ in inputs():
+        features.add(f, f[:, :0])
+        embeds.add(e, e[:, :0])
     # Random parts with unit variance on the data, so that products carry both sides.
     for matrix, data, bias in (
-        (fuse.gate_proj.weight, f, _GATE_BIAS),
-        (fuse.up_proj.weight, e, 1.0),
+        (fuse.gate_proj.weight, features, _GATE_BIAS),
+        (fuse.up_proj.weight, embeds, 1.0),
     ):
-        matrix.mul_(d**0.5 / data.pow(2).sum(-1).mean().sqrt())
-        matrix.add_(bias * ridge(data, ones))
-    product = F.silu(fuse.gate_proj(f)) * fuse.up_proj(e)
-    missing = y - f if drafter.config.fuse_residual else y
-    fuse.down_proj.weight.copy_(ridge(product, missing, strength=1e-2))
+        matrix.mul_(d**0.5 / data.size)
+        matrix.add_(bias * data.bias())
+    products = Ridge(fuse.down_proj.weight.shape[1], d)
+    for f, e, y in inputs():
+        missing = y - f if drafter.config.fuse_residual else y
+        products.add(F.silu(fuse.gate_proj(f)) * fuse.up_proj(e), missing)
+    fuse.down_proj.weight.copy_(products.solve(strength=1e-2))
 
 
 @torch.no_grad()
