@@ -33,8 +33,8 @@ def answers(count: int, rows: int = 20, noise: float = 0.0) -> list[AnswerRows]:
 
 
 def started(held: list[AnswerRows], algorithm: str, residual: bool = False) -> float:
-    """Relative squared error of what goes into the layer, as the next final state, on 2,000 rows not
-    seen before, of a drafter that starts from ``held``."""
+    """Squared error, relative, of what goes into the layer as the next final state: on 2,000 rows
+    not seen before, of a drafter that starts from ``held``."""
     chance = torch.Generator().manual_seed(4)
     side = TargetSide(
         # Real embeddings share a direction too.
