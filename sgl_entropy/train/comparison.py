@@ -14,7 +14,13 @@ from typing import Any, get_args
 
 from sgl_entropy.drafter.config import Algorithm
 from sgl_entropy.train import data
-from sgl_entropy.train.settings import TrainSettings, load_settings, read_settings
+from sgl_entropy.train.fit_settings import FitSettings
+from sgl_entropy.train.settings import (
+    DrafterSettings,
+    TrainSettings,
+    load_settings,
+    read_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,9 @@ class Job:
         if not (self.folder / "drafter" / "config.json").is_file():
             return False
         made = json.loads((self.folder / "fit.json").read_text(encoding="utf-8"))["recipe"]
+        # A setting that came later was not named yet: what it is without being set is what was.
+        for name, part in (("drafter", DrafterSettings()), ("fit", FitSettings())):
+            made[name] = json.loads(json.dumps(asdict(part))) | made[name]
         if made != self.recipe:
             raise ValueError(
                 f"{self.folder} holds a drafter of other settings: the arm {self.arm.name} was "

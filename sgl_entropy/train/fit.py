@@ -34,6 +34,7 @@ from sgl_entropy.train.objective import (
     unrolled_loss,
 )
 from sgl_entropy.train.online import OnlineStore
+from sgl_entropy.train.optimizer import Optimizers
 from sgl_entropy.train.schedules import masked_percent
 from sgl_entropy.train.store import Entry, Samples, shared_prefix
 
@@ -118,7 +119,7 @@ class Fit:
             initialise(self.drafter, self.side, known, settings.seed, solved=settings.solved_start)
         self.drafter.to(group.device)
         self.side = self.side.to(group.device)
-        self.optimizer = self._new_optimizer()
+        self.optimizer = Optimizers(self.drafter, settings)
         if held is not None:
             self.optimizer.load_state_dict(held["optimizer"])
             self.step = held["step"]
@@ -175,9 +176,7 @@ class Fit:
         """
         steps = self.settings.steps_in(epoch)
         masked = masked_percent(epoch, self.settings.epochs, self.settings.mask_gamma)
-        rate = self.settings.rate(self.step, total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+        self.optimizer.set_rate(self.settings.rate(self.step, total))
         batch = self._noisy(self._batch(entries, steps, masked, self.prompt_from))
         judged = None if batch is None else step_rows(batch, self.drafter.t2d, steps)
         counts = torch.tensor([r.counted for r in judged] if judged else [0] * steps)
@@ -186,7 +185,7 @@ class Fit:
             shared = counted if self.group.size > 1 else None
             loss, own = self._losses(batch, steps, shared, judged)
         if any(counted):  # a batch may hold no row to learn from
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
         # Read when all of the step is queued: a GPU works while the CPU is not waiting for it.
@@ -271,23 +270,6 @@ class Fit:
 
     def _sample(self, entry: Entry) -> Any:
         return self.store.sample(entry, self.config.target_layer_ids)
-
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        given = self.settings
-        kinds: dict[tuple[float, float], list[Tensor]] = {}
-        for name, weight in self.drafter.named_parameters():
-            factor = 1.0
-            if name.startswith(("fc.", "edfuse.")):
-                factor = given.solved_rate
-            elif name.startswith("lm_head."):
-                factor = given.head_rate
-            decays = weight.dim() == 2 and not name.startswith("lm_head.")
-            kinds.setdefault((factor, given.weight_decay if decays else 0.0), []).append(weight)
-        groups = [
-            {"params": held, "factor": factor, "weight_decay": decay}
-            for (factor, decay), held in kinds.items()
-        ]
-        return torch.optim.AdamW(groups, lr=given.learning_rate, betas=(0.9, 0.95), fused=True)
 
     def _save(self) -> None:
         if not self.group.leads:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from sgl_entropy.train.arithmetic import DTYPES
 from sgl_entropy.train.schedules import ROUNDINGS, masked_percent, unrolled_steps
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -28,6 +30,9 @@ class FitSettings:
         prompt_rows: also learn from prompts, from where they begin to differ: text that the
             target did not write, but whose next tokens it has judged all the same. Several times
             the rows for the same generated tokens (ours).
+        optimizer: adamw, or muon: the attention's and the MLP's matrices move along orthogonalised
+            momentum, the rest by AdamW (``optimizer``). Some ten matmuls of each matrix a step:
+            little on a GPU, as much as the batch itself on a CPU.
         learning_rate: peak; warm-up is the first ``warmup`` of all steps, then a cosine down to
             ``final_rate`` of the peak.
         solved_rate: ``fc`` and EDFuse learn at this fraction of the rate: their least-squares
@@ -61,6 +66,7 @@ class FitSettings:
     answer_tokens: int = 0
     rows: int = 510
     prompt_rows: bool = False
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
     warmup: float = 0.04
     final_rate: float = 0.05
@@ -104,6 +110,8 @@ class FitSettings:
                 wrong.append(f"fit.{name} must be at least 0, found {getattr(self, name)!r}")
         if not self.learning_rate > 0:
             wrong.append(f"fit.learning_rate must be positive, found {self.learning_rate!r}")
+        if self.optimizer not in OPTIMIZERS:
+            wrong.append(f"fit.optimizer must be one of {OPTIMIZERS}, found {self.optimizer!r}")
         if self.dtype not in DTYPES:
             wrong.append(f"fit.dtype must be one of {DTYPES}, found {self.dtype!r}")
         if wrong:

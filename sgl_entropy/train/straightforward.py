@@ -36,6 +36,8 @@ class Straightforward:
     def __init__(self, run: Fit, embedding: Tensor, head: Tensor) -> None:
         if run.prompt_from is not None:
             raise ValueError("the straightforward loop learns from answers: fit.prompt_rows is set")
+        if run.settings.optimizer != "adamw":
+            raise ValueError("the straightforward loop has AdamW alone: fit.optimizer is set")
         self.drafter: Drafter = run.drafter
         self.settings, self.store, self.config = run.settings, run.store, run.config
         self.train, self.tap_scale = run.train, run.side.tap_scale
@@ -45,7 +47,7 @@ class Straightforward:
         self.optimizer = torch.optim.AdamW(
             [
                 {key: group[key] for key in ("params", "factor")}
-                for group in run.optimizer.param_groups
+                for group in run.optimizer.all[0].param_groups
             ],
             lr=self.settings.learning_rate,
             betas=(0.9, 0.95),

@@ -199,6 +199,16 @@ def test_a_comparison_from_end_to_end(
     assert main(words) == 0
     assert json.loads(out.read_text())["arms"] == found["arms"]
 
+    # Made before there was a setting: what that is by default is what was done.
+    record = work / "compare" / "layers" / "seed-0" / "fit.json"
+    made = json.loads(record.read_text())
+    for name, status in (("optimizer", 0), ("rows", 2)):
+        fit = {key: value for key, value in made["recipe"]["fit"].items() if key != name}
+        record.write_text(json.dumps({**made, "recipe": {**made["recipe"], "fit": fit}}))
+        assert main(words) == status
+    record.write_text(json.dumps(made))
+    assert "the arm layers was changed since" in capsys.readouterr().err
+
     # An arm that was changed since must not pass for what it was.
     changed = [{**arms[0], "set": ["drafter.edsd_layers=[3, 4]"]}, arms[1]]
     config.write_text(json.dumps({**given, "arms": changed}))
