@@ -36,7 +36,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         gram = x @ x.T
         x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    even: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
+    return even
 
 
 class Muon(torch.optim.Optimizer):
