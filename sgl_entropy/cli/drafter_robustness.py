@@ -34,11 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="counts as they come, to go on from after an interrupt (default: in the cache)",
     )
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write the figures there, as Markdown"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     check_sizes(args)
+    if args.page is not None and not args.page.absolute().parent.is_dir():
+        raise ValueError(f"--page {args.page}: no such folder")
     drafters: dict[str, Path] = {}
     for word in args.drafters:
         name, equals, folder = word.partition("=")
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     }
 
     import torch
-    from sgl_entropy_bench.provenance import provenance
+    from sgl_entropy_bench.provenance import footer, provenance
 
     from sgl_entropy.drafter import robustness
     from sgl_entropy.target import cache_dir
@@ -82,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
         "max_new_tokens": args.max_new_tokens,
         "provenance": provenance(args.threads, {"target": args.target, **drafters}),
     }
+    if args.page is not None:
+        text = f"{robustness.page(figures)}\n\n{footer(figures['provenance'])}\n"
+        args.page.write_text(text, encoding="utf-8")
     if not write_json(figures, args.json):
         print(robustness.table(figures))
     return 0

@@ -232,3 +232,31 @@ def table(figures: Mapping[str, Any]) -> str:
         low, high = one["interval"]
         lines.append(f"{name}: {one['mean_drop']:+.1%} ({low:+.1%} to {high:+.1%})")
     return "\n".join(lines)
+
+
+def page(figures: Mapping[str, Any]) -> str:
+    """The figures as a Markdown page, where they come from left out."""
+    count = figures["systems"]
+    lines = [
+        "# What foreign system prompts cost",
+        "",
+        f"tau: mean over {', '.join(figures['groups'])} of pooled tokens a cycle, greedy chains of "
+        f"{figures['depth']} by the plain drafter, {figures['max_new_tokens']} tokens, "
+        f"{figures['prompts']} prompts: under the target's own system prompt, and under {count} "
+        "others. A drop is 1 - tau there / tau here; its mean is over the others. Intervals: 95 %, "
+        "over prompts.",
+        "",
+        f"| drafter | own | {' | '.join(map(str, range(count)))} | mean drop | 95 % | worst |",
+        f"| --- {'| ---: ' * (count + 4)}|",
+    ]
+    for name, one in figures["drafters"].items():
+        low, high = one["interval"]
+        taus = " | ".join(f"{tau:.2f}" for tau in one["tau_by_system"])
+        lines.append(
+            f"| {name} | {one['tau']:.2f} | {taus} | {one['mean_drop']:.1%} | "
+            f"{low:.1%} to {high:.1%} | {one['worst_drop']:.1%} |"
+        )
+    for name, one in figures["differences"].items():
+        low, high = one["interval"]
+        lines += ["", f"Mean drop, {name}: {one['mean_drop']:+.1%} ({low:+.1%} to {high:+.1%})."]
+    return "\n".join(lines)

@@ -103,9 +103,16 @@ def test_a_measurement_goes_on_after_an_interrupt(
             line = next(h for h in held if (h["system"], h["drafter"]) == (index, name))
             assert line["prompts"] == [[g, f.tokens, f.cycles] for g, f in counted]
     monkeypatch.setattr(robustness, "greedy_answers", None)
-    assert main(words(folder, "--json", str(out))) == 0
+    page = folder / "out.md"
+    assert main(words(folder, "--json", str(out), "--page", str(page))) == 0
     assert json.loads(out.read_text())["drafters"] == found["drafters"]
     assert "mean drop" in capsys.readouterr().out
+    lines = page.read_text().splitlines()
+    edsd = found["drafters"]["edsd"]
+    taus = " | ".join(f"{tau:.2f}" for tau in [edsd["tau"], *edsd["tau_by_system"]])
+    assert any(line.startswith(f"| edsd | {taus} | {edsd['mean_drop']:.1%} |") for line in lines)
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert lines[-1].startswith("Measured ")
 
 
 def test_a_prompt_that_is_too_long_under_one_system_prompt_is_left_out_of_all(
@@ -124,6 +131,7 @@ def test_a_prompt_that_is_too_long_under_one_system_prompt_is_left_out_of_all(
     [
         (["--depth", "0"], "--depth must be at least 1"),
         (["--json", "/nowhere/at/all.json"], "no such folder"),
+        (["--page", "/nowhere/at/all.md"], "no such folder"),
         (["--max-prompt-tokens", "3"], "every prompt is longer than 3 tokens"),
     ],
 )
