@@ -110,7 +110,9 @@ class Fit:
         else:
             self._refuse_other(held)
             scale = held["tap_scale"]
-        self.side = TargetSide(embedding.to(self.working), head[vocabulary].to(self.working), scale)
+        self.side = TargetSide(
+            embedding.to(self.working), head[vocabulary].to(self.working), scale
+        ).to(group.device)
         if held is not None:
             self.drafter.load_state_dict(held["drafter"])
         elif settings.start:
@@ -118,7 +120,6 @@ class Fit:
         else:
             initialise(self.drafter, self.side, known, settings.seed, solved=settings.solved_start)
         self.drafter.to(group.device)
-        self.side = self.side.to(group.device)
         self.optimizer = Optimizers(self.drafter, settings)
         if held is not None:
             self.optimizer.load_state_dict(held["optimizer"])

@@ -31,7 +31,7 @@ class FitSettings:
             target did not write, but whose next tokens it has judged all the same. Several times
             the rows for the same generated tokens (ours).
         optimizer: adamw, or muon: the attention's and the MLP's matrices move along orthogonalised
-            momentum, the rest by AdamW (``optimizer``). Some ten matmuls of each matrix a step:
+            momentum, the rest by AdamW (``optimizer``). Fifteen matmuls of each matrix a step:
             little on a GPU, as much as the batch itself on a CPU.
         learning_rate: peak; warm-up is the first ``warmup`` of all steps, then a cosine down to
             ``final_rate`` of the peak.

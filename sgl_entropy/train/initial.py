@@ -48,6 +48,10 @@ class AnswerRows:
             sample.final[following].clone(),
         )
 
+    def to(self, device: torch.device) -> AnswerRows:
+        """The same there."""
+        return AnswerRows(self.taps.to(device), self.tokens.to(device), self.final.to(device))
+
 
 def tap_scales(answers: Sequence[AnswerRows]) -> Tensor:
     """Root mean square of each tapped channel: float32 [taps * d].
@@ -61,39 +65,30 @@ def tap_scales(answers: Sequence[AnswerRows]) -> Tensor:
 
 
 class Ridge:
-    """Ridge regression of y on x, from rows in portions of any size."""
+    """Ridge regression of y on x, from rows in portions of any size, on ``device``."""
 
-    def __init__(self, columns: int, targets: int) -> None:
+    def __init__(self, columns: int, targets: int, device: torch.device | None = None) -> None:
         self.rows = 0
-        self.gram = torch.zeros((columns, columns), dtype=torch.float64)
-        self.cross = torch.zeros((columns, targets), dtype=torch.float64)
-        self.sum = torch.zeros(columns, dtype=torch.float64)
+        self.gram = torch.zeros((columns, columns), dtype=torch.float64, device=device)
+        self.cross = torch.zeros((columns, targets), dtype=torch.float64, device=device)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """More rows: x [rows, columns], y [rows, targets], float32."""
         self.rows += len(x)
         self.gram += x.T @ x
         self.cross += x.T @ y
-        self.sum += x.sum(0)
 
     def solve(self, strength: float = 1e-3) -> Tensor:
         """W [targets, columns] minimising |x W' - y|^2 + strength * mean(diag x'x) |W|^2."""
-        return self._solved(self.cross, strength)
-
-    def bias(self, strength: float = 1e-3) -> Tensor:
-        """w [1, columns] along which every row measures about 1: the regression of 1 on x."""
-        return self._solved(self.sum[:, None], strength)
+        gram = self.gram.clone()
+        gram.diagonal().add_(strength * gram.diagonal().mean())
+        solution: Tensor = torch.linalg.solve(gram, self.cross)
+        return solution.T.float()
 
     @property
     def size(self) -> float:
         """Root mean square length of a row of x."""
         return math.sqrt(float(self.gram.trace()) / self.rows)
-
-    def _solved(self, cross: Tensor, strength: float) -> Tensor:
-        gram = self.gram.clone()
-        gram.diagonal().add_(strength * gram.diagonal().mean())
-        solution: Tensor = torch.linalg.solve(gram, cross)
-        return solution.T.float()
 
 
 @torch.no_grad()
@@ -105,10 +100,12 @@ def initialise(
     *,
     solved: bool = True,
 ) -> None:
-    """Set the starting weights of ``drafter`` in place.
+    """Set the starting weights of ``drafter`` in place, and move it to where ``side`` is: the
+    regressions of a large target are work for a GPU.
 
     Args:
-        answers: what the regressions are solved on.
+        drafter: on the CPU, so that what is drawn does not depend on the device.
+        answers: what the regressions are solved on, a few at a time there.
         solved: False leaves ``fc`` and EDFuse at their random start (for comparison).
     """
     torch.manual_seed(seed)
@@ -118,12 +115,16 @@ def initialise(
             weight.normal_(std=weight.shape[1] ** -0.5)
         if name.endswith(("o_proj.weight", "mlp.down_proj.weight")):
             weight.mul_(0.2)
-    taps, squares = Ridge(len(side.tap_scale), d), 0.0
+    device = side.tap_scale.device
+    drafter.to(device)
+    taps = Ridge(len(side.tap_scale), d, device)
+    squares = torch.zeros((), dtype=torch.float64, device=device)
     for rows in answers:
-        y = rows.final.float()
-        taps.add(rows.taps.float() / side.tap_scale, y)
-        squares += float(y.double().pow(2).sum())
-    size = math.sqrt(squares / (taps.rows * d))
+        here = rows.to(device)
+        y = here.final.float()
+        taps.add(here.taps.float() / side.tap_scale, y)
+        squares += y.double().pow(2).sum()
+    size = math.sqrt(float(squares) / (taps.rows * d))
     drafter.lm_head.weight.copy_(side.head)
     drafter.norm.weight.fill_(size * _HEAD_SHRINK)
     if not solved:
@@ -136,26 +137,28 @@ def initialise(
 def _initialise_fuse(
     drafter: Drafter, side: TargetSide, answers: Sequence[AnswerRows], size: float
 ) -> None:
-    d, fuse = drafter.config.hidden_size, drafter.edfuse
+    d, fuse, device = drafter.config.hidden_size, drafter.edfuse, side.tap_scale.device
 
     def inputs() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for rows in answers:
-            f = F.linear(rows.taps.float() / side.tap_scale, drafter.fc.weight)
-            e = drafter.normed(F.embedding(rows.tokens, side.embedding).float())
-            yield f, e, rows.final.float() / size
+            here = rows.to(device)
+            f = F.linear(here.taps.float() / side.tap_scale, drafter.fc.weight)
+            e = drafter.normed(F.embedding(here.tokens, side.embedding).float())
+            yield f, e, here.final.float() / size
 
-    features, embeds = Ridge(d, 0), Ridge(d, 0)
+    features, embeds = Ridge(d, 1, device), Ridge(d, 1, device)
     for f, e, _ in inputs():
-        features.add(f, f[:, :0])
-        embeds.add(e, e[:, :0])
+        ones = torch.ones((len(f), 1), device=device)
+        features.add(f, ones)
+        embeds.add(e, ones)
     # Random parts with unit variance on the data, so that products carry both sides.
     for matrix, data, bias in (
         (fuse.gate_proj.weight, features, _GATE_BIAS),
         (fuse.up_proj.weight, embeds, 1.0),
     ):
         matrix.mul_(d**0.5 / data.size)
-        matrix.add_(bias * data.bias())
-    products = Ridge(fuse.down_proj.weight.shape[1], d)
+        matrix.add_(bias * data.solve())
+    products = Ridge(fuse.down_proj.weight.shape[1], d, device)
     for f, e, y in inputs():
         missing = y - f if drafter.config.fuse_residual else y
         products.add(F.silu(fuse.gate_proj(f)) * fuse.up_proj(e), missing)

@@ -20,8 +20,8 @@ from sgl_entropy.train.fit_settings import FitSettings
 # The quintic of Jordan and others: after five rounds singular values lie between about 0.7 and 1.2.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
-# An update of all singular values one has this root mean square times the root of its longer
-# side; AdamW's updates measure about 0.2 (Liu and others, 2025), and so may share its rates.
+# With all singular values one, entries measure one over the root of the longer side; AdamW's
+# updates measure about this (Liu and others, 2025): sized alike, both learn at one rate.
 _ADAMW_SIZE = 0.2
 
 
