@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.arms import Engine
+from sgl_entropy_bench.arms import Arm, Engine
 from sgl_entropy_bench.figures.plan import Plan, write_results
 
 from sgl_entropy.cli.demo import add_drafter_options, resolve
@@ -19,6 +20,7 @@ FIGURES = {
     "lossless": "greedy token sequences of all arms and of transformers, batch 1 and 8",
     "sampled": "50,000 draws of three tokens against the exact law (in a checkout)",
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
+    "served": "tau and speed-up by benchmark at temperatures 0 and 1, of any drafters, paired",
     "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
     "easd": "EASD's fires, speed and effect by threshold",
     "easd-overhead": "what EASD costs where it never fires",
@@ -36,6 +38,7 @@ RESULTS = ROOT / "bench" / "results"
 EXAMPLES = """examples:
   sgl-entropy figures lossless --prompts BENCHMARKS
   sgl-entropy figures speed --prompts BENCHMARKS --threads 2
+  sgl-entropy figures served --prompts BENCHMARKS --arm eagle3=DIR --arm edsd-d=DIR
   sgl-entropy figures leaks --quick --out /tmp
   sgl-entropy figures easd --prompts BENCHMARKS --drafter edsd
   sgl-entropy figures stop --prompts BENCHMARKS --drafter edsd --calibration edsd.json
@@ -81,6 +84,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "easd-overhead: edsd)",
     )
     parser.add_argument(
+        "--arm",
+        action="append",
+        metavar="NAME=DIR",
+        help="served: a drafter to measure, several may be given; the first is what the others "
+        "are compared with (default: the two drafters above)",
+    )
+    parser.add_argument(
         "--calibration",
         type=Path,
         metavar="FILE",
@@ -99,6 +109,9 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--drafter: of the figures {', '.join(DRAFTERS)}, not of {args.name}")
     if args.calibration is not None and args.name != "stop":
         raise ValueError(f"--calibration: of the figure stop, not of {args.name}")
+    if args.arm and args.name != "served":
+        raise ValueError(f"--arm: of the figure served, not of {args.name}")
+    chosen = tuple(map(arm_of, args.arm or ()))
     if args.name == "sampled":
         return run_sampled(args.out.absolute(), args.quick)
     target, eagle3, edsd, threads = resolve(args)
@@ -112,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         work=(args.work or cache_dir() / "figures").resolve(),
         results=args.out,
         quick=args.quick,
+        chosen=chosen,
     )
     if args.name == "matmuls":
         data, page = matmuls(target, threads)
@@ -133,6 +147,24 @@ def run(args: argparse.Namespace) -> int:
     if args.name == "lossless":
         return 1 if any(row["differences"] for row in data["runs"].values()) else 0
     return 0
+
+
+def arm_of(text: str) -> Arm:
+    """``NAME=DIR`` of ``--arm``; the algorithm is the drafter's own.
+
+    Raises ValueError for another form, and DrafterError for what is no drafter.
+    """
+    from sgl_entropy.drafter.config import DrafterConfig
+
+    name, equals, folder = text.partition("=")
+    if not (equals and folder) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"--arm {text}: expected NAME=DIR, as in edsd-d=drafters/edsd-d")
+    if name == "none":
+        raise ValueError(f"--arm {text}: `none` is the arm without a drafter")
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        raise ValueError(f"--arm {text}: no such folder")
+    return Arm(name, DrafterConfig.from_folder(path).algorithm, path)
 
 
 def matmuls(target: Path, threads: int) -> tuple[dict[str, Any], str]:

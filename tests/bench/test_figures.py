@@ -22,6 +22,7 @@ from sgl_entropy_bench.figures import (
     leaks,
     lossless,
     paired,
+    served,
     speed,
     startup,
     stop,
@@ -373,6 +374,70 @@ def test_stop_against_the_fake_server(plan: Plan, tmp_path: Path) -> None:
         stop.measure(plan, ("edsd",), tmp_path / "absent")
 
 
+def test_served_against_the_fake_server(plan: Plan) -> None:
+    data, page = served.measure(plan)
+    assert list(data["temperatures"]) == ["0", "1"]
+    for arms in data["temperatures"].values():
+        assert list(arms) == ["none", "eagle3", "edsd"]
+        assert {row["requests"] for row in arms.values()} == {10}
+        none, eagle3, edsd = arms.values()
+        assert none["speed_up"]["value"] == none["acceptance_length"]["value"] == 1.0
+        assert eagle3["acceptance_length"]["value"] == pytest.approx(3.0, rel=0.15)
+        assert "over_baseline" not in eagle3
+        ratio = edsd["speed_up"]["value"] / eagle3["speed_up"]["value"]
+        assert edsd["over_baseline"]["speed"]["value"] == pytest.approx(ratio, abs=2e-3)
+        assert edsd["over_baseline"]["acceptance_length"]["low"] is not None
+        assert list(edsd["benchmarks"]) == list(BENCHMARKS)
+    assert "## Temperature 1" in page
+    assert not list((plan.work / "served").glob("*.jsonl"))
+
+
+def test_served_goes_on_where_it_ended(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float]] = []
+    whole = served._in_turn
+
+    def count(
+        servers: Any, index: int, text: str, limit: int, temperature: float
+    ) -> dict[str, served.Answer]:
+        if len(asked) == 12 and not resumed:
+            raise KeyboardInterrupt
+        asked.append((index, temperature))
+        return whole(servers, index, text, limit, temperature)
+
+    monkeypatch.setattr(served, "_in_turn", count)
+    resumed = False
+    with pytest.raises(KeyboardInterrupt):
+        served.measure(plan)
+    resumed = True
+    data, _ = served.measure(plan)
+    assert sorted(asked) == [(index, float(index % 2)) for index in range(20)]
+    assert data["temperatures"]["1"]["edsd"]["requests"] == 10
+
+
+def test_the_arms_of_served_are_the_drafters_that_were_named(plan: Plan, tmp_path: Path) -> None:
+    """Means are of benchmarks, ratios of what was named first, and both drafters are recorded."""
+    one, other = Arm("a", "EDSD", plan.edsd), Arm("b", "EAGLE3", plan.eagle3)
+    chosen = replace(plan, chosen=(one, other))
+    assert [arm.name for arm in chosen.arms()] == ["none", "a", "b"]
+    assert set(chosen.provenance()["inputs"]) == {"target", "a", "b"}
+    with pytest.raises(ValueError, match="names of their own, found none, a, a"):
+        served.measure(replace(plan, chosen=(one, one)))
+
+    def answers(cycles: int, seconds: Sequence[float]) -> list[served.Answer]:
+        return [served.Answer((1,), cycles, 12, 12, each, each) for each in seconds]
+
+    rounds = [
+        {"none": answers(0, (1, 1, 1, 1, 2)), "a": answers(6, [0.5] * 5), "b": answers(4, [1] * 5)}
+    ] * 2
+    found = served.summarise(rounds, "a")
+    # Speed-ups of 2, 2, 2, 2 and 4: their mean, and not that of the pooled seconds.
+    assert found["a"]["speed_up"]["value"] == 2.4
+    assert found["a"]["acceptance_length"]["value"] == 2.0
+    assert found["b"]["over_baseline"]["acceptance_length"]["value"] == 1.5
+    assert found["b"]["over_baseline"]["speed"]["value"] == 0.5
+    assert found["b"]["benchmarks"]["sum"]["speed_up"] == 2.0
+
+
 def test_other_outputs_are_seen() -> None:
     def batch(*outputs: tuple[int, ...]) -> paired.Batch:
         return paired.Batch(Window(2, 2.0, 6, 3.0), 8, 3.0, 4, 16, 6, outputs)
@@ -420,6 +485,12 @@ def test_no_interval_stands_where_none_is_known() -> None:
             "of the figures easd, easd-overhead, stop, not",
         ),
         (["easd", "--calibration", "f"], "--calibration: of the figure stop, not of easd"),
+        (["speed", "--arm", "a=b"], "--arm: of the figure served, not of speed"),
+        (["served", "--arm", "a"], "--arm a: expected NAME=DIR"),
+        (["served", "--arm", "../a=b"], "--arm ../a=b: expected NAME=DIR"),
+        (["served", "--arm", "none=b"], "`none` is the arm without a drafter"),
+        (["served", "--arm", "a=absent"], "--arm a=absent: no such folder"),
+        (["served", "--arm", "a=tests"], "config.json"),
     ],
 )
 def test_options_of_other_figures_are_refused(

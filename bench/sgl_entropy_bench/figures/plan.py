@@ -26,7 +26,8 @@ class Plan:
     """A figure's settings. ``prompts``: folder with the five benchmarks' JSONL files.
 
     ``work``: where records grow while a figure is measured, so that it can be resumed;
-    ``results``: where the finished figure goes.
+    ``results``: where the finished figure goes. ``chosen``: arms with drafters, in place of
+    ``eagle3`` and ``edsd``.
     """
 
     engine: Engine
@@ -36,10 +37,12 @@ class Plan:
     work: Path
     results: Path
     quick: bool = False
+    chosen: tuple[Arm, ...] = ()
 
     def arms(self) -> list[Arm]:
-        """The three arms of the comparison: no drafter, EAGLE-3 and EDSD, chains of 4."""
-        return [Arm("none"), Arm("eagle3", "EAGLE3", self.eagle3), Arm("edsd", "EDSD", self.edsd)]
+        """The arms of the comparison, chains of 4: no drafter, then EAGLE-3 and EDSD or others."""
+        pair = (Arm("eagle3", "EAGLE3", self.eagle3), Arm("edsd", "EDSD", self.edsd))
+        return [Arm("none"), *(self.chosen or pair)]
 
     def drafted(self, name: str) -> Arm:
         """The arm with the drafter ``name``. Raises ValueError where there is none."""
@@ -65,8 +68,8 @@ class Plan:
 
     def provenance(self) -> dict[str, Any]:
         """Where this figure comes from."""
-        inputs = {"target": self.engine.target, "eagle3": self.eagle3, "edsd": self.edsd}
-        return provenance(self.engine.threads, dict(inputs))
+        drafters = {arm.name: arm.drafter for arm in self.arms() if arm.drafter is not None}
+        return provenance(self.engine.threads, {"target": self.engine.target, **drafters})
 
     def target_key(self) -> str:
         """A short key of what the target writes without us: its weights and dtype."""

@@ -1,0 +1,260 @@
+"""Drafters served side by side, at temperatures 0 and 1: speed and acceptance by benchmark.
+
+The form of the EDSD paper's Table 1. Every prompt goes to each arm in turn, in rotating order, one
+request at a time, at each temperature; all servers are up at once and only one of them runs
+(``paired``). A round is one prompt of each benchmark, and intervals come from the rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from sgl_entropy_bench.chat import ChatTemplate
+from sgl_entropy_bench.client import Client
+from sgl_entropy_bench.figures.intervals import jackknife, shown
+from sgl_entropy_bench.figures.paired import kept, running, start_all, warm_up
+from sgl_entropy_bench.figures.plan import (
+    BENCHMARKS,
+    BenchPrompt,
+    Plan,
+    Records,
+    benchmark_prompts,
+)
+from sgl_entropy_bench.progress import Progress
+from sgl_entropy_bench.servers import Server
+from sgl_entropy_bench.tables import markdown_table
+
+PLAIN = "none"
+TEMPERATURES = (0.0, 1.0)
+TOKENS_PER_S_GUESS = 14.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request: ``emitted`` tokens in ``cycles``, ``decoded`` tokens in ``seconds`` of decoding.
+
+    ``decoded`` counts those after the first event; ``total_s`` includes the prompt.
+    """
+
+    output_ids: tuple[int, ...]
+    cycles: int
+    emitted: int
+    decoded: int
+    seconds: float
+    total_s: float
+
+    @classmethod
+    def ask(cls, client: Client, text: str, limit: int, temperature: float) -> Answer:
+        """Ask for one answer; the prompt is processed anew."""
+        client.forget_prefixes()
+        done = client.generate(text=text, max_new_tokens=limit, temperature=temperature)
+        first, last = done.arrivals[0], done.arrivals[-1]
+        return cls(
+            done.output_ids,
+            done.cycles,
+            done.emitted,
+            done.completion_tokens - first.tokens,
+            last.time_s - first.time_s,
+            done.seconds,
+        )
+
+
+# By arm, the answers of one round in the order of BENCHMARKS.
+Round = Mapping[str, Sequence[Answer]]
+
+
+def measure(plan: Plan, per_benchmark: int | None = None) -> tuple[dict[str, Any], str]:
+    """Returns the data (by temperature and arm) and the page.
+
+    The plan's first drafter is what the others are compared with.
+
+    Raises:
+        ValueError: two arms of one name.
+    """
+    names = [arm.name for arm in plan.arms()]
+    if len(set(names)) < len(names):
+        raise ValueError(f"served: expected arms with names of their own, found {', '.join(names)}")
+    limit = 24 if plan.quick else 64
+    per_benchmark = per_benchmark or (2 if plan.quick else 6)
+    prompts = benchmark_prompts(plan.prompts, per_benchmark)
+    records = kept(plan, "served", plan.arms(), limit)
+    _ask_missing(plan, prompts, limit, records)
+    data: dict[str, Any] = {
+        "dtype": plan.engine.dtype,
+        "max_new_tokens": limit,
+        "prompts_per_benchmark": per_benchmark,
+        "benchmarks": list(BENCHMARKS),
+        "temperatures": {},
+    }
+    for temperature in TEMPERATURES:
+        rounds = [
+            {
+                name: [read(records.rows[_key(p, temperature, name)]) for p in group]
+                for name in names
+            }
+            for group in _rounds(prompts)
+        ]
+        data["temperatures"][f"{temperature:g}"] = summarise(rounds, names[1])
+    text = page(data)
+    # Kept for as long as the figure is unfinished; the next call measures anew.
+    records.path.unlink(missing_ok=True)
+    return data, text
+
+
+def _rounds(prompts: Sequence[BenchPrompt]) -> list[Sequence[BenchPrompt]]:
+    """``benchmark_prompts`` interleaves: one of each benchmark in turn."""
+    size = len(BENCHMARKS)
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+
+def _key(prompt: BenchPrompt, temperature: float, name: str) -> str:
+    return f"{prompt.id} {temperature:g} {name}"
+
+
+def _ask_missing(plan: Plan, prompts: Sequence[BenchPrompt], limit: int, records: Records) -> None:
+    """Every prompt at every temperature on every arm, but for what ``records`` holds."""
+    arms = plan.arms()
+    pieces = [(p, t) for p in prompts for t in TEMPERATURES]
+    todo = [
+        (index, prompt, temperature)
+        for index, (prompt, temperature) in enumerate(pieces)
+        if records.missing(_key(prompt, temperature, arm.name) for arm in arms)
+    ]
+    if not todo:
+        return
+    template = ChatTemplate(plan.engine.target)
+    with ExitStack() as stack:
+        servers = start_all(plan, stack, arms, "served")
+        warm_up(servers, [template.render(todo[0][1].messages)])
+        progress = Progress(len(todo) * len(arms) * limit / TOKENS_PER_S_GUESS)
+        for done, (index, prompt, temperature) in enumerate(todo, 1):
+            text = template.render(prompt.messages)
+            for name, answer in _in_turn(servers, index, text, limit, temperature).items():
+                records.add({"id": _key(prompt, temperature, name), **vars(answer)})
+            progress.update(f"served: {done}/{len(todo)} prompts on every arm", done / len(todo))
+        progress.close()
+
+
+def _in_turn(
+    servers: Mapping[str, Server], index: int, text: str, limit: int, temperature: float
+) -> dict[str, Answer]:
+    """One prompt on every arm, the first of them another each time."""
+    names = list(servers)
+    shift = index % len(names)
+    found = {}
+    for name in names[shift:] + names[:shift]:
+        with running(servers[name]):
+            found[name] = Answer.ask(servers[name].client, text, limit, temperature)
+    return found
+
+
+def read(row: Mapping[str, Any]) -> Answer:
+    """An answer from its record."""
+    fields = {name: value for name, value in row.items() if name != "id"}
+    return Answer(**{**fields, "output_ids": tuple(row["output_ids"])})
+
+
+def speed(rounds: Sequence[Round], name: str, benchmark: int) -> float:
+    """Tokens a second of decoding, pooled over the rounds; 0 where nothing was decoded."""
+    answers = [each[name][benchmark] for each in rounds]
+    seconds = sum(answer.seconds for answer in answers)
+    return sum(answer.decoded for answer in answers) / seconds if seconds else 0.0
+
+
+def tau(rounds: Sequence[Round], name: str, benchmark: int) -> float:
+    """Tokens a cycle, pooled over the rounds; 1 without speculation."""
+    answers = [each[name][benchmark] for each in rounds]
+    cycles = sum(answer.cycles for answer in answers)
+    return sum(answer.emitted for answer in answers) / cycles if cycles else 1.0
+
+
+def summarise(rounds: Sequence[Round], baseline: str) -> dict[str, dict[str, Any]]:
+    """By arm: tau, speed-up over no drafter, and both over ``baseline``'s; means of benchmarks."""
+    columns = range(len(BENCHMARKS))
+
+    def mean_tau(some: Sequence[Round], name: str) -> float:
+        return sum(tau(some, name, column) for column in columns) / len(columns)
+
+    def speed_up(some: Sequence[Round], name: str, column: int) -> float:
+        plain = speed(some, PLAIN, column)
+        return speed(some, name, column) / plain if plain else 0.0
+
+    def mean_speed_up(some: Sequence[Round], name: str) -> float:
+        return sum(speed_up(some, name, column) for column in columns) / len(columns)
+
+    def over(figure: Any, some: Sequence[Round], name: str) -> float:
+        base = figure(some, baseline)
+        return float(figure(some, name) / base) if base else 0.0
+
+    figures: dict[str, dict[str, Any]] = {}
+    for name in rounds[0]:
+        answers = [answer for each in rounds for answer in each[name]]
+        plain = [answer for each in rounds for answer in each[PLAIN]]
+        same = sum(a.output_ids == b.output_ids for a, b in zip(answers, plain, strict=True))
+        row: dict[str, Any] = {
+            "requests": len(answers),
+            "tokens": sum(len(answer.output_ids) for answer in answers),
+            "acceptance_length": jackknife(rounds, lambda r, n=name: mean_tau(r, n)).to_dict(),
+            "speed_up": jackknife(rounds, lambda r, n=name: mean_speed_up(r, n)).to_dict(),
+            "equal_outputs": round(same / len(answers), 4),
+            "benchmarks": {
+                benchmark: {
+                    "acceptance_length": round(tau(rounds, name, column), 4),
+                    "tokens_per_s": round(speed(rounds, name, column), 2),
+                    "speed_up": round(speed_up(rounds, name, column), 4),
+                }
+                for column, benchmark in enumerate(BENCHMARKS)
+            },
+        }
+        if name not in (PLAIN, baseline):
+            row["over_baseline"] = {
+                "acceptance_length": jackknife(
+                    rounds, lambda r, n=name: over(mean_tau, r, n)
+                ).to_dict(),
+                "speed": jackknife(rounds, lambda r, n=name: over(mean_speed_up, r, n)).to_dict(),
+            }
+        figures[name] = row
+    return figures
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The figure as Markdown."""
+    parts = [
+        "# Drafters in the server, at temperatures 0 and 1",
+        f"Chains of 4, {data['dtype']}, one request at a time, at most {data['max_new_tokens']} "
+        f"tokens, {data['prompts_per_benchmark']} prompts of each benchmark, every prompt on every "
+        "arm in turn. Speed-up: tokens a second of decoding over those without a drafter; tau: "
+        "tokens a draft-verify cycle; both pooled within a benchmark, then the mean of the five. "
+        "95 % intervals from the rounds of one prompt of each benchmark (jackknife). Equal: share "
+        "of answers with the token ids of the arm without a drafter; at temperature 1 every arm "
+        "draws anew. Tokens that are not worth their rows are left out of verification, as this "
+        "engine does by default.",
+    ]
+    for temperature, arms in data["temperatures"].items():
+        names = list(arms)
+        header = (
+            *("arm", "tau", f"over {names[1]}", "speed-up", f"over {names[1]}", "equal"),
+            *(f"{benchmark}: tau, speed-up" for benchmark in data["benchmarks"]),
+        )
+        rows = []
+        for name, row in arms.items():
+            against = row.get("over_baseline")
+            rows.append(
+                [
+                    name,
+                    shown(row["acceptance_length"]),
+                    shown(against["acceptance_length"], 3) if against else "",
+                    shown(row["speed_up"]),
+                    shown(against["speed"], 3) if against else "",
+                    f"{row['equal_outputs']:.2f}",
+                    *(
+                        f"{each['acceptance_length']:.2f}, {each['speed_up']:.2f}"
+                        for each in row["benchmarks"].values()
+                    ),
+                ]
+            )
+        parts += [f"## Temperature {temperature}", markdown_table(header, rows)]
+    return "\n\n".join(parts)
