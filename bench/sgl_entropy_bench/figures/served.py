@@ -7,9 +7,10 @@ request at a time, at each temperature; all servers are up at once and only one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sgl_entropy_bench.chat import ChatTemplate
@@ -64,6 +65,8 @@ class Answer:
 
 # By arm, the answers of one round in the order of BENCHMARKS.
 Round = Mapping[str, Sequence[Answer]]
+# Of rounds, an arm and a benchmark's index.
+Figure = Callable[[Sequence[Round], str, int], float]
 
 
 def measure(plan: Plan, per_benchmark: int | None = None) -> tuple[dict[str, Any], str]:
@@ -173,33 +176,17 @@ def tau(rounds: Sequence[Round], name: str, benchmark: int) -> float:
 
 def summarise(rounds: Sequence[Round], baseline: str) -> dict[str, dict[str, Any]]:
     """By arm: tau, speed-up over no drafter, and both over ``baseline``'s; means of benchmarks."""
-    columns = range(len(BENCHMARKS))
-
-    def mean_tau(some: Sequence[Round], name: str) -> float:
-        return sum(tau(some, name, column) for column in columns) / len(columns)
-
-    def speed_up(some: Sequence[Round], name: str, column: int) -> float:
-        plain = speed(some, PLAIN, column)
-        return speed(some, name, column) / plain if plain else 0.0
-
-    def mean_speed_up(some: Sequence[Round], name: str) -> float:
-        return sum(speed_up(some, name, column) for column in columns) / len(columns)
-
-    def over(figure: Any, some: Sequence[Round], name: str) -> float:
-        base = figure(some, baseline)
-        return float(figure(some, name) / base) if base else 0.0
-
-    figures: dict[str, dict[str, Any]] = {}
+    figures = {}
     for name in rounds[0]:
-        answers = [answer for each in rounds for answer in each[name]]
-        plain = [answer for each in rounds for answer in each[PLAIN]]
-        same = sum(a.output_ids == b.output_ids for a, b in zip(answers, plain, strict=True))
+        pairs = [pair for each in rounds for pair in zip(each[name], each[PLAIN], strict=True)]
         row: dict[str, Any] = {
-            "requests": len(answers),
-            "tokens": sum(len(answer.output_ids) for answer in answers),
-            "acceptance_length": jackknife(rounds, lambda r, n=name: mean_tau(r, n)).to_dict(),
-            "speed_up": jackknife(rounds, lambda r, n=name: mean_speed_up(r, n)).to_dict(),
-            "equal_outputs": round(same / len(answers), 4),
+            "requests": len(pairs),
+            "tokens": sum(len(answer.output_ids) for answer, _ in pairs),
+            "acceptance_length": jackknife(rounds, partial(mean, tau, name)).to_dict(),
+            "speed_up": jackknife(rounds, partial(mean, speed_up, name)).to_dict(),
+            "equal_outputs": round(
+                sum(a.output_ids == b.output_ids for a, b in pairs) / len(pairs), 4
+            ),
             "benchmarks": {
                 benchmark: {
                     "acceptance_length": round(tau(rounds, name, column), 4),
@@ -212,12 +199,29 @@ def summarise(rounds: Sequence[Round], baseline: str) -> dict[str, dict[str, Any
         if name not in (PLAIN, baseline):
             row["over_baseline"] = {
                 "acceptance_length": jackknife(
-                    rounds, lambda r, n=name: over(mean_tau, r, n)
+                    rounds, partial(over, tau, name, baseline)
                 ).to_dict(),
-                "speed": jackknife(rounds, lambda r, n=name: over(mean_speed_up, r, n)).to_dict(),
+                "speed": jackknife(rounds, partial(over, speed_up, name, baseline)).to_dict(),
             }
         figures[name] = row
     return figures
+
+
+def speed_up(rounds: Sequence[Round], name: str, benchmark: int) -> float:
+    """``speed`` over that of the arm without a drafter."""
+    plain = speed(rounds, PLAIN, benchmark)
+    return speed(rounds, name, benchmark) / plain if plain else 0.0
+
+
+def mean(figure: Figure, name: str, rounds: Sequence[Round]) -> float:
+    """The mean of ``figure`` over the benchmarks."""
+    return sum(figure(rounds, name, column) for column in range(len(BENCHMARKS))) / len(BENCHMARKS)
+
+
+def over(figure: Figure, name: str, baseline: str, rounds: Sequence[Round]) -> float:
+    """The mean of ``figure`` over that of ``baseline``."""
+    base = mean(figure, baseline, rounds)
+    return mean(figure, name, rounds) / base if base else 0.0
 
 
 def page(data: Mapping[str, Any]) -> str:
