@@ -1,9 +1,9 @@
-"""A llama target in plain torch: the hidden states a drafter taps, and its own KV cache.
+"""A target in plain torch: the hidden states a drafter taps, and its own KV cache.
 
 The reference for everything that needs the target outside SGLang: regenerating training answers,
 collecting features in the same pass, and judging a drafter offline. It follows Hugging Face's
-llama exactly (tests compare the two), handles a batch of sequences of different lengths, and
-never splits a batch over sequences: one matmul a layer.
+llama, Qwen2 and Qwen3 exactly (tests compare them), handles a batch of sequences of different
+lengths, and never splits a batch over sequences: one matmul a layer.
 """
 
 from __future__ import annotations
@@ -18,31 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_entropy.drafter.config import DrafterError
-
-
-def rotary_tables(
-    head_dim: int, theta: float, length: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """cos and sin of the llama rotary embedding, each float32 [length, head_dim]."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    angles = torch.outer(
-        torch.arange(length, dtype=torch.float32, device=device), 1.0 / theta**exponents
-    )
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of the last dimension ("neox" style), in float32.
-
-    Args:
-        x: [..., heads, head_dim]; cos, sin: [..., head_dim] of the rows' positions.
-    """
-    wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (wide * cos.unsqueeze(-2) + turned * sin.unsqueeze(-2)).to(x.dtype)
+from sgl_entropy.drafter.errors import DrafterError
+from sgl_entropy.drafter.rotary import apply_rotary, rotary_of, rotary_tables
+from sgl_entropy.drafter.target_layers import check_family, read_layer
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -128,7 +106,7 @@ class TargetOutput:
 
 
 class PlainTarget:
-    """A llama model's weights and its forward. Inference only.
+    """The weights of a model of the llama family, and its forward. Inference only.
 
     Attributes:
         config: the folder's ``config.json``.
@@ -142,14 +120,9 @@ class PlainTarget:
             weights: Hugging Face names; their dtype is the dtype of everything.
 
         Raises:
-            DrafterError: not a plain llama (other model type, biases, scaled rotary).
+            DrafterError: another family, or a part of it that is not known here.
         """
-        odd = [key for key in ("attention_bias", "mlp_bias", "rope_scaling") if config.get(key)]
-        if config.get("model_type") != "llama" or odd:
-            raise DrafterError(
-                f"only plain llama targets are read here, found model_type "
-                f"{config.get('model_type')!r}" + (f" with {', '.join(odd)}" if odd else "")
-            )
+        check_family(config)
         self.config = config
         self.hidden_size = int(config["hidden_size"])
         self.num_layers = int(config["num_hidden_layers"])
@@ -157,29 +130,15 @@ class PlainTarget:
         self.num_kv_heads = int(config.get("num_key_value_heads") or self.num_heads)
         self.head_dim = int(config.get("head_dim") or self.hidden_size // self.num_heads)
         self.eps = float(config["rms_norm_eps"])
-        self.rope_theta = float(config.get("rope_theta") or 10000.0)
+        self.rope_theta, scaling = rotary_of(config)
         self.max_positions = int(config["max_position_embeddings"])
         self.embedding = weights["model.embed_tokens.weight"]
         tied = config.get("tie_word_embeddings") or "lm_head.weight" not in weights
         self.head = self.embedding if tied else weights["lm_head.weight"]
         self.norm = weights["model.norm.weight"]
-        self.layers: list[dict[str, Tensor]] = []
-        for i in range(self.num_layers):
-            at = f"model.layers.{i}."
-            qkv = [weights[f"{at}self_attn.{name}_proj.weight"] for name in "qkv"]
-            mlp = [weights[f"{at}mlp.{name}_proj.weight"] for name in ("gate", "up")]
-            self.layers.append(
-                {
-                    "in": weights[f"{at}input_layernorm.weight"],
-                    "qkv": torch.cat(qkv),
-                    "o": weights[f"{at}self_attn.o_proj.weight"],
-                    "post": weights[f"{at}post_attention_layernorm.weight"],
-                    "gate_up": torch.cat(mlp),
-                    "down": weights[f"{at}mlp.down_proj.weight"],
-                }
-            )
+        self.layers = [read_layer(weights, i) for i in range(self.num_layers)]
         self._tables = rotary_tables(
-            self.head_dim, self.rope_theta, self.max_positions, self.device
+            self.head_dim, self.rope_theta, self.max_positions, self.device, scaling
         )
 
     @classmethod
@@ -189,7 +148,7 @@ class PlainTarget:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> PlainTarget:
-        """Read a Hugging Face llama folder with safetensors.
+        """Read a Hugging Face folder with safetensors.
 
         Raises:
             DrafterError: no config or no weights there.
@@ -265,9 +224,9 @@ class PlainTarget:
         x = F.embedding(ids, self.embedding)
         for i, layer in enumerate(self.layers):
             mixed = self._attention(i, layer, x, cos, sin, positions, cache, slots, mask)
-            x = x + F.linear(mixed, layer["o"])
-            gate, up = F.linear(rms_norm(x, layer["post"], self.eps), layer["gate_up"]).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, layer["down"])
+            x = x + _project(layer, "o", mixed)
+            gate, up = _project(layer, "gate_up", rms_norm(x, layer["post"], self.eps)).chunk(2, -1)
+            x = x + _project(layer, "down", F.silu(gate) * up)
             if i in tap_layers:
                 taps[i] = x
         return TargetOutput(rms_norm(x, self.norm, self.eps), [taps[i] for i in tap_layers])
@@ -289,11 +248,14 @@ class PlainTarget:
         mask: Tensor | None,
     ) -> Tensor:
         batch, n, _ = x.shape
-        heads = F.linear(rms_norm(x, layer["in"], self.eps), layer["qkv"])
+        heads = _project(layer, "qkv", rms_norm(x, layer["in"], self.eps))
         heads = heads.view(batch, n, -1, self.head_dim)
         query, key, value = torch.split(
             heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2
         )
+        if "q_norm" in layer:
+            query = rms_norm(query, layer["q_norm"], self.eps)
+            key = rms_norm(key, layer["k_norm"], self.eps)
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         if cache is not None:
             rows = torch.arange(batch, device=self.device) if slots is None else slots
@@ -313,3 +275,7 @@ class PlainTarget:
         if slots is not None:
             keys, values = keys[slots], values[slots]
         return grouped_attention(query, keys, values, mask)
+
+
+def _project(layer: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return F.linear(x, layer[name], layer.get(f"{name}_bias"))

@@ -20,6 +20,7 @@ from sgl_entropy.drafter.evaluate import evaluate_chain, summary
 from sgl_entropy.drafter.evaluation import chat_prompts
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.drafter.rotary import rotary_of
 from sgl_entropy.texts import read_texts, text_files
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.batches import split_validation
@@ -139,7 +140,7 @@ def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConf
         target_hidden_size=model["hidden_size"],
         target_layer_ids=settings.drafter.layers if edsd else settings.drafter.eagle3_taps(layers),
         rms_norm_eps=model["rms_norm_eps"],
-        rope_theta=model.get("rope_theta") or 10000.0,
+        rope_theta=rotary_of(model)[0],  # plain rotary, whatever the target's scaling
         max_position_embeddings=model["max_position_embeddings"],
         fuse_size=(settings.drafter.fuse_size or model["intermediate_size"]) if edsd else None,
         fuse_residual=edsd and settings.drafter.fuse_residual,

@@ -225,8 +225,8 @@ def test_targets_that_do_not_do(
 ) -> None:
     texts = texts_file()
     refused(capsys, run(texts, target=tmp_path / "gone"), "expected config.json")
-    qwen = copied(target_folder, tmp_path / "qwen", model_type="qwen3")
-    refused(capsys, run(texts, target=qwen), "only plain llama targets", "'qwen3'")
+    gemma = copied(target_folder, tmp_path / "gemma", model_type="gemma2")
+    refused(capsys, run(texts, target=gemma), "targets of the llama family", "'gemma2'")
     (tmp_path / "mute").mkdir()
     mute = write_target(tmp_path / "mute", num_hidden_layers=3)
     refused(capsys, run(texts, target=mute), "mute: no tokenizer there")

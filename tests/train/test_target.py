@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sgl_entropy import target
-from sgl_entropy.drafter.plain_target import apply_rotary, rotary_tables
+from sgl_entropy.drafter.rotary import apply_rotary, rotary_tables
 
 
 def test_unpermute_turns_interleaved_rotary_into_halves() -> None:

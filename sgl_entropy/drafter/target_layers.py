@@ -1,0 +1,74 @@
+"""Which targets ``PlainTarget`` reads, and a decoder layer's weights as it wants them.
+
+The llama family: RMSNorm, rotary attention with grouped heads, a gated SiLU MLP. Members differ by
+biases (Qwen2's q, k and v; llama's ``attention_bias`` and ``mlp_bias``) and by a norm of each
+query and key head (Qwen3), which is seen from the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_entropy.drafter.errors import DrafterError
+
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+_NORMS = {"input_layernorm": "in", "post_attention_layernorm": "post"}
+_HEAD_NORMS = {"self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"}
+# By our name, the projections that are one matrix here.
+_MATRICES = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+def check_family(config: Mapping[str, Any]) -> None:
+    """Raises DrafterError for a target that ``PlainTarget`` would compute wrongly."""
+    kind = config.get("model_type")
+    if kind not in FAMILY:
+        raise DrafterError(
+            f"only targets of the llama family are read here ({', '.join(FAMILY)}), found "
+            f"model_type {kind!r}"
+        )
+    act = config.get("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise DrafterError(f"target: hidden_act {act!r} is not known here (known: silu)")
+    window = config.get("sliding_window")
+    windowed = window and config.get("use_sliding_window", kind == "mistral")
+    if windowed and int(window) < int(config["max_position_embeddings"]):
+        raise DrafterError(f"target: a sliding window (of {window} tokens) is not known here")
+
+
+def read_layer(weights: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """The weights of one decoder layer: norms, ``qkv``, ``o``, ``gate_up``, ``down`` and biases.
+
+    Args:
+        weights: by their Hugging Face names.
+
+    Raises:
+        DrafterError: one is missing, or there is one that is not known.
+    """
+    at = f"model.layers.{index}."
+    own = {name[len(at) :]: value for name, value in weights.items() if name.startswith(at)}
+    layer: dict[str, Tensor] = {}
+    try:
+        for name, ours in _NORMS.items():
+            layer[ours] = own.pop(f"{name}.weight")
+        for ours, names in _MATRICES.items():
+            layer[ours] = torch.cat([own.pop(f"{name}.weight") for name in names])
+            if any(f"{name}.bias" in own for name in names):
+                layer[f"{ours}_bias"] = torch.cat([own.pop(f"{name}.bias") for name in names])
+        if any(f"{name}.weight" in own for name in _HEAD_NORMS):
+            for name, ours in _HEAD_NORMS.items():
+                layer[ours] = own.pop(f"{name}.weight")
+    except KeyError as error:
+        raise DrafterError(f"target: {at}{error.args[0]} is missing") from None
+    odd = [name for name in own if not name.endswith("rotary_emb.inv_freq")]
+    if odd:
+        raise DrafterError(f"target: {at}{odd[0]} is not known here: another kind of layer")
+    return layer
