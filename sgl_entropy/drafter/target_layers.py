@@ -39,8 +39,8 @@ def check_family(config: Mapping[str, Any]) -> None:
     if act not in ("silu", "swish"):
         raise DrafterError(f"target: hidden_act {act!r} is not known here (known: silu)")
     window = config.get("sliding_window")
-    windowed = window and config.get("use_sliding_window", kind == "mistral")
-    if windowed and int(window) < int(config["max_position_embeddings"]):
+    windowed = config.get("use_sliding_window", kind == "mistral")
+    if window and windowed and int(window) < int(config["max_position_embeddings"]):
         raise DrafterError(f"target: a sliding window (of {window} tokens) is not known here")
 
 
