@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.rotary import apply_rotary, rotary_of, rotary_tables
-from sgl_entropy.drafter.target_layers import check_family, read_layer
+from sgl_entropy.drafter.target_layers import check_family, take_layer
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -117,7 +117,8 @@ class PlainTarget:
     def __init__(self, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
         """
         Args:
-            weights: Hugging Face names; their dtype is the dtype of everything.
+            weights: Hugging Face names; their dtype is the dtype of everything. It is emptied
+                on the way, lest a large target be held twice.
 
         Raises:
             DrafterError: another family, or a part of it that is not known here.
@@ -136,7 +137,7 @@ class PlainTarget:
         tied = config.get("tie_word_embeddings") or "lm_head.weight" not in weights
         self.head = self.embedding if tied else weights["lm_head.weight"]
         self.norm = weights["model.norm.weight"]
-        self.layers = [read_layer(weights, i) for i in range(self.num_layers)]
+        self.layers = [take_layer(weights, i) for i in range(self.num_layers)]
         self._tables = rotary_tables(
             self.head_dim, self.rope_theta, self.max_positions, self.device, scaling
         )

@@ -44,25 +44,27 @@ def check_family(config: Mapping[str, Any]) -> None:
         raise DrafterError(f"target: a sliding window (of {window} tokens) is not known here")
 
 
-def read_layer(weights: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+def take_layer(weights: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     """The weights of one decoder layer: norms, ``qkv``, ``o``, ``gate_up``, ``down`` and biases.
 
     Args:
-        weights: by their Hugging Face names.
+        weights: by their Hugging Face names; those of the layer are taken out of it, as they
+            would be held twice otherwise.
 
     Raises:
         DrafterError: one is missing, or there is one that is not known.
     """
     at = f"model.layers.{index}."
-    own = {name[len(at) :]: value for name, value in weights.items() if name.startswith(at)}
+    names = [name for name in weights if name.startswith(at)]
+    own = {name[len(at) :]: weights.pop(name) for name in names}
     layer: dict[str, Tensor] = {}
     try:
         for name, ours in _NORMS.items():
             layer[ours] = own.pop(f"{name}.weight")
-        for ours, names in _MATRICES.items():
-            layer[ours] = torch.cat([own.pop(f"{name}.weight") for name in names])
-            if any(f"{name}.bias" in own for name in names):
-                layer[f"{ours}_bias"] = torch.cat([own.pop(f"{name}.bias") for name in names])
+        for ours, parts in _MATRICES.items():
+            layer[ours] = torch.cat([own.pop(f"{part}.weight") for part in parts])
+            if any(f"{part}.bias" in own for part in parts):
+                layer[f"{ours}_bias"] = torch.cat([own.pop(f"{part}.bias") for part in parts])
         if any(f"{name}.weight" in own for name in _HEAD_NORMS):
             for name, ours in _HEAD_NORMS.items():
                 layer[ours] = own.pop(f"{name}.weight")

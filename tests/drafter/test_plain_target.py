@@ -124,6 +124,9 @@ def test_missing_and_unknown_weights_are_named(tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.k_norm.weight"
     with pytest.raises(DrafterError, match=r"layers\.1\.self_attn\.k_norm\.weight is missing"):
         PlainTarget(config, {key: value for key, value in weights.items() if key != name})
+    held = dict(weights)
+    PlainTarget(config, held)
+    assert not [key for key in held if ".layers." in key], "held twice"
     odd = {**weights, "model.layers.2.pre_feedforward_layernorm.weight": torch.ones(32)}
     with pytest.raises(DrafterError, match=r"layernorm\.weight is not known"):
         PlainTarget(config, odd)

@@ -69,9 +69,13 @@ class Fleet:
             ),
             "two_drafters": (chain, (*two, "--enable-metrics"), 8192),
             "two_small": (tree, (*two, *SMALL), SMALL_POOL),
+            "qwen3": (chain, (), 8192),
             "stop_svip": (chain, ("--speculative-draft-stop", "svip"), 8192),
         }
-        self.targets = {"easd_small": pair.write_broken_target(folder / "broken", self.target)}
+        self.targets = {
+            "easd_small": pair.write_broken_target(folder / "broken", self.target),
+            "qwen3": pair.write_qwen3_target(folder / "qwen3", self.target),
+        }
         # EASD checks drafted tokens: with the CPU engine's pruning, those depend on the batch (as
         # does how many are accepted).
         self.environment = {

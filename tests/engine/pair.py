@@ -92,6 +92,21 @@ def write_broken_target(folder: Path, target: Path) -> Path:
     return folder
 
 
+def write_qwen3_target(folder: Path, target: Path) -> Path:
+    """The target as a Qwen3: every query and key head is normed, with weights of its own."""
+    shutil.copytree(target, folder)
+    config = json.loads((folder / "config.json").read_text())
+    qwen3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    (folder / "config.json").write_text(json.dumps(config | qwen3))
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(LAYERS):
+        for name in ("q_norm", "k_norm"):
+            weight = 1 + 0.3 * torch.randn(HEAD_DIM, generator=_generator())
+            tensors[f"model.layers.{layer}.self_attn.{name}.weight"] = weight
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def _config(algorithm: str, **changes: object) -> DrafterConfig:
     sizes = {
         "hidden_size": HIDDEN,

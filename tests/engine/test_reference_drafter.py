@@ -7,11 +7,14 @@ drafts a server must have made after every token, and so how many each cycle acc
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from sgl_entropy.drafter.evaluate import greedy_answers
 from sgl_entropy.drafter.model import DraftCache, draft_chain, load_drafter
+from sgl_entropy.drafter.plain_target import PlainTarget
 from tests.engine import pair
 from tests.engine.client import EngineClient
 from tests.engine.conftest import Fleet
@@ -21,10 +24,12 @@ STEPS = 4
 
 
 @torch.no_grad()
-def expected_acceptances(fleet: Fleet, drafter_name: str, ids: list[int], prompt: int) -> list[int]:
-    """Accepted drafts by cycle for a greedy answer that starts at ``ids[prompt]``."""
-    drafter = load_drafter(fleet.folder / drafter_name)
-    model = target(fleet.target)
+def expected_acceptances(
+    folder: Path, drafter_folder: Path, ids: list[int], prompt: int
+) -> list[int]:
+    """Accepted drafts by cycle for a greedy answer of the target, from ``ids[prompt]`` on."""
+    drafter = load_drafter(drafter_folder)
+    model = target(folder)
     embedding = model.model.embed_tokens.weight
     tokens = torch.tensor(ids)
     states = model(tokens[None], output_hidden_states=True).hidden_states
@@ -62,7 +67,9 @@ def compare(fleet: Fleet, client: EngineClient, drafter: str, text: str) -> int:
     prompt = pair.token_ids(text)
     reply = client.generate(prompt, 80, ignore_eos=True)
     meta = reply["meta_info"]
-    cycles = expected_acceptances(fleet, drafter, prompt + reply["output_ids"], len(prompt))
+    served = fleet.targets.get(client.name, fleet.target)
+    ids = prompt + reply["output_ids"]
+    cycles = expected_acceptances(served, fleet.folder / drafter, ids, len(prompt))
     by_position = [sum(accepted > i for accepted in cycles) for i in range(STEPS)]
     assert meta["spec_cycles"] == len(cycles)
     # The last cycle may run past the answer's end, where the counters stop.
@@ -77,6 +84,20 @@ def test_cycles_and_acceptances_are_the_references(
     fleet: Fleet, server: str, drafter: str, text: str
 ) -> None:
     compare(fleet, fleet.client(server), drafter, text)
+
+
+def test_a_qwen3_target_is_served_as_its_reference_computes(
+    fleet: Fleet, none: EngineClient, only_once: Callable[[str], EngineClient]
+) -> None:
+    """Another family of targets: losslessly, with taps of its own layers."""
+    client = only_once("qwen3")
+    accepted = [compare(fleet, client, "edsd", text) for text in TEXTS]
+    assert sum(accepted) > 40, "too few to tell right from wrong"
+    prompt = pair.token_ids(TEXTS[0])
+    found = client.generate(prompt, 60, ignore_eos=True)["output_ids"]
+    own = PlainTarget.from_folder(fleet.targets["qwen3"])
+    assert found == greedy_answers(own, [prompt], 60, ())[0].tokens[len(prompt) :].tolist()
+    assert found != none.generate(prompt, 60, ignore_eos=True)["output_ids"], "the norms are idle"
 
 
 def test_a_variant_is_served_as_its_reference_computes(
