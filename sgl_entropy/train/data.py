@@ -29,12 +29,13 @@ from sgl_entropy.train.features import (
     refuse_false,
     run_feature_worker,
 )
+from sgl_entropy.train.fingerprint import made_for, refuse_other_target
 from sgl_entropy.train.generate import Prompt, WorkerPlan, run_worker, worker_queue
 from sgl_entropy.train.group import device_of
 from sgl_entropy.train.online import OnlineStore
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import TrainSettings
-from sgl_entropy.train.store import FORMAT, Samples, Store, made_with, write_meta
+from sgl_entropy.train.store import FORMAT, META, Samples, Store, made_with, read_meta, write_meta
 
 Report = Callable[[str], None]
 
@@ -224,9 +225,12 @@ def _open_for_writing(
     layers = stored_layers(settings, int(model["num_hidden_layers"]))
     folder = work_folder(settings) / "store"
     dtype = resolve_dtype(given.dtype, made_with(folder))
+    held = (folder / META).is_file()
+    # A store keeps the name, and the fingerprint or none, that it was begun with.
+    named = refuse_other_target(read_meta(folder), target, folder) if held else made_for(target)
     meta = {
         "format": FORMAT,
-        "target": target.name,
+        **named,
         "tap_layers": list(layers),
         "hidden_size": int(model["hidden_size"]),
         "max_new_tokens": given.max_new_tokens,
@@ -279,12 +283,13 @@ def open_store(settings: TrainSettings, report: Report = print) -> Samples:
     ``fit.online``, the target itself instead.
 
     Raises:
-        ValueError: nothing prepared yet, answers of another model, or damaged shards that nobody
-            asked to skip.
+        ValueError: nothing prepared yet, made for or by another target, or damaged shards that
+            nobody asked to skip.
     """
     if settings.fit.online:
         return _online_store(settings)
     folder = work_folder(settings) / "store"
+    refuse_other_target(read_meta(folder), target_folder(settings), folder)
     store = Store(folder, whole=True, skip_damaged=settings.fit.skip_damaged)
     for name, problem in store.skipped.items():
         report(f"left out: {folder / name}: {problem}")

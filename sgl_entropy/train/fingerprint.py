@@ -1,0 +1,116 @@
+"""Which target a work folder was made for: two folders of equal names and sizes are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.drafter.tensorfile import TensorEntry, read_header
+
+# What a target's hidden states and answers depend on beside its weights.
+_DECIDES = (
+    "model_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "tie_word_embeddings",
+    "eos_token_id",
+)
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+# Of each tensor: any fine-tuning moves nearly all of the weights, so a part of them shows it.
+_BLOCKS, _BLOCK_BYTES = 16, 4096
+
+
+def target_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits that change with what decides the target's hidden states: its config,
+    and the names, types, shapes and a spread sample of the bytes of its weights (ours). Where the
+    folder lies, what it is called and how its weights are split into files do not count.
+
+    Raises:
+        ValueError: weights that are damaged, or none.
+        OSError: no config, or not readable.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(json.dumps([config.get(key) for key in _DECIDES]).encode())
+    entries: dict[str, TensorEntry] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        entries |= read_header(path)
+    if not entries:
+        raise ValueError(f"{folder}: no *.safetensors of the target")
+    for name, entry in sorted(entries.items()):
+        digest.update(f"{name} {entry.dtype} {entry.shape}".encode())
+        with entry.path.open("rb") as file:
+            last = max(0, entry.num_bytes - _BLOCK_BYTES)
+            for start in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
+                file.seek(entry.start + start)
+                digest.update(file.read(min(_BLOCK_BYTES, entry.num_bytes)))
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits of the tokenizer's files, chat template included."""
+    digest = hashlib.sha256()
+    for name in _TOKENIZER:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def made_for(target: Path) -> dict[str, str]:
+    """What a store records of its target."""
+    return {"target": target.resolve().name, "target_fingerprint": target_fingerprint(target)}
+
+
+def refuse_other_target(meta: Mapping[str, Any], target: Path, where: Path) -> dict[str, str]:
+    """Refuse what was made for another target. Stores from before the fingerprint are known by the
+    target's name, width and number of layers alone.
+
+    Args:
+        meta: of the store in ``where``.
+
+    Returns:
+        The part of ``meta`` that names the target.
+
+    Raises:
+        ValueError: another target.
+    """
+    named = {key: meta[key] for key in ("target", "target_fingerprint") if key in meta}
+    held = named.get("target_fingerprint")
+    if held is not None:
+        found = target_fingerprint(target)
+        same, differ = held == found, f"other weights or config: {held}, now {found}"
+    else:
+        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        sizes = (int(config["hidden_size"]), int(config["num_hidden_layers"]))
+        same = (
+            named.get("target", target.name) in (target.name, target.resolve().name)
+            and meta["hidden_size"] == sizes[0]
+            and max(meta["tap_layers"], default=0) < sizes[1]
+        )
+        differ = (
+            f"width {meta['hidden_size']} and layers {list(meta['tap_layers'])} stored, "
+            f"now width {sizes[0]} and {sizes[1]} layers"
+        )
+    if not same:
+        raise ValueError(
+            f"{where} was made for another target, {named.get('target', 'unnamed')}, than {target} "
+            f"({differ}): give the target that it was made for (--target), or another work folder "
+            "(--work)"
+        )
+    return named

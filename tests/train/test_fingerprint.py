@@ -1,0 +1,117 @@
+"""A store belongs to the target that it was made for, not to the next one of its name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sgl_entropy.train import data, pipeline
+from sgl_entropy.train.fingerprint import made_for, target_fingerprint
+from sgl_entropy.train.settings import TrainSettings, load_settings
+from sgl_entropy.train.store import FORMAT, Store
+from tests.train.test_group import work_folder
+
+
+def copied(source: Path, folder: Path) -> Path:
+    shutil.copytree(source, folder)
+    return folder
+
+
+def other_weights(folder: Path) -> Path:
+    """The same sizes; one projection of one layer moved, as a fine-tuning might."""
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.2.self_attn.v_proj.weight"] += 1e-3
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def settings_of(work: Path, target: Path, *more: str) -> TrainSettings:
+    given = ["drafter.edsd_layers=[1, 2]", "drafter.draft_vocab_size=96"]
+    given += ["generate.max_new_tokens=20", "generate.dtype=float32", "fit.dtype=float32"]
+    return load_settings(None, [f"work={work}", f"target={target}", *given, *more])
+
+
+def test_weights_config_and_nothing_else_count(tiny_folder: Path, tmp_path: Path) -> None:
+    own = target_fingerprint(tiny_folder)
+    moved = copied(tiny_folder, tmp_path / "moved")
+    assert target_fingerprint(moved) == own
+    weights = load_file(moved / "model.safetensors")
+    (moved / "model.safetensors").unlink()
+    names = sorted(weights)
+    for number, part in enumerate((names[:5], names[5:])):
+        save_file({name: weights[name] for name in part}, moved / f"part-{number}.safetensors")
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}))
+    assert target_fingerprint(moved) == own, "split and saved again, it is the same model"
+    (moved / "config.json").write_text(json.dumps({**config, "rope_theta": 500.0}))
+    assert target_fingerprint(moved) != own
+    tuned = other_weights(copied(tiny_folder, tmp_path / "tuned"))
+    assert target_fingerprint(tuned) != own
+
+
+def test_large_weights_are_sampled(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(64 << 20)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    target_fingerprint(tmp_path)
+    began = time.process_time()
+    target_fingerprint(tmp_path)
+    assert time.process_time() - began < 0.1, "256 MiB were read"
+
+
+def test_a_store_of_another_target_of_the_same_name_is_refused(
+    tiny_store: Store, tiny_folder: Path, tmp_path: Path
+) -> None:
+    own = copied(tiny_folder, tmp_path / "a" / "model")
+    other = other_weights(copied(tiny_folder, tmp_path / "b" / "model"))
+    work = work_folder(tmp_path / "work", tiny_store)
+    meta = {
+        **{"format": FORMAT, **made_for(own), "tap_layers": [0, 1, 2], "hidden_size": 32},
+        **{"max_new_tokens": 20, "dtype": "float32"},
+    }
+    meta["prompts_sha256"] = data.load_prompts(settings_of(work, own), print)[1]
+    (work / "store" / "meta.json").write_text(json.dumps(meta))
+    message = rf"{work}/store was made for another target, model, than {other} .*--work"
+    with pytest.raises(ValueError, match=message):
+        pipeline.make_fit(settings_of(work, other), "EDSD")
+    with pytest.raises(ValueError, match=message):
+        pipeline.export(settings_of(work, other), "EDSD", tmp_path / "out")
+    with pytest.raises(ValueError, match=message):
+        data.generate(settings_of(work, other), print)
+    assert pipeline.make_fit(settings_of(work, own), "EDSD").train
+    renamed = copied(own, tmp_path / "renamed")
+    lines: list[str] = []
+    # All that the prompts give is stored already, but for answers of one token.
+    data.generate(settings_of(work, renamed, "generate.answer_tokens=1"), lines.append)
+    assert "nothing to do" in lines[-1], "the same target under another name goes on"
+
+
+def test_a_new_store_records_its_target(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt_id": i, "tokens": [5 + i, 7, 9]} for i in range(2)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.generate(settings_of(tmp_path, tiny_folder, "generate.workers=1"), lambda line: None)
+    meta = json.loads((tmp_path / "store" / "meta.json").read_text())
+    assert meta["target_fingerprint"] == target_fingerprint(tiny_folder)
+    assert meta["format"] == FORMAT
+
+
+def test_a_store_without_a_fingerprint_is_known_by_name_and_sizes(
+    tiny_store: Store, tiny_folder: Path, tmp_path: Path
+) -> None:
+    work = work_folder(tmp_path / "work", tiny_store)
+    meta = {"format": FORMAT, "target": tiny_folder.name, "tap_layers": [0, 1, 2]}
+    (work / "store" / "meta.json").write_text(json.dumps({**meta, "hidden_size": 32}))
+    before = (work / "store" / "meta.json").read_bytes()
+    assert data.open_store(settings_of(work, tiny_folder)).entries
+    other = copied(tiny_folder, tmp_path / "other")
+    with pytest.raises(ValueError, match=rf"made for another target, {tiny_folder.name}, than"):
+        data.open_store(settings_of(work, other))
+    (work / "store" / "meta.json").write_text(json.dumps({**meta, "hidden_size": 64}))
+    with pytest.raises(ValueError, match=r"width 64 .* now width 32"):
+        data.open_store(settings_of(work, tiny_folder))
+    (work / "store" / "meta.json").write_bytes(before)
