@@ -9,14 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train.answers import drop_cut_line, read_answers
+from sgl_entropy.train.answers import ROUND, drop_cut_line, read_answers
 from sgl_entropy.train.decode import Decoding, decode
 from sgl_entropy.train.generate import Prompt
 
 Report = Callable[[str], None]
-# An answer at the n-th temperature has its prompt's number and n times this: a multiple of every
-# sensible ``fit.validation_every``, so that a prompt is held out of all rounds or of none.
-ROUND = 1_000_000
 _SECONDS = 10
 
 

@@ -17,6 +17,9 @@ from sgl_entropy.train.generate import Prompt
 
 Ask = Callable[[Prompt], Sequence[int]]
 Report = Callable[[str], None]
+# An answer at the n-th temperature has its prompt's number and n times this: a multiple of every
+# sensible ``fit.validation_every``, so that a prompt is held out of all rounds or of none.
+ROUND = 1_000_000
 # Refusals in a row, from the start or later, that mean the server and not a prompt.
 _MOST_REFUSED = 8
 
@@ -65,6 +68,27 @@ def read_answers(path: Path) -> list[Answered]:
             raise ValueError(f"{path}, line {number}: no answer: {error!r}") from None
         held.append(answered)
     return held
+
+
+def refuse_other_answers(
+    path: Path, answers: Sequence[Answered], prompts: Sequence[Prompt]
+) -> None:
+    """
+    Args:
+        path: of the answers, for the message.
+
+    Raises:
+        ValueError: an answer to another prompt than that of its number.
+    """
+    asked = {prompt.prompt_id: prompt.tokens for prompt in prompts}
+    for one in answers:
+        tokens = asked.get(one.prompt_id % ROUND)
+        if tokens is not None and one.tokens[: one.prompt_length] != tokens:
+            raise ValueError(
+                f"{path}: the answer to prompt {one.prompt_id} is one to another prompt than the "
+                "prompt file has under this number: delete the answers, or name another work "
+                "folder (--work)"
+            )
 
 
 def drop_cut_line(path: Path) -> None:

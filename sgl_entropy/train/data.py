@@ -20,7 +20,7 @@ import torch
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.target import cache_dir, ensure_small_target
 from sgl_entropy.train.answer_here import write_answers
-from sgl_entropy.train.answers import Ask, collect_answers, read_answers
+from sgl_entropy.train.answers import Ask, collect_answers, read_answers, refuse_other_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.decode import Decoding
 from sgl_entropy.train.features import (
@@ -33,7 +33,14 @@ from sgl_entropy.train.fingerprint import made_for, refuse_other_target
 from sgl_entropy.train.generate import Prompt, WorkerPlan, run_worker, worker_queue
 from sgl_entropy.train.group import device_of
 from sgl_entropy.train.online import OnlineStore
-from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
+from sgl_entropy.train.prompt_file import (
+    read_prompts,
+    record_of,
+    refuse_other_prompts,
+    refuse_too_few,
+    refuse_unfit,
+    write_prompts,
+)
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import FORMAT, META, Samples, Store, made_with, read_meta, write_meta
 
@@ -54,33 +61,32 @@ def work_folder(settings: TrainSettings) -> Path:
 
 
 def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
-    """The prompt file's prompts (written on first use), less the skipped ones, and its sha256."""
-    path = work_folder(settings) / "prompts.jsonl"
-    if not path.exists():
-        from transformers import AutoTokenizer
+    """The prompt file's prompts (written on first use), less the skipped ones, and its sha256.
 
-        given = settings.prompts
-        if not given.questions and not given.conversations:
-            raise ValueError("set prompts.questions or prompts.conversations to a JSON Lines file")
-        texts = collect_texts(
-            Path(given.questions).expanduser() if given.questions else None,
-            Path(given.conversations).expanduser() if given.conversations else None,
-            given.seed,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(target_folder(settings))
-        prompts = tokenize(tokenizer, texts, given.max_tokens)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [json.dumps({"prompt_id": p.prompt_id, "tokens": list(p.tokens)}) for p in prompts]
-        partial = path.with_suffix(".partial")
-        partial.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        partial.rename(path)
-        report(f"{len(prompts)} prompts in {path}")
-    prompts = [Prompt(row["prompt_id"], tuple(row["tokens"])) for row in read_jsonl(path)]
-    skip = settings.prompts.skip
-    if skip >= len(prompts):
-        raise ValueError(f"prompts.skip is {skip}, and {path} holds {len(prompts)} prompts")
-    prompts = prompts[skip:]
-    return prompts, hashlib.sha256(path.read_bytes()).hexdigest()
+    Raises:
+        ValueError: nothing to make prompts of, or prompts that were made otherwise.
+    """
+    path, given = work_folder(settings) / "prompts.jsonl", settings.prompts
+    if not path.exists():
+        most = settings.generate.max_new_tokens
+        write_prompts(path, given, target_folder(settings), most, report)
+    elif record_of(path).is_file():
+        refuse_other_prompts(path, given, target_folder(settings))
+    prompts = read_prompts(path)
+    if given.skip >= len(prompts):
+        raise ValueError(f"prompts.skip is {given.skip}, and {path} holds {len(prompts)} prompts")
+    return prompts[given.skip :], hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _prompts_to_answer(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
+    """``load_prompts``, where all of them can be answered and some be learned from."""
+    prompts, digest = load_prompts(settings, report)
+    path = work_folder(settings) / "prompts.jsonl"
+    most = settings.generate.max_new_tokens
+    refuse_unfit(prompts, target_folder(settings), most, path)
+    numbers = [prompt.prompt_id for prompt in prompts]
+    refuse_too_few(numbers, settings.fit.validation_every, f"prompts in {path}")
+    return prompts, digest
 
 
 def generate(settings: TrainSettings, report: Report = print) -> None:
@@ -94,7 +100,7 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     given = settings.generate
     _refuse_sampling(settings, "answers that are written with their features")
     target = target_folder(settings)
-    prompts, digest = load_prompts(settings, report)
+    prompts, digest = _prompts_to_answer(settings, report)
     folder, layers, dtype = _open_for_writing(settings, {"prompts_sha256": digest})
     done, stored = _stored(folder)
     todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
@@ -132,7 +138,8 @@ def prepare(settings: TrainSettings, ask: Ask | None, concurrency: int, report: 
         ask: sends a prompt to the server; None = no server.
         concurrency: requests at once.
     """
-    prompts, _ = load_prompts(settings, report)
+    prompts, _ = _prompts_to_answer(settings, report)
+    refuse_other_answers(answers_file(settings), read_answers(answers_file(settings)), prompts)
     if ask is None and settings.fit.online:
         _answer_here(settings, prompts, report)
         return
@@ -183,7 +190,9 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     if not answers:
         raise ValueError(f"{path} holds no answers of more than one token")
     target = target_folder(settings)
-    _, digest = load_prompts(settings, report)
+    prompts, digest = load_prompts(settings, report)
+    refuse_other_answers(path, answers, prompts)
+    refuse_unfit([Prompt(one.prompt_id, one.tokens) for one in answers], target, 0, path)
     folder, layers, dtype = _open_for_writing(
         settings, {"prompts_sha256": digest, "answers": "given"}
     )
@@ -293,7 +302,13 @@ def open_store(settings: TrainSettings, report: Report = print) -> Samples:
     store = Store(folder, whole=True, skip_damaged=settings.fit.skip_damaged)
     for name, problem in store.skipped.items():
         report(f"left out: {folder / name}: {problem}")
+    _refuse_too_few_answers(settings, store)
     return store
+
+
+def _refuse_too_few_answers(settings: TrainSettings, store: Samples) -> None:
+    numbers = [entry.prompt_id for entry in store.entries]
+    refuse_too_few(numbers, settings.fit.validation_every, f"answers in {store.folder}")
 
 
 def _online_store(settings: TrainSettings) -> OnlineStore:
@@ -306,6 +321,7 @@ def _online_store(settings: TrainSettings) -> OnlineStore:
     store = OnlineStore(target, answers, settings.drafter.tap_layers(target.num_layers), path)
     if not store.entries:
         raise ValueError(f"fit.online needs answers in {path}: `train prepare --server URL`")
+    _refuse_too_few_answers(settings, store)
     refuse_false(target, answers, str(folder))
     return store
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.texts import read_texts
 from sgl_entropy.train.generate import Prompt
 
 SUMMARY_REQUESTS = (
@@ -22,28 +23,59 @@ SUMMARY_REQUESTS = (
 )
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON Lines file.
+_HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Rows of a JSON Lines file; empty lines are passed over.
 
     Raises:
         ValueError: not JSON Lines; names the line.
         OSError: the file cannot be read.
     """
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-    return rows
+    return [row for _, row in _numbered(path)]
 
 
-def human_turns(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[int, str]]:
-    """(turn number, text) of the users' turns of ShareGPT-form rows."""
+def _numbered(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error}") from None
+
+
+def read_conversations(path: Path) -> list[list[tuple[str, str]]]:
+    """The conversations of a file, each (who, what) of its turns.
+
+    Raises:
+        ValueError: rows of another form; names the line.
+    """
+    out = []
+    for number, row in _numbered(path):
+        try:
+            turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
+            if not all(isinstance(part, str) for turn in turns for part in turn):
+                raise TypeError
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{path}, line {number}: prompts.conversations expects an object with "
+                "`conversations` (list of {from, value}); rows with `turns`, `question` or `text`, "
+                "and plain lines, go to prompts.questions"
+            ) from None
+        out.append(turns)
+    return out
+
+
+def human_turns(rows: Sequence[Sequence[tuple[str, str]]]) -> Iterator[tuple[int, str]]:
+    """(turn number, text) of the users' turns of conversations."""
     for row in rows:
-        turns = [turn["value"] for turn in row["conversations"] if turn["from"] == "human"]
-        yield from enumerate(turns)
+        yield from enumerate(text for who, text in row if who in _HUMAN)
 
 
 def collect_texts(questions: Path | None, conversations: Path | None, seed: int) -> list[str]:
@@ -54,26 +86,27 @@ def collect_texts(questions: Path | None, conversations: Path | None, seed: int)
     that is left, with the shorter and longer turns and the shorter answers to summarise.
 
     Args:
-        questions: rows with ``question``; a seeded sixth part as large as the rest is taken.
+        questions: a file as ``texts.read_texts`` reads it: the first turn of each row; three
+            tenths as many as of the rest are taken.
         conversations: rows with ``conversations`` of ``from`` (human, gpt) and ``value``: first
             turns of any length, later turns that can stand alone (80 to 600 characters), and
             long answers as texts to summarise; in the last part later turns from 20 characters
             and answers from 300.
+
+    Raises:
+        ValueError: a file of another form, or an empty one; names it.
+        OSError: no such file.
     """
     chance = random.Random(seed)
     texts: list[str] = []
     more: list[list[str]] = []
     last: list[str] = []
     if conversations is not None:
-        rows = read_jsonl(conversations)
+        rows = read_conversations(conversations)
+        replies = [text for row in rows for who, text in row if who in _MODEL]
         first = [text for turn, text in human_turns(rows) if turn == 0 and len(text) >= 8]
         later = [text for turn, text in human_turns(rows) if turn and 80 <= len(text) <= 600]
-        answers = [
-            turn["value"]
-            for row in rows
-            for turn in row["conversations"]
-            if turn["from"] == "gpt" and 1200 <= len(turn["value"]) <= 3000
-        ]
+        answers = [text for text in replies if 1200 <= len(text) <= 3000]
         chance.shuffle(later)
         chance.shuffle(answers)
         texts += first + later[: len(first) // 3]
@@ -87,13 +120,12 @@ def collect_texts(questions: Path | None, conversations: Path | None, seed: int)
             if turn and len(text) >= 20 and not 80 <= len(text) <= 600
         ]
         last += [
-            _summary_request(turn["value"], random.Random(turn["value"]))
-            for row in rows
-            for turn in row["conversations"]
-            if turn["from"] == "gpt" and 300 <= len(turn["value"]) < 1200
+            _summary_request(text, random.Random(text))
+            for text in replies
+            if 300 <= len(text) < 1200
         ]
     if questions is not None:
-        asked = [row["question"] for row in read_jsonl(questions)]
+        asked = [text.prompt for text in read_texts(questions)]
         chance.shuffle(asked)
         taken = max(1, len(texts) * 3 // 10) if texts else len(asked)
         texts += asked[:taken]
@@ -119,13 +151,22 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[Prom
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
+
+    Raises:
+        ValueError: ``max_tokens`` leave no room beside the chat template.
     """
     empty = tokenizer.apply_chat_template(
         [{"role": "user", "content": ""}], add_generation_prompt=True
     )
     room = max_tokens - len(empty)
+    if room < 1:
+        raise ValueError(
+            f"prompts.max_tokens is {max_tokens}, and the chat template alone takes {len(empty)}"
+        )
     prompts = []
     for number, text in enumerate(texts):
+        # Half a surrogate pair, as JSON may hold, is nothing that a tokenizer takes.
+        text = text.encode("utf-8", "replace").decode()
         ids = tokenizer(text[: room * 12], add_special_tokens=False).input_ids
         if len(ids) > room:
             text = tokenizer.decode(ids[:room])

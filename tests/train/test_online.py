@@ -11,8 +11,8 @@ import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train import data
-from sgl_entropy.train.answer_here import ROUND, write_answers
-from sgl_entropy.train.answers import Answered, read_answers
+from sgl_entropy.train.answer_here import write_answers
+from sgl_entropy.train.answers import ROUND, Answered, read_answers
 from sgl_entropy.train.batches import collate
 from sgl_entropy.train.decode import Decoding, choose
 from sgl_entropy.train.features import refuse_false
