@@ -79,7 +79,9 @@ def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt],
 
 
 def _prompts_to_answer(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
-    """``load_prompts``, where all of them can be answered and some be learned from."""
+    """``load_prompts``, where all of them can be answered and some be learned from, and the target
+    has the layers that are wanted."""
+    _wanted_layers(settings)
     prompts, digest = load_prompts(settings, report)
     path = work_folder(settings) / "prompts.jsonl"
     most = settings.generate.max_new_tokens
@@ -189,6 +191,7 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     answers = [one for one in read_answers(path) if one.answer_length > 1]
     if not answers:
         raise ValueError(f"{path} holds no answers of more than one token")
+    _wanted_layers(settings)
     target = target_folder(settings)
     prompts, digest = load_prompts(settings, report)
     refuse_other_answers(path, answers, prompts)
@@ -231,7 +234,7 @@ def _open_for_writing(
     given = settings.generate
     target = target_folder(settings)
     model = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    layers = stored_layers(settings, int(model["num_hidden_layers"]))
+    layers = _wanted_layers(settings)
     folder = work_folder(settings) / "store"
     dtype = resolve_dtype(given.dtype, made_with(folder))
     held = (folder / META).is_file()
@@ -251,11 +254,26 @@ def _open_for_writing(
 
 
 def stored_layers(settings: TrainSettings, count: int) -> tuple[int, ...]:
-    """The layers that the store keeps of a target of ``count``."""
+    """The layers that are wanted of a target of ``count``.
+
+    Raises:
+        ValueError: it has not all of them.
+    """
     layers = tuple(sorted({*settings.drafter.tap_layers(count), *settings.generate.extra_layers}))
-    if not 0 <= layers[0] <= layers[-1] < count:
-        raise ValueError(f"layers {list(layers)} are to be stored; the target has 0 to {count - 1}")
+    missing = [layer for layer in layers if not 0 <= layer < count]
+    if missing:
+        raise ValueError(
+            f"the target's layers are 0 to {count - 1}, and {missing} are wanted: see "
+            "drafter.edsd_layers, drafter.eagle3_layers, drafter.select_report and "
+            "generate.extra_layers"
+        )
     return layers
+
+
+def _wanted_layers(settings: TrainSettings) -> tuple[int, ...]:
+    """``stored_layers`` of the settings' target."""
+    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
+    return stored_layers(settings, int(model["num_hidden_layers"]))
 
 
 def _work(
@@ -287,16 +305,21 @@ def _size_line(store: Store) -> str:
     )
 
 
-def open_store(settings: TrainSettings, report: Report = print) -> Samples:
+def open_store(
+    settings: TrainSettings, report: Report = print, device: str | None = None
+) -> Samples:
     """The work folder's store, every byte of it checked; skipped shards are reported. With
     ``fit.online``, the target itself instead.
+
+    Args:
+        device: where that target computes; None = this machine's first GPU, or the CPU.
 
     Raises:
         ValueError: nothing prepared yet, made for or by another target, or damaged shards that
             nobody asked to skip.
     """
     if settings.fit.online:
-        return _online_store(settings)
+        return _online_store(settings, device or device_of(0))
     folder = work_folder(settings) / "store"
     refuse_other_target(read_meta(folder), target_folder(settings), folder)
     store = Store(folder, whole=True, skip_damaged=settings.fit.skip_damaged)
@@ -311,11 +334,11 @@ def _refuse_too_few_answers(settings: TrainSettings, store: Samples) -> None:
     refuse_too_few(numbers, settings.fit.validation_every, f"answers in {store.folder}")
 
 
-def _online_store(settings: TrainSettings) -> OnlineStore:
+def _online_store(settings: TrainSettings, device: str) -> OnlineStore:
+    _wanted_layers(settings)
     path = answers_file(settings)
     answers = read_answers(path)
     folder = target_folder(settings)
-    device = device_of(0)
     dtype = getattr(torch, resolve_dtype(settings.generate.dtype, device=device))
     target = PlainTarget.from_folder(folder, dtype, device)
     store = OnlineStore(target, answers, settings.drafter.tap_layers(target.num_layers), path)

@@ -179,7 +179,7 @@ def make_fit(
         group: the processes that share the work; None = this one alone, on the CPU.
     """
     work = work_folder(settings)
-    store = open_store(settings)
+    store = open_store(settings, device=None if group is None else str(group.device))
     config = drafter_config(settings, algorithm)
     target = PlainTarget.from_folder(target_folder(settings))
     return Fit(

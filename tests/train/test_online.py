@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train import data
+from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.answer_here import write_answers
 from sgl_entropy.train.answers import ROUND, Answered, read_answers
 from sgl_entropy.train.batches import collate
 from sgl_entropy.train.decode import Decoding, choose
 from sgl_entropy.train.features import refuse_false
 from sgl_entropy.train.generate import likeliest
+from sgl_entropy.train.group import Group
 from sgl_entropy.train.online import OnlineStore
 from sgl_entropy.train.schedules import learned_columns, learned_rows
 from sgl_entropy.train.settings import load_settings
@@ -200,3 +201,22 @@ def test_prepare_writes_answers_for_a_training_without_a_store(
     assert len(store.entries) == sum(one.answer_length > 1 for one in found)
     with pytest.raises(ValueError, match=r"generate\.temperatures.*greedy"):
         data.generate(load_settings(None, [*asked, "fit.online=false"]), quiet)
+
+
+def test_each_process_computes_on_its_own_device(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun every process has a GPU: features of all of them must not come from one."""
+    devices: list[str] = []
+
+    def from_folder(folder: object, dtype: object = None, device: str = "cpu") -> PlainTarget:
+        devices.append(device)
+        raise InterruptedError
+
+    monkeypatch.setattr(PlainTarget, "from_folder", from_folder)
+    asked = [f"work={tmp_path}", f"target={tiny_folder}", "drafter.edsd_layers=[1, 2]"]
+    settings = load_settings(None, [*asked, "fit.online=true", "generate.dtype=float32"])
+    for device in ("cuda:0", "cuda:3"):
+        with pytest.raises(InterruptedError):
+            pipeline.make_fit(settings, "EDSD", group=Group(device=torch.device(device)))
+    assert devices == ["cuda:0", "cuda:3"]
