@@ -13,7 +13,7 @@ from sgl_entropy.cli.output import check_json, write_json
 from sgl_entropy.train.settings import TrainSettings, load_settings
 
 if TYPE_CHECKING:
-    from sgl_entropy.train.answers import Ask
+    from sgl_entropy.train.asking import Ask
 
 STAGES = ("prepare", "features", "generate", "fit", "export", "evaluate", "compare", "benchmark")
 EXAMPLES = """examples:
@@ -269,7 +269,7 @@ def _server(url: str, settings: TrainSettings, report: Callable[[str], None]) ->
     """
     from sgl_entropy_bench.client import Client, ServerError
 
-    from sgl_entropy.train.answers import Refused
+    from sgl_entropy.train.asking import Refused
     from sgl_entropy.train.generate import Prompt
 
     client = Client.from_url(url)

@@ -7,25 +7,15 @@ that was killed goes on after the last whole answer.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sgl_entropy.train.generate import Prompt
 
-Ask = Callable[[Prompt], Sequence[int]]
-Report = Callable[[str], None]
 # An answer at the n-th temperature has its prompt's number and n times this: a multiple of every
 # sensible ``fit.validation_every``, so that a prompt is held out of all rounds or of none.
 ROUND = 1_000_000
-# Refusals in a row, from the start or later, that mean the server and not a prompt.
-_MOST_REFUSED = 8
-
-
-class Refused(Exception):
-    """The server will never answer this prompt (too long for it, say)."""
 
 
 @dataclass(frozen=True)
@@ -97,82 +87,6 @@ def drop_cut_line(path: Path) -> None:
         held = path.read_bytes()
         with path.open("r+b") as file:
             file.truncate(held.rfind(b"\n") + 1)
-
-
-def collect_answers(
-    path: Path,
-    prompts: Sequence[Prompt],
-    ask: Ask,
-    wanted_tokens: int,
-    concurrency: int,
-    report: Report,
-) -> int:
-    """Ask for answers until ``wanted_tokens`` are in the file or the prompts run out.
-
-    Args:
-        path: the answer file; prompts that it holds are not asked again.
-        ask: from several threads: the answer's token ids. ``Refused`` leaves the prompt out; any
-            other error ends the stage, with what has been answered kept.
-        concurrency: requests at once.
-
-    Returns:
-        Answer tokens in the file.
-
-    Raises:
-        RuntimeError: the first prompts are all refused.
-    """
-    drop_cut_line(path)
-    held = read_answers(path)
-    done, tokens = {one.prompt_id for one in held}, sum(one.answer_length for one in held)
-    queue = iter([prompt for prompt in prompts if prompt.prompt_id not in done])
-    began, noted, before, refused, answered = time.monotonic(), 0.0, tokens, 0, 0
-    with (
-        path.open("a", encoding="utf-8") as file,
-        ThreadPoolExecutor(max_workers=concurrency) as pool,
-    ):
-        waiting: dict[Future[Sequence[int]], Prompt] = {}
-
-        def fill() -> None:
-            while tokens < wanted_tokens and len(waiting) < concurrency:
-                prompt = next(queue, None)
-                if prompt is None:
-                    return
-                waiting[pool.submit(ask, prompt)] = prompt
-
-        fill()
-        try:
-            while waiting:
-                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    prompt = waiting.pop(future)
-                    try:
-                        answer = future.result()
-                    except Refused as error:
-                        refused += 1
-                        report(f"prompt {prompt.prompt_id} left out: {error}")
-                        if not answered and refused >= _MOST_REFUSED:
-                            raise RuntimeError(
-                                f"the first {refused} prompts were all refused: {error}"
-                            ) from None
-                        continue
-                    answered += 1
-                    tokens += len(answer)
-                    row = {
-                        "prompt_id": prompt.prompt_id,
-                        "prompt_length": len(prompt.tokens),
-                        "tokens": [*prompt.tokens, *answer],
-                    }
-                    file.write(json.dumps(row) + "\n")
-                file.flush()
-                fill()
-                if time.monotonic() - noted > 10 or not waiting:
-                    noted = time.monotonic()
-                    rate = (tokens - before) / (noted - began)
-                    report(f"{tokens} of {wanted_tokens} answer tokens, {rate:.0f} tokens/s")
-        finally:
-            for future in waiting:
-                future.cancel()
-    return tokens
 
 
 def in_batches(answers: Sequence[Answered], rows: int) -> Iterator[list[Answered]]:

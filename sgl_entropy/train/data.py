@@ -20,8 +20,9 @@ import torch
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.target import cache_dir, ensure_small_target
 from sgl_entropy.train.answer_here import write_answers
-from sgl_entropy.train.answers import Ask, collect_answers, read_answers, refuse_other_answers
+from sgl_entropy.train.answers import read_answers, refuse_other_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
+from sgl_entropy.train.asking import Ask, collect_answers
 from sgl_entropy.train.decode import Decoding
 from sgl_entropy.train.features import (
     FeaturePlan,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,13 +15,8 @@ import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train import data, pipeline
-from sgl_entropy.train.answers import (
-    Answered,
-    Refused,
-    collect_answers,
-    in_batches,
-    read_answers,
-)
+from sgl_entropy.train.answers import Answered, in_batches, read_answers
+from sgl_entropy.train.asking import Refused, collect_answers
 from sgl_entropy.train.features import agreement, check_generated, features_of
 from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.settings import TrainSettings, load_settings
@@ -110,6 +107,64 @@ def test_a_server_that_refuses_everything_is_not_asked_to_the_end(tmp_path: Path
     with pytest.raises(RuntimeError, match="the first 8 prompts were all refused: wrong model"):
         collect_answers(tmp_path / "a", PROMPTS, ask, 10_000, 1, quiet)
     assert len(asked) < 12
+
+
+def test_a_run_goes_on_after_the_prompts_that_were_refused(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def ask(prompt: Prompt) -> Sequence[int]:
+        asked.append(prompt.prompt_id)
+        if prompt.prompt_id < 9:
+            raise Refused("too long")
+        return echo(prompt)
+
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(RuntimeError, match=r"to ask them again, delete .*refused\.jsonl"):
+        collect_answers(path, PROMPTS, ask, 10_000, 1, quiet)
+    lines: list[str] = []
+    assert collect_answers(path, PROMPTS, ask, 10_000, 1, lines.append) == 9
+    assert asked == list(range(12)), "none twice"
+    assert lines[0].startswith("8 prompts were refused before; delete")
+    (tmp_path / "refused.jsonl").unlink()
+    collect_answers(path, PROMPTS, echo, 10_000, 1, quiet)
+    assert len(read_answers(path)) == 12
+
+
+def test_an_interrupt_ends_at_once_and_loses_no_finished_answer(tmp_path: Path) -> None:
+    """Half of the requests hang; the signal comes when the other half is answered."""
+    path = tmp_path / "answers.jsonl"
+    code = f"""
+import os, signal, threading
+from pathlib import Path
+from sgl_entropy.train.asking import collect_answers
+from sgl_entropy.train.generate import Prompt
+answered = threading.Semaphore(0)
+def ask(prompt):
+    if prompt.prompt_id % 2:
+        threading.Event().wait()
+    answered.release()
+    return [5, 2]
+def interrupt():
+    for _ in range(50):
+        answered.acquire()
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+prompts = [Prompt(i, (7, 8)) for i in range(100)]
+collect_answers(Path({str(path)!r}), prompts, ask, 10_000, 64, print)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "KeyboardInterrupt" in done.stderr
+    held = read_answers(path)
+    assert sorted(one.prompt_id for one in held) == list(range(0, 100, 2))
+
+
+def test_a_full_disk_is_said_and_the_answers_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    collect_answers(path, PROMPTS[:3], echo, 10_000, 1, quiet)
+    path.with_name("full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"the disk is full: .*/full could not be written.*kept"):
+        collect_answers(tmp_path / "full", PROMPTS, echo, 10_000, 2, quiet)
+    assert len(read_answers(path)) == 3
 
 
 @pytest.mark.parametrize(
