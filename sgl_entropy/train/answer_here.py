@@ -11,6 +11,7 @@ from pathlib import Path
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.answers import ROUND, drop_cut_line, read_answers
 from sgl_entropy.train.decode import Decoding, decode
+from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.generate import Prompt
 
 Report = Callable[[str], None]
@@ -38,7 +39,7 @@ def write_answers(
     done, tokens = {one.prompt_id for one in held}, sum(one.answer_length for one in held)
     began = told = time.monotonic()
     before = tokens
-    with path.open("a", encoding="utf-8") as file:
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
         for turn, temperature in enumerate(temperatures):
             todo = [Prompt(turn * ROUND + p.prompt_id, p.tokens) for p in prompts]
             todo = [prompt for prompt in todo if prompt.prompt_id not in done]

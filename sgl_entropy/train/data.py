@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,6 +40,7 @@ from sgl_entropy.train.prompt_file import (
 )
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import FORMAT, META, Samples, Store, made_with, read_meta, write_meta
+from sgl_entropy.train.workers import stored_answers, work
 
 Report = Callable[[str], None]
 
@@ -105,7 +102,7 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     target = target_folder(settings)
     prompts, digest = _prompts_to_answer(settings, report)
     folder, layers, dtype = _open_for_writing(settings, {"prompts_sha256": digest})
-    done, stored = _stored(folder)
+    done, stored = stored_answers(folder)
     todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
     wanted = given.answer_tokens - stored
     if wanted <= 0 or not todo:
@@ -125,7 +122,7 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
         )
         for number in range(min(given.workers, len(todo)))
     ]
-    _work(run_worker, plans, folder, stored, given.answer_tokens, report)
+    work(run_worker, plans, folder, stored, given.answer_tokens, report)
     own = PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0))
     agree = check_generated(Store(folder), own)
     report(f"{agree:.1%} of some answers' tokens are the target's when it reads them at once")
@@ -200,7 +197,7 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     folder, layers, dtype = _open_for_writing(
         settings, {"prompts_sha256": digest, "answers": "given"}
     )
-    done, stored = _stored(folder)
+    done, stored = stored_answers(folder)
     todo = sorted(
         (one for one in answers if one.prompt_id not in done),
         key=lambda one: (len(one.tokens), one.prompt_id),
@@ -225,7 +222,7 @@ def features(settings: TrainSettings, report: Report = print) -> None:
         for number in range(workers)
     ]
     wanted = stored + sum(one.answer_length for one in todo)
-    _work(run_feature_worker, plans, folder, stored, wanted, report)
+    work(run_feature_worker, plans, folder, stored, wanted, report)
 
 
 def _open_for_writing(
@@ -277,35 +274,6 @@ def _wanted_layers(settings: TrainSettings) -> tuple[int, ...]:
     return stored_layers(settings, int(model["num_hidden_layers"]))
 
 
-def _work(
-    run: Callable[[Any], None],
-    plans: Sequence[Any],
-    folder: Path,
-    stored: int,
-    wanted: int,
-    report: Report,
-) -> None:
-    """Run every plan in a process of its own, with progress, and say what the store holds."""
-    # One thread a process, also in what the workers import.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=run, args=(plan,)) for plan in plans]
-    for worker in workers:
-        worker.start()
-    _watch(workers, folder, stored, wanted, report)
-    report(_size_line(Store(folder)))
-
-
-def _size_line(store: Store) -> str:
-    tokens = sum(entry.length - 1 for entry in store.entries)
-    size = store.bytes()
-    return (
-        f"{len(store.entries)} sequences, {store.answer_tokens()} answer tokens; {size / 1e9:.2f} "
-        f"GB, {size / tokens:.0f} bytes a token of prompt and answer, of them "
-        f"{2 * len(store.tap_layers) * store.width} for {len(store.tap_layers)} layers"
-    )
-
-
 def open_store(
     settings: TrainSettings, report: Report = print, device: str | None = None
 ) -> Samples:
@@ -348,32 +316,3 @@ def _online_store(settings: TrainSettings, device: str) -> OnlineStore:
     _refuse_too_few_answers(settings, store)
     refuse_false(target, answers, str(folder))
     return store
-
-
-def _watch(workers: list[Any], folder: Path, before: int, wanted: int, report: Report) -> None:
-    began = time.monotonic()
-    try:
-        while any(worker.is_alive() for worker in workers):
-            for worker in workers:
-                worker.join(timeout=15 / len(workers))
-            stored = _stored(folder)[1]
-            rate = (stored - before) / (time.monotonic() - began)
-            left = f"{(wanted - stored) / rate / 60:.1f} min" if rate else "unknown"
-            report(f"{stored} of {wanted} answer tokens, {rate:.0f} tokens/s, left {left}")
-    except KeyboardInterrupt:
-        for worker in workers:
-            worker.terminate()  # a worker writes what is finished, then leaves
-        for worker in workers:
-            worker.join()
-        raise
-    failed = [worker.exitcode for worker in workers if worker.exitcode]
-    if failed:
-        raise RuntimeError(f"generation workers failed with exit codes {failed}; run it again")
-
-
-def _stored(folder: Path) -> tuple[set[int], int]:
-    """(prompt ids, answer tokens) of the finished shards; damaged ones are refused."""
-    if not any(folder.glob("*.safetensors")):
-        return set(), 0
-    store = Store(folder)
-    return {entry.prompt_id for entry in store.entries}, store.answer_tokens()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.entropy import shannon_entropy
+from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.store import Sample, write_shard
 
 # Finished sequences a shard holds, and the most (padded) prompt rows of one prefill.
@@ -303,5 +304,6 @@ def flush_shard(
         "answer_tokens": tokens,
         "tokens_per_s": round(tokens / (time.monotonic() - started), 1),
     }
-    with (store / "generate.jsonl").open("a", encoding="utf-8") as log:
+    path = store / "generate.jsonl"
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as log:
         log.write(json.dumps(record) + "\n")

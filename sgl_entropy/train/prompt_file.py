@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.select.samples import load_tokenizer
+from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.fingerprint import tokenizer_fingerprint
 from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
@@ -203,5 +204,6 @@ def _config(target: Path) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.rename(path)
+    with naming_full_disk(path):
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.rename(path)

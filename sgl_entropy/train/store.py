@@ -32,6 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sgl_entropy.train.disk import full_disk, is_full
+
 META = "meta.json"
 RECORD = ".json"
 # 2: shards hold entropies and best tokens, and final states of prompts too. 3: records of shards.
@@ -87,6 +89,8 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         partial.rename(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
+        if is_full(error):
+            raise OSError(full_disk(path, error)) from error
         raise OSError(f"{path} could not be written: {error}") from error
 
 
