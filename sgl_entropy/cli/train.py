@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -265,19 +266,25 @@ def _server(url: str, settings: TrainSettings, report: Callable[[str], None]) ->
     """Asks the server at ``url`` greedily for an answer's token ids.
 
     Raises:
-        ValueError: there is no server.
+        ValueError: there is no server, or one of another model.
     """
     from sgl_entropy_bench.client import Client, ServerError
 
     from sgl_entropy.train.asking import Refused
+    from sgl_entropy.train.data import target_folder
     from sgl_entropy.train.generate import Prompt
+    from sgl_entropy.train.served import refuse_other_server
 
     client = Client.from_url(url)
     try:
-        info = client.get("/get_server_info")
+        info = client.get("/get_server_info") or {}
+        # The other route tells the architecture; not every server has it.
+        with contextlib.suppress(ServerError):
+            info = {**(client.get("/get_model_info") or {}), **info}
     except (ServerError, OSError) as error:
         raise ValueError(f"--server {url}: {error}") from None
     report(f"{url} serves {info.get('model_path')}; dtype {info.get('dtype')}")
+    refuse_other_server(info, target_folder(settings), url, report)
     most = settings.generate.max_new_tokens
 
     def ask(prompt: Prompt) -> Sequence[int]:

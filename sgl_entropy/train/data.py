@@ -38,6 +38,7 @@ from sgl_entropy.train.prompt_file import (
     refuse_unfit,
     write_prompts,
 )
+from sgl_entropy.train.served import within_vocabulary
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import FORMAT, META, Samples, Store, made_with, read_meta, write_meta
 from sgl_entropy.train.workers import stored_answers, work
@@ -147,7 +148,7 @@ def prepare(settings: TrainSettings, ask: Ask | None, concurrency: int, report: 
         report(f"{len(prompts)} prompts; `train features` answers them")
         return
     _refuse_sampling(settings, "a server's answers")
-    wanted = settings.generate.answer_tokens
+    wanted, ask = settings.generate.answer_tokens, within_vocabulary(ask, target_folder(settings))
     tokens = collect_answers(answers_file(settings), prompts, ask, wanted, concurrency, report)
     report(f"{tokens} answer tokens in {answers_file(settings)}")
 
