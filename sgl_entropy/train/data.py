@@ -164,6 +164,7 @@ def _answer_here(settings: TrainSettings, prompts: Sequence[Prompt], report: Rep
     path = answers_file(settings)
     dtype = getattr(torch, resolve_dtype(given.dtype, device=device))
     target = PlainTarget.from_folder(folder, dtype, device)
+    refuse_false(target, read_answers(path), str(folder))
     decoding = Decoding(given.max_new_tokens, given.slots)
     tokens = write_answers(
         path, target, prompts, given.temperatures, given.answer_tokens, decoding, report
@@ -194,7 +195,6 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     target = target_folder(settings)
     prompts, digest = load_prompts(settings, report)
     refuse_other_answers(path, answers, prompts)
-    refuse_unfit([Prompt(one.prompt_id, one.tokens) for one in answers], target, 0, path)
     folder, layers, dtype = _open_for_writing(
         settings, {"prompts_sha256": digest, "answers": "given"}
     )

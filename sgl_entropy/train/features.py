@@ -99,7 +99,8 @@ def refuse_foreign(samples: Sequence[Sample], target: str) -> None:
 def refuse_false(
     target: PlainTarget, answers: Sequence[Answered], name: str, some: int = 8
 ) -> None:
-    """Check some greedy and some sampled answers, spread over all.
+    """Check that the target can read all answers, and some greedy and some sampled ones, spread
+    over all.
 
     A sampled answer's tokens are as unlikely as the target's distributions say: the mean of
     -log p(token) is the mean of their entropies, give or take chance (ours).
@@ -110,6 +111,7 @@ def refuse_false(
     Raises:
         ValueError: they are not this target's.
     """
+    _refuse_unreadable(target, answers, name)
     long = [one for one in answers if one.answer_length > 1]
     greedy = [one for one in long if not one.temperature]
     sampled = [one for one in long if one.temperature]
@@ -126,6 +128,21 @@ def refuse_false(
         raise ValueError(
             f"tokens of sampled answers are {float(gap.mean()):+.2f} nats less likely to {name} "
             "than its own samples are: they come from another model, or another temperature"
+        )
+
+
+def _refuse_unreadable(target: PlainTarget, answers: Sequence[Answered], name: str) -> None:
+    vocabulary, positions = len(target.embedding), target.max_positions
+    for one in answers:
+        if len(one.tokens) > positions:
+            problem = f"{len(one.tokens)} tokens are more than the {positions} positions"
+        elif not 0 <= min(one.tokens) <= max(one.tokens) < vocabulary:
+            problem = f"tokens are not all among the {vocabulary:,}"
+        else:
+            continue
+        raise ValueError(
+            f"the answer to prompt {one.prompt_id}: its {problem} of {name}: it comes from another "
+            "model"
         )
 
 

@@ -111,7 +111,7 @@ def refuse_other_prompts(path: Path, given: PromptSettings, target: Path) -> Non
 def refuse_unfit(prompts: Sequence[Prompt], target: Path, max_new_tokens: int, path: Path) -> None:
     """
     Args:
-        max_new_tokens: of an answer that is still to come; 0 = these have theirs.
+        max_new_tokens: of an answer.
         path: of the prompts, for the message.
 
     Raises:
@@ -131,13 +131,10 @@ def refuse_unfit(prompts: Sequence[Prompt], target: Path, max_new_tokens: int, p
     if len(longest.tokens) + max_new_tokens > positions:
         room = positions - max_new_tokens
         cut = f"prompts.max_tokens to at most {room}, or " if room > 0 else ""
-        answer, remedy = "", "another target wrote it"
-        if max_new_tokens:
-            answer = f" and generate.max_new_tokens = {max_new_tokens}"
-            remedy = f"set {cut}generate.max_new_tokens lower"
         raise ValueError(
-            f"{path}, prompt {longest.prompt_id}: its {len(longest.tokens)} tokens{answer} are "
-            f"more than the {positions} positions of {target}: {remedy}"
+            f"{path}, prompt {longest.prompt_id}: its {len(longest.tokens)} tokens and "
+            f"generate.max_new_tokens = {max_new_tokens} are more than the {positions} positions "
+            f"of {target}: set {cut}generate.max_new_tokens lower"
         )
 
 

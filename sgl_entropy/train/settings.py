@@ -26,7 +26,8 @@ class PromptSettings:
     """Where prompts come from; see ``prompts.collect_texts``.
 
     Attributes:
-        questions: JSON Lines with ``question``; empty = none.
+        questions: rows with ``turns``, ``conversations``, ``question`` or ``text``, or plain lines,
+            as ``texts`` reads them: the first turn of each; empty = none.
         conversations: JSON Lines with ``conversations``; empty = none.
         max_tokens: longer prompts are cut to this, template included.
         skip: leave out this many prompts from the start of the order: what an earlier round has

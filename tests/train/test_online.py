@@ -220,3 +220,38 @@ def test_each_process_computes_on_its_own_device(
         with pytest.raises(InterruptedError):
             pipeline.make_fit(settings, "EDSD", group=Group(device=torch.device(device)))
     assert devices == ["cuda:0", "cuda:3"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([9] * 12, "come from another model, or were sampled"),
+        ([160, 9], "prompt 0: its tokens are not all among the 160 of"),
+        ([9] * 130, "its 133 tokens are more than the 128 positions of"),
+    ],
+)
+def test_answers_of_another_target_are_refused_before_more_are_written(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: list[int],
+    message: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    rows = [{"prompt_id": i, "tokens": [5 + i, 7, 9]} for i in range(4)]
+    held = [
+        {"prompt_id": i, "prompt_length": 3, "tokens": [5 + i, 7, 9, *answer]} for i in range(2)
+    ]
+    for name, lines in (("prompts", rows), ("answers", held)):
+        text = "".join(json.dumps(row) + "\n" for row in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    asked = [f"work={tmp_path}", f"target={tiny_folder}", "drafter.edsd_layers=[1, 2]"]
+    asked += ["generate.dtype=float32", "generate.max_new_tokens=20", "fit.online=true"]
+    settings = load_settings(None, asked)
+    with pytest.raises(ValueError, match=message):
+        data.prepare(settings, None, 1, quiet)
+    assert len(read_answers(tmp_path / "answers.jsonl")) == 2
+    with pytest.raises(ValueError, match=message):
+        data.open_store(settings)
+    with pytest.raises(ValueError, match=message):
+        data.features(load_settings(None, [*asked, "fit.online=false"]), quiet)
