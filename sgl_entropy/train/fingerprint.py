@@ -20,6 +20,7 @@ _DECIDES = (
     "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
+    "rope_parameters",
     "tie_word_embeddings",
     "eos_token_id",
 )
