@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
+from sgl_entropy.train import checkpoints
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.batches import Batch, collate, first_tokens, plan_epoch, split_validation
 from sgl_entropy.train.fit_progress import Costs, Progress, add_rows, add_up
@@ -38,7 +39,6 @@ from sgl_entropy.train.optimizer import Optimizers
 from sgl_entropy.train.schedules import masked_percent
 from sgl_entropy.train.store import Entry, Samples, shared_prefix
 
-_CHECKPOINT = "checkpoint.pt"
 _LOG = "fit.jsonl"
 # Answers by which the taps are scaled, and on which the starting weights are solved.
 _SOLVED_ON = 1024
@@ -77,7 +77,7 @@ class Fit:
                 f"{store.folder} holds layers {list(store.tap_layers)}, not {sorted(missing)}"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        held = self._held(folder)
+        held = checkpoints.load(folder)
         made_with = held["identity"]["settings"]["dtype"] if held else None
         self.group = group = group or Group()
         # Measured where it is not given; machines may differ.
@@ -100,7 +100,9 @@ class Fit:
         self._identity = {
             "drafter": config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
             "settings": {k: v for k, v in asdict(settings).items() if k not in passing},
-            "start": _digest(Path(settings.start).expanduser()) if settings.start else "",
+            "start": checkpoints.digest(Path(settings.start).expanduser())
+            if settings.start
+            else "",
             "samples": [len(self.train), sum(e.answer_rows for e in self.train)],
             "vocabulary": hashlib.sha256(vocabulary.numpy().tobytes()).hexdigest(),
         }
@@ -108,7 +110,7 @@ class Fit:
             known = [AnswerRows.of(self._sample(e)) for e in self._spread(_SOLVED_ON)]
             scale = tap_scales(known)
         else:
-            self._refuse_other(held)
+            checkpoints.refuse_other(folder, held, self._identity)
             scale = held["tap_scale"]
         self.side = TargetSide(
             embedding.to(self.working), head[vocabulary].to(self.working), scale
@@ -275,9 +277,8 @@ class Fit:
     def _save(self) -> None:
         if not self.group.leads:
             return
-        path = self.folder / _CHECKPOINT
-        partial = path.with_suffix(".partial")
-        torch.save(
+        checkpoints.save(
+            self.folder,
             {
                 "identity": self._identity,
                 "step": self.step,
@@ -287,26 +288,4 @@ class Fit:
                 "optimizer": self.optimizer.state_dict(),
                 "tap_scale": self.side.tap_scale,
             },
-            partial,
         )
-        partial.rename(path)
-
-    @staticmethod
-    def _held(folder: Path) -> dict[str, Any] | None:
-        """The folder's checkpoint."""
-        path = folder / _CHECKPOINT
-        return torch.load(path, weights_only=True, map_location="cpu") if path.is_file() else None
-
-    def _refuse_other(self, held: dict[str, Any]) -> None:
-        if held["identity"] != self._identity:
-            differ = [k for k in self._identity if held["identity"].get(k) != self._identity[k]]
-            raise ValueError(
-                f"{self.folder / _CHECKPOINT} is of another run (its {', '.join(differ)} differ): "
-                f"remove it or train into another folder"
-            )
-
-
-def _digest(folder: Path) -> str:
-    """sha256 of a drafter's weights."""
-    sums = [hashlib.sha256(f.read_bytes()) for f in sorted(folder.glob("*.safetensors"))]
-    return "-".join(digest.hexdigest() for digest in sums)
