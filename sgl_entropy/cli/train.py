@@ -83,6 +83,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="EDSD",
         help="which drafter (fit, export, benchmark)",
     )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on from a checkpoint although fit.learning_rate, warmup, final_rate or clip was "
+        "another: it changes from this step on, and the log says so (fit)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the drafter's folder (export)")
     parser.add_argument(
         "--arms",
@@ -248,7 +254,7 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
     elif args.stage == "generate":
         data.generate(settings, report)
     elif args.stage == "fit":
-        pipeline.fit(settings, args.algorithm, report)
+        pipeline.fit(settings, args.algorithm, report, accept_changes=args.accept_changes)
     elif args.stage == "export":
         if args.out is None:
             raise ValueError("export needs --out DIR")

@@ -1,44 +1,126 @@
-"""Where a training stands, kept in its folder."""
+"""Where a training stands, kept in its folder: the newest state and the one before it.
+
+A checkpoint is written beside the last one, synced, and takes its place when it is whole; the
+last one becomes the previous. So a kill, a full disk or a lost power supply costs what was learned
+since, and a file that a disk damaged later costs one generation.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import os
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_CHECKPOINT = "checkpoint.pt"
+_KEYS = {"step", "drafter"}
 
 
-def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state``, whole or not at all."""
-    path = folder / _CHECKPOINT
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.rename(path)
+class Checkpoints:
+    """The two checkpoints of a folder.
 
-
-def load(folder: Path) -> dict[str, Any] | None:
-    """The folder's checkpoint; None where there is none."""
-    path = folder / _CHECKPOINT
-    return torch.load(path, weights_only=True, map_location="cpu") if path.is_file() else None
-
-
-def refuse_other(folder: Path, held: dict[str, Any], identity: dict[str, Any]) -> None:
+    Attributes:
+        path, previous: the newest one and the one before it.
+        note: what was amiss when they were read; empty = nothing.
     """
-    Raises:
-        ValueError: the checkpoint ``held`` is of another run than ``identity``.
-    """
-    if held["identity"] != identity:
-        differ = [k for k in identity if held["identity"].get(k) != identity[k]]
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
+        self.note = ""
+        self._damaged = False
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state that is whole; None where there is none at all.
+
+        Raises:
+            ValueError: all there is is damaged; names the files.
+            OSError: a file that cannot be opened.
+        """
+        wrong = [] if self.path.exists() else [f"{self.path} is missing"]
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                held = _read(path)
+            except _Damaged as error:
+                wrong.append(f"{path} is damaged ({error})")
+                self._damaged = True
+                continue
+            if path == self.previous:
+                self.note = f"{wrong[0]}: going on from {path}, step {held['step']}"
+            return held
+        if not self._damaged:
+            return None
         raise ValueError(
-            f"{folder / _CHECKPOINT} is of another run (its {', '.join(differ)} differ): "
-            f"remove it or train into another folder"
+            f"{'; '.join(wrong)}. There is nothing to go on from: put a sound copy there, or "
+            f"remove what is damaged to begin anew"
         )
 
+    def save(self, state: dict[str, Any]) -> None:
+        """Make ``state`` the newest checkpoint, whole or not at all.
 
-def digest(folder: Path) -> str:
-    """sha256 of a drafter's weights."""
-    sums = [hashlib.sha256(f.read_bytes()) for f in sorted(folder.glob("*.safetensors"))]
-    return "-".join(digest.hexdigest() for digest in sums)
+        Raises:
+            OSError: no room, say; names the file, and what is kept.
+        """
+        partial = self.path.with_suffix(".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if self.path.exists() and not self._damaged:
+                self.path.replace(self.previous)
+            partial.replace(self.path)
+            self._damaged = False
+            _sync(self.path.parent)
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as a RuntimeError of its own.
+            cause = error if isinstance(error, OSError) else error.__context__
+            why = cause.strerror if isinstance(cause, OSError) else error
+            kept = next((p for p in (self.path, self.previous) if p.exists()), None)
+            last = f"{kept} is the last one that is whole" if kept else "there is none before it"
+            raise OSError(
+                f"{self.path}: cannot be written: {why}. {last}. Mend that (make room, say) and "
+                f"run the same command again: it goes on from there"
+            ) from None
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def forget_previous(self) -> None:
+        """Of a training that has ended one checkpoint is enough."""
+        self.previous.unlink(missing_ok=True)
+
+
+class _Damaged(Exception):
+    """Not what was written."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        try:
+            # torch itself never looks at the checksums that it writes.
+            with zipfile.ZipFile(file) as archive:
+                if (bad := archive.testzip()) is not None:
+                    raise _Damaged(f"{bad} is not what was written")
+            file.seek(0)
+            held = torch.load(file, weights_only=True, map_location="cpu")
+        except zipfile.BadZipFile as error:
+            raise _Damaged(f"{path.stat().st_size} bytes, {error}") from None
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.PickleError) as error:
+            raise _Damaged(str(error).splitlines()[0] if str(error) else repr(error)) from None
+    if not isinstance(held, dict) or not set(held) >= _KEYS:
+        raise _Damaged("it holds something else")
+    return held
+
+
+def _sync(folder: Path) -> None:
+    """Make renames in ``folder`` last."""
+    at = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)

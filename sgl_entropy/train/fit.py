@@ -7,11 +7,9 @@ of an unbroken one, on any number of processes.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,14 @@ from torch import Tensor
 
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
-from sgl_entropy.train import checkpoints
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.batches import Batch, collate, first_tokens, plan_epoch, split_validation
-from sgl_entropy.train.fit_progress import Costs, Progress, add_rows, add_up
+from sgl_entropy.train.checkpoints import Checkpoints
+from sgl_entropy.train.fit_loop import run_fit
+from sgl_entropy.train.fit_progress import Costs, add_up
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
+from sgl_entropy.train.identity import accepted_changes, identity_of
 from sgl_entropy.train.initial import AnswerRows, initialise, start_from, tap_scales
 from sgl_entropy.train.objective import (
     SharedLoss,
@@ -39,7 +39,6 @@ from sgl_entropy.train.optimizer import Optimizers
 from sgl_entropy.train.schedules import masked_percent
 from sgl_entropy.train.store import Entry, Samples, shared_prefix
 
-_LOG = "fit.jsonl"
 # Answers by which the taps are scaled, and on which the starting weights are solved.
 _SOLVED_ON = 1024
 
@@ -53,9 +52,12 @@ class Fit:
         embedding, head: the target's, [vocab, d].
         folder: checkpoint and log; an earlier checkpoint there is resumed.
         group: the processes that share the work; see ``group.join_group``.
+        accept_changes: go on from a checkpoint although its rate, or another of the settings in
+            ``identity.CHANGEABLE``, was another.
 
     Raises:
-        ValueError: the folder's checkpoint is of other settings, or the taps are not stored.
+        ValueError: the folder's checkpoints are of other settings or damaged, the taps are not
+            stored, or an answer that the start is solved on is not finite.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Fit:
         head: Tensor,
         folder: Path,
         group: Group | None = None,
+        *,
+        accept_changes: bool = False,
     ) -> None:
         if config.target_layer_ids is None:
             raise ValueError("training needs the tapped layers by number")
@@ -77,7 +81,8 @@ class Fit:
                 f"{store.folder} holds layers {list(store.tap_layers)}, not {sorted(missing)}"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        held = checkpoints.load(folder)
+        self.checkpoints = Checkpoints(folder)
+        held = self.checkpoints.load()
         made_with = held["identity"]["settings"]["dtype"] if held else None
         self.group = group = group or Group()
         # Measured where it is not given; machines may differ.
@@ -95,22 +100,22 @@ class Fit:
         # Of all runs together, as a resumed one continues: rows by epoch, and seconds.
         self.costs: Costs = {}
         self.seconds = 0.0
-        # Where the starting drafter or the samples lie does not matter; what they hold does.
-        passing = ("checkpoint_seconds", "start", "skip_damaged", "online", "hold_gb")
-        self._identity = {
-            "drafter": config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
-            "settings": {k: v for k, v in asdict(settings).items() if k not in passing},
-            "start": checkpoints.digest(Path(settings.start).expanduser())
-            if settings.start
-            else "",
-            "samples": [len(self.train), sum(e.answer_rows for e in self.train)],
-            "vocabulary": hashlib.sha256(vocabulary.numpy().tobytes()).hexdigest(),
-        }
+        self._identity = identity_of(config, settings, self.train, vocabulary)
+        # Settings that were changed on the way, by step; and now.
+        self.changes: list[dict[str, Any]] = []
+        self.changed: dict[str, Any] = {}
         if held is None:
-            known = [AnswerRows.of(self._sample(e)) for e in self._spread(_SOLVED_ON)]
+            spread = self._spread(_SOLVED_ON)
+            known = [AnswerRows.of(self._sample(e), _name(e)) for e in spread]
             scale = tap_scales(known)
         else:
-            checkpoints.refuse_other(folder, held, self._identity)
+            self.changes = held.get("changes", [])
+            changed = accepted_changes(
+                held["identity"], self._identity, self.checkpoints.path, accept_changes
+            )
+            if changed:
+                self.changed = {"step": held["step"], "changed": changed}
+                self.changes = [*self.changes, self.changed]
             scale = held["tap_scale"]
         self.side = TargetSide(
             embedding.to(self.working), head[vocabulary].to(self.working), scale
@@ -133,36 +138,15 @@ class Fit:
     def run(self, report: Callable[[str], None] = print, stop_after: int | None = None) -> Drafter:
         """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter.
 
+        A signal to end, to any process of the group, is followed after the step at hand.
+
         Args:
             report: takes lines of progress, in the leading process alone.
+
+        Raises:
+            KeyboardInterrupt: ended by a signal; a checkpoint holds all steps.
         """
-        plans = [self.plan(epoch) for epoch in range(self.settings.epochs)]
-        total, skipped, todo = sum(map(len, plans)), self.step, []
-        for plan in plans:
-            todo.append(plan[skipped:])
-            skipped = max(0, skipped - len(plan))
-        cost = sum(len(plan) * self.settings.steps_in(epoch) for epoch, plan in enumerate(todo))
-        if self.settings.hold_gb and not self.held and self.group.leads:
-            report("features are computed every epoch: fit.hold_gb would not hold them")
-        progress = Progress(self.folder / _LOG, report, not self.group.leads, total, cost)
-        saved = time.monotonic()
-        for epoch, plan in enumerate(todo):
-            for batch in plan:
-                before = time.monotonic()
-                figures = self.learn(batch, epoch, total)
-                now = time.monotonic()
-                self.seconds += now - before
-                add_rows(self.costs, epoch, figures)
-                progress.learned(epoch, self.step, figures)
-                if now - saved > self.settings.checkpoint_seconds:
-                    self._save()
-                    saved = now
-                if stop_after is not None and self.step >= stop_after:
-                    self._save()
-                    return self.drafter
-            if plan and self.validation:
-                progress.validated(epoch, self.step, self._validate(), self.costs)
-        self._save()
+        run_fit(self, report, stop_after)
         return self.drafter
 
     def plan(self, epoch: int) -> list[list[Entry]]:
@@ -198,6 +182,7 @@ class Fit:
             # Before the weights are touched: a checkpoint never holds what such a step leaves.
             # Both numbers are the whole batch's, so that all processes stop here together.
             if not math.isfinite(whole) or not math.isfinite(float(norm)):
+                self.save()
                 raise RuntimeError(self._broken(entries, whole, float(norm)))
             self.optimizer.step()
         self.step += 1
@@ -239,24 +224,23 @@ class Fit:
         )
 
     def _broken(self, entries: Sequence[Entry], loss: float, norm: float) -> str:
-        where = ", ".join(f"{entry.shard.name} prompt {entry.prompt_id}" for entry in entries)
+        where = ", ".join(map(_name, entries))
         return (
             f"step {self.step + 1}: the loss is {loss} and its gradient's norm {norm}; the batch: "
-            f"{where}. Nothing of it was learned: {self.folder} holds the last good checkpoint. "
-            f"Lower fit.learning_rate, or look at these samples"
+            f"{where}. Nothing of it was learned; {self.checkpoints.path} holds the step before. "
+            f"Look at these samples, or go on from there with a lower rate: the same command with "
+            f"--set fit.learning_rate={self.settings.learning_rate / 2:g} --accept-changes"
         )
 
     @torch.no_grad()
-    def _validate(self) -> list[list[StepFigures]]:
-        figures = []
-        for entries in plan_epoch(self.validation, self.settings.rows, 0, 0):
-            batch = self._batch(entries, 3, 0.0, None)
-            own = torch.zeros((3, 4), dtype=torch.float64)
-            if batch is not None:
-                with self._autocast():
-                    own = unrolled_loss(self.drafter, self.side, batch, 3)[1]
-            figures.append(add_up(own, self.group))
-        return figures
+    def validate(self, entries: Sequence[Entry]) -> list[StepFigures]:
+        """The figures of a batch that is held out."""
+        batch = self._batch(entries, 3, 0.0, None)
+        own = torch.zeros((3, 4), dtype=torch.float64)
+        if batch is not None:
+            with self._autocast():
+                own = unrolled_loss(self.drafter, self.side, batch, 3)[1]
+        return add_up(own, self.group)
 
     def _hold(self, store: OnlineStore) -> bool:
         """Whether the features of all samples are kept on the device from now on."""
@@ -274,18 +258,24 @@ class Fit:
     def _sample(self, entry: Entry) -> Any:
         return self.store.sample(entry, self.config.target_layer_ids)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Make the next checkpoint, in the leading process."""
         if not self.group.leads:
             return
-        checkpoints.save(
-            self.folder,
+        self.checkpoints.save(
             {
                 "identity": self._identity,
                 "step": self.step,
                 "costs": self.costs,
                 "seconds": self.seconds,
+                "changes": self.changes,
                 "drafter": self.drafter.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "tap_scale": self.side.tap_scale,
-            },
+            }
         )
+
+
+def _name(entry: Entry) -> str:
+    """A sample, for people."""
+    return f"{entry.shard.name} prompt {entry.prompt_id}"

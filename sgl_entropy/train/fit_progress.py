@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,12 +79,47 @@ class Progress:
             {"epoch": epoch + 1, "step": step, "validation": by_step, **costs[str(epoch + 1)]},
         )
 
+    def changed(self, change: dict[str, Any]) -> None:
+        """A setting is another from ``change["step"]`` on; ``changed`` has key -> [before, now]."""
+        text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in change["changed"].items())
+        self._tell(f"from step {change['step']} on: {text}", change)
+
+    def holds_validation(self, epoch: int) -> bool:
+        """Whether the log has the validation of ``epoch``; quiet ones say yes."""
+        if self.quiet:
+            return True
+        if not self.log.is_file():
+            return False
+        rows = map(_row, self.log.read_text(encoding="utf-8").splitlines())
+        return any("validation" in row and row["epoch"] == epoch + 1 for row in rows)
+
     def _tell(self, line: str, record: dict[str, Any]) -> None:
+        """
+        Raises:
+            OSError: no room for the log, say; names it.
+        """
         if self.quiet:
             return
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"time": round(time.time(), 1), **record}) + "\n")
+        try:
+            with self.log.open("a+b") as log:
+                # A line that was cut by a full disk must not swallow the next one.
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(0, size - 1))
+                cut = b"\n" if log.read(1) not in (b"", b"\n") else b""
+                text = json.dumps({"time": round(time.time(), 1), **record}) + "\n"
+                log.write(cut + text.encode())
+        except OSError as error:
+            raise OSError(f"{self.log}: cannot be written: {error.strerror}") from None
         self.report(line)
+
+
+def _row(line: str) -> dict[str, Any]:
+    """A line of the log; empty where it was cut short."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _text(by_step: Sequence[dict[str, float]]) -> str:

@@ -52,6 +52,10 @@ class Group:
             dist.all_reduce(values)
         return values.cpu()
 
+    def any(self, here: bool) -> bool:
+        """Whether any process says so; all must call this."""
+        return bool(self.sum(torch.tensor(int(here)))) if self.size > 1 else here
+
     def agree(self, choice: str) -> str:
         """The leader's ``choice``, for all processes."""
         held = [choice]

@@ -37,16 +37,24 @@ class AnswerRows:
     final: Tensor
 
     @classmethod
-    def of(cls, sample: Sample) -> AnswerRows:
-        """Of the rows that draft: from the prompt's last on."""
+    def of(cls, sample: Sample, name: str = "a sample") -> AnswerRows:
+        """Of the rows that draft: from the prompt's last on.
+
+        Raises:
+            ValueError: a value that is not finite, which would make every weight so; says where.
+        """
         first, rows = sample.prompt_length - 1, sample.answer_rows
         here, following = slice(first, first + rows), slice(first + 1, first + 1 + rows)
+        taps, final = sample.features[here], sample.final[following]
+        for part, values in (("features", taps), ("final states", final)):
+            if not bool(values.isfinite().all()):
+                raise ValueError(
+                    f"{name}: its {part} are not finite, so that no start can be solved from them. "
+                    f"Compute them anew (remove the shard and run `train features` again), in "
+                    f"float32 (generate.dtype) if the target itself computes such values"
+                )
         # Clones: a view would keep the prompt's features in memory too.
-        return cls(
-            sample.features[here].clone(),
-            sample.tokens[following].clone(),
-            sample.final[following].clone(),
-        )
+        return cls(taps.clone(), sample.tokens[following].clone(), final.clone())
 
     def to(self, device: torch.device) -> AnswerRows:
         """The same there."""

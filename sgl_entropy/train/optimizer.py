@@ -120,7 +120,8 @@ class Optimizers:
         """For a checkpoint."""
         return [one.state_dict() for one in self.all]
 
-    def load_state_dict(self, held: list[dict[str, Any]]) -> None:
-        """From a checkpoint."""
+    def load_state_dict(self, held: list[dict[str, Any]] | dict[str, Any]) -> None:
+        """From a checkpoint; one made before there were several holds the one's alone."""
+        held = held if isinstance(held, list) else [held]
         for one, state in zip(self.all, held, strict=True):
             one.load_state_dict(state)

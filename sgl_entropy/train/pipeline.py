@@ -171,12 +171,15 @@ def make_fit(
     algorithm: Algorithm,
     folder: Path | None = None,
     group: Group | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> Fit:
     """The (possibly resumed) training of one drafter on the work folder's store.
 
     Args:
         folder: for checkpoint and log; None = the work folder's own for this algorithm.
         group: the processes that share the work; None = this one alone, on the CPU.
+        accept_changes: see ``Fit``.
     """
     work = work_folder(settings)
     store = open_store(settings, device=None if group is None else str(group.device))
@@ -191,14 +194,21 @@ def make_fit(
         target.head,
         work / algorithm.lower() if folder is None else folder,
         group,
+        accept_changes=accept_changes,
     )
 
 
-def fit(settings: TrainSettings, algorithm: Algorithm, report: Report = print) -> None:
+def fit(
+    settings: TrainSettings,
+    algorithm: Algorithm,
+    report: Report = print,
+    *,
+    accept_changes: bool = False,
+) -> None:
     """Train one drafter to the end of its epochs; torchrun may have started several of us."""
     group = join_group()
     try:
-        make_fit(settings, algorithm, group=group).run(report)
+        make_fit(settings, algorithm, group=group, accept_changes=accept_changes).run(report)
     finally:
         leave_group(group)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,15 @@ from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
 from sgl_entropy.train.objective import unrolled_loss
 from sgl_entropy.train.schedules import learned_rows
-from sgl_entropy.train.store import FORMAT, Sample, Store, shared_prefix, write_meta, write_shard
+from sgl_entropy.train.store import (
+    FORMAT,
+    Entry,
+    Sample,
+    Store,
+    shared_prefix,
+    write_meta,
+    write_shard,
+)
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
 
@@ -37,11 +46,13 @@ def start(
     arm: tuple[str, tuple[int, ...]],
     settings: FitSettings = SETTINGS,
     group: Group | None = None,
+    accept: bool = False,
 ) -> Fit:
     answers = count_tokens((store.tokens(e)[e.prompt_length :] for e in store.entries), VOCAB)
     chosen = draft_vocabulary(answers, torch.zeros(VOCAB), 96, 0.0, [2])
     config = tiny_config(*arm)
-    return Fit(config, settings, store, chosen, target.embedding, target.head, folder, group)
+    given = (store, chosen, target.embedding, target.head, folder, group)
+    return Fit(config, settings, *given, accept_changes=accept)
 
 
 def training_loss(fit: Fit) -> float:
@@ -101,8 +112,83 @@ def test_a_checkpoint_of_other_settings_is_refused(
     tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
 ) -> None:
     start(tiny_store, tiny_target, tmp_path, ARMS[0]).run(lambda line: None, stop_after=1)
-    with pytest.raises(ValueError, match="settings differ"):
-        start(tiny_store, tiny_target, tmp_path, ARMS[0], replace(SETTINGS, rows=41))
+    other = replace(SETTINGS, rows=41, learning_rate=1e-4)
+    for accept in (False, True):
+        with pytest.raises(ValueError, match="another run") as error:
+            start(tiny_store, tiny_target, tmp_path, ARMS[0], other, accept=accept)
+        assert "fit.rows: was 40, is 41" in str(error.value)
+        assert "fit.learning_rate: was 0.003, is 0.0001" in str(error.value)
+        assert "--accept-changes" not in str(error.value), "it would not help"
+
+
+def test_a_lower_rate_from_here_on_is_taken_when_asked_for(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    """As the advice on a loss that is not finite says; the log and later checkpoints tell of it."""
+    lower = replace(SETTINGS, learning_rate=1e-4, clip=0.5)
+    begun = start(tiny_store, tiny_target, tmp_path, ARMS[0])
+    begun.run(lambda line: None, stop_after=2)
+    at = begun.drafter.fc.weight.clone()
+    with pytest.raises(ValueError, match=r"fit\.clip: was 1\.0, is 0\.5(.|\n)*--accept-changes"):
+        start(tiny_store, tiny_target, tmp_path, ARMS[0], lower)
+    told: list[str] = []
+    fit = start(tiny_store, tiny_target, tmp_path, ARMS[0], lower, accept=True)
+    fit.run(told.append, stop_after=3)
+    assert told == ["from step 2 on: fit.clip 1.0 -> 0.5, fit.learning_rate 0.003 -> 0.0001"]
+    # AdamW moves an entry by about the rate at most.
+    assert 0 < float((fit.drafter.fc.weight - at).abs().max().detach()) < 5e-4
+    change = {
+        "step": 2,
+        "changed": {"fit.clip": [1.0, 0.5], "fit.learning_rate": [0.003, 1e-4]},
+    }
+    logged = json.loads((tmp_path / "fit.jsonl").read_text())
+    assert {key: logged[key] for key in change} == change
+    # From here on that is how it is, and what was before is the change.
+    again = start(tiny_store, tiny_target, tmp_path, ARMS[0], lower)
+    assert again.changes == [change]
+    with pytest.raises(ValueError, match=r"was 0\.0001, is 0\.003"):
+        start(tiny_store, tiny_target, tmp_path, ARMS[0])
+
+
+def test_a_checkpoint_from_before_a_setting_is_the_default_of_it(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    """And its optimizer's state was not yet a list of several."""
+    unbroken = start(tiny_store, tiny_target, tmp_path / "a", ARMS[0])
+    unbroken.run(lambda line: None, stop_after=5)
+    start(tiny_store, tiny_target, tmp_path / "b", ARMS[0]).run(lambda line: None, stop_after=2)
+    path = tmp_path / "b" / "checkpoint.pt"
+    held = torch.load(path)
+    del held["identity"]["settings"]["optimizer"], held["changes"]
+    (held["optimizer"],) = held["optimizer"]
+    torch.save(held, path)
+    muon = replace(SETTINGS, optimizer="muon")
+    with pytest.raises(ValueError, match=r"fit\.optimizer: was 'adamw', is 'muon'"):
+        start(tiny_store, tiny_target, tmp_path / "b", ARMS[0], muon)
+    fit = start(tiny_store, tiny_target, tmp_path / "b", ARMS[0])
+    fit.run(lambda line: None, stop_after=5)
+    assert torch.equal(fit.drafter.fc.weight, unbroken.drafter.fc.weight)
+
+
+def test_an_answer_that_is_not_finite_is_named_before_the_start_is_solved(
+    tiny_store: Store,
+    tiny_target: PlainTarget,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single NaN there would make every weight one."""
+    prompt = tiny_store.entries[3].prompt_id
+    whole = Store.sample
+
+    def poisoned(store: Store, entry: Entry, *columns: Any) -> Sample:
+        sample = whole(store, entry, *columns)
+        final = sample.final.clone()  # a view of the store's own
+        final[-1, 0] = torch.inf
+        return replace(sample, final=final) if entry.prompt_id == prompt else sample
+
+    monkeypatch.setattr(Store, "sample", poisoned)
+    with pytest.raises(ValueError, match=rf"safetensors.* prompt {prompt}\b.* not finite"):
+        start(tiny_store, tiny_target, tmp_path, ARMS[0])
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=["edsd", "eagle3"])
@@ -147,7 +233,7 @@ def test_a_second_round_starts_where_the_first_ended(
     moved = replace(SETTINGS, start=str(tmp_path / "moved"))
     assert start(tiny_store, tiny_target, tmp_path / "b", arm, moved).step == 2
     export_drafter(second.drafter, second.side.tap_scale, tmp_path / "moved", torch.float32)
-    with pytest.raises(ValueError, match="start differ"):
+    with pytest.raises(ValueError, match=r"weights of fit\.start"):
         start(tiny_store, tiny_target, tmp_path / "b", arm, moved)
 
 

@@ -1,0 +1,73 @@
+"""Ctrl-C, SIGTERM or a closed terminal ends work in steps after the step at hand, not in it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# torchrun hands on a Ctrl-C that the terminal has sent to all already: nobody insists so soon.
+_INSISTS_S = 2.0
+
+
+class Interrupt:
+    """Within its block the signals are noted; ``pass_on`` gives them to who handled them before.
+
+    A second Ctrl-C, seconds after the first, is passed on at once. Signals that were ignored stay
+    so (nohup), and outside the main thread, where there are no handlers, nothing is noted. A
+    process of multiprocessing whose parent was killed is asked to end too.
+    """
+
+    def __init__(self) -> None:
+        self._asked: int | None = None
+        self._at = 0.0
+        self._parent = multiprocessing.parent_process()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                # None: not set from Python; it could not be given back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    @property
+    def asked(self) -> bool:
+        """Whether it is time to end."""
+        return self._asked is not None or (self._parent is not None and not self._parent.is_alive())
+
+    def pass_on(self) -> None:
+        """End as the signal would have done, now that all is kept.
+
+        Raises:
+            KeyboardInterrupt: unless the handler before raises something else, or ends the process.
+        """
+        self._restore()
+        if self._asked is not None:
+            signal.raise_signal(self._asked)
+        raise KeyboardInterrupt
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked, self._at = number, now
+        elif number == signal.SIGINT and now - self._at > _INSISTS_S:
+            self._restore()
+            signal.raise_signal(number)
