@@ -8,7 +8,6 @@ depends on the drafter, the answers do not.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.comparison import Comparison, Job
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit_costs import answer_tokens, flops
+from sgl_entropy.train.fit_workers import fit_side_by_side
 from sgl_entropy.train.group import Group, device_name, device_of
 from sgl_entropy.train.store import Samples
 
@@ -95,15 +95,11 @@ def _fit_all(todo: Sequence[Job], workers: int, report: Report) -> None:
             fit_job(job, report)
         return
     report(f"{len(todo)} drafters to fit, {workers} at once")
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(todo)), maxtasksperchild=1) as pool:
-        for done, name in enumerate(pool.imap_unordered(_fit_quietly, todo), 1):
-            report(f"{name}: fitted ({done} of {len(todo)})")
+    fit_side_by_side(_fit_quietly, todo, workers, report)
 
 
-def _fit_quietly(job: Job) -> str:
+def _fit_quietly(job: Job) -> None:
     fit_job(job, lambda line: print(line, flush=True))
-    return job.name
 
 
 class _Judge:
