@@ -258,7 +258,7 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
     elif args.stage == "export":
         if args.out is None:
             raise ValueError("export needs --out DIR")
-        pipeline.export(settings, args.algorithm, args.out)
+        pipeline.export(settings, args.algorithm, args.out, report)
         report(f"wrote {args.out}")
     else:
         if args.drafter is None:

@@ -80,10 +80,15 @@ def fit_job(job: Job, report: Report = print) -> None:
         "epochs": fit.costs,
         "flops": flops(fit),
     }
-    (job.folder / "fit.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
-    partial = job.folder / "drafter.partial"
-    export_drafter(fit.drafter, fit.side.tap_scale, partial)
-    partial.rename(job.folder / "drafter")
+    _write_whole(job.folder / "fit.json", json.dumps(done))
+    export_drafter(fit.drafter, fit.side.tap_scale, job.folder / "drafter")
+    fit.checkpoints.forget_previous()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _fit_all(todo: Sequence[Job], workers: int, report: Report) -> None:
@@ -151,7 +156,7 @@ class _Judge:
             "fit": cost,
             "prompts": prompts,
         }
-        path.write_text(json.dumps(out) + "\n", encoding="utf-8")
+        _write_whole(path, json.dumps(out))
         tau = sum(p[1] for p in prompts) / max(1, sum(p[2] for p in prompts))
         self.report(f"{job.name}: pooled tau {tau:.3f}")
         return out

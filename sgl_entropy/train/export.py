@@ -6,9 +6,16 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from sgl_entropy.drafter.config import DrafterConfig
+from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.model import Drafter
+from sgl_entropy.drafter.rawconfig import read_raw_config
+from sgl_entropy.drafter.staging import staged_folder
+from sgl_entropy.drafter.weightfiles import SINGLE_NAME
 
 
 def fold_tap_scale(fc: Tensor, scale: Tensor) -> Tensor:
@@ -19,16 +26,35 @@ def fold_tap_scale(fc: Tensor, scale: Tensor) -> Tensor:
 def export_drafter(
     drafter: Drafter, tap_scale: Tensor, out: Path, dtype: torch.dtype = torch.bfloat16
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into ``out``, tap scales folded away."""
-    from safetensors.torch import save_file
+    """Write ``config.json`` and ``model.safetensors`` into ``out``, tap scales folded away: both
+    or nothing. A drafter that is there is replaced: exports are made again as training goes on.
 
+    Raises:
+        DrafterError: ``out`` holds something other than a drafter, or the disk refuses.
+    """
     tensors: dict[str, Tensor] = {}
     for name, value in drafter.state_dict().items():
         if name == "fc.weight":
             value = fold_tap_scale(value, tap_scale)
         tensors[name] = (value.to(dtype) if value.is_floating_point() else value).contiguous()
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    name = str(dtype).removeprefix("torch.")
-    text = json.dumps(drafter.config.to_dict(torch_dtype=name), indent=2)
-    (out / "config.json").write_text(text + "\n", encoding="utf-8")
+    _refuse_others(out)
+    with staged_folder(out, overwrite=True) as stage:
+        try:
+            save_file(tensors, stage / SINGLE_NAME, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
+        name = str(dtype).removeprefix("torch.")
+        text = json.dumps(drafter.config.to_dict(torch_dtype=name), indent=2)
+        (stage / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _refuse_others(out: Path) -> None:
+    """A target, say, has a config.json too."""
+    if (out / "config.json").is_file():
+        try:
+            DrafterConfig.from_dict(read_raw_config(out))
+        except DrafterError as error:
+            raise DrafterError(
+                f"{out}: holds something other than a drafter ({error}); it is not replaced, "
+                f"choose another destination"
+            ) from None

@@ -213,9 +213,14 @@ def fit(
         leave_group(group)
 
 
-def export(settings: TrainSettings, algorithm: Algorithm, out: Path) -> None:
+def export(
+    settings: TrainSettings, algorithm: Algorithm, out: Path, report: Report = print
+) -> None:
     """Write the trained (or half-trained) drafter in the published layout."""
-    trained = make_fit(settings, algorithm)
+    # At which rate it would go on does not matter here.
+    trained = make_fit(settings, algorithm, accept_changes=True)
+    if trained.checkpoints.note:
+        report(trained.checkpoints.note)
     if not trained.step:
         raise ValueError(f"no checkpoint in {trained.folder}: run `sgl-entropy train fit` first")
     export_drafter(trained.drafter, trained.side.tap_scale, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from sgl_entropy.train.store import (
 )
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
+from tests.train.test_checkpoints import files_no_larger_than
 
 SETTINGS = FitSettings(
     epochs=3, steps=(1, 2), rows=40, learning_rate=3e-3, validation_every=12, dtype="float32"
@@ -358,3 +360,41 @@ def test_rate_warms_up_and_falls() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.05, abs=0.01)
+
+
+def test_an_export_replaces_an_earlier_one_whole_or_not_at_all(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    fit = start(tiny_store, tiny_target, tmp_path / "fit", ARMS[0])
+    out, scale = tmp_path / "out", fit.side.tap_scale
+    export_drafter(fit.drafter, scale, out)
+    (out / "README.md").write_text("mine")
+    before = (out / "model.safetensors").read_bytes()
+    fit.drafter.fc.weight.data.mul_(2)
+    with files_no_larger_than(1000), pytest.raises(ValueError, match=r"out: cannot be written"):
+        export_drafter(fit.drafter, scale, out)
+    assert (out / "model.safetensors").read_bytes() == before
+    export_drafter(fit.drafter, scale, out)
+    assert (out / "model.safetensors").read_bytes() != before
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit", "out"]
+
+
+def test_an_export_leaves_what_is_no_drafter_alone(
+    tiny_store: Store, tiny_target: PlainTarget, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Also a target, which has a config.json too."""
+    fit = start(tiny_store, tiny_target, tmp_path / "fit", ARMS[0])
+    shutil.copytree(tiny_folder, tmp_path / "target")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("target", "notes", "file"):
+        before = sorted((tmp_path / name).rglob("*"))
+        with pytest.raises(ValueError, match=rf"{name}: .*choose another destination"):
+            export_drafter(fit.drafter, fit.side.tap_scale, tmp_path / name)
+        assert sorted((tmp_path / name).rglob("*")) == before
