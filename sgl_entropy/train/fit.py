@@ -27,6 +27,7 @@ from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
 from sgl_entropy.train.identity import accepted_changes, identity_of
 from sgl_entropy.train.initial import AnswerRows, initialise, start_from, tap_scales
+from sgl_entropy.train.noise import feature_noise
 from sgl_entropy.train.objective import (
     SharedLoss,
     StepFigures,
@@ -164,7 +165,7 @@ class Fit:
         steps = self.settings.steps_in(epoch)
         masked = masked_percent(epoch, self.settings.epochs, self.settings.mask_gamma)
         self.optimizer.set_rate(self.settings.rate(self.step, total))
-        batch = self._noisy(self._batch(entries, steps, masked, self.prompt_from))
+        batch = self._noisy(self._batch(entries, steps, masked, self.prompt_from), entries)
         judged = None if batch is None else step_rows(batch, self.drafter.t2d, steps)
         counts = torch.tensor([r.counted for r in judged] if judged else [0] * steps)
         counted: list[int] = self.group.sum(counts).tolist()
@@ -208,14 +209,14 @@ class Fit:
             batch = collate([self._sample(e) for e in own], steps, masked, prompt_from)
         return batch.to(self.group.device)
 
-    def _noisy(self, batch: Batch | None) -> Batch | None:
-        """The batch with noise on its features, drawn from seed, step and process alone."""
+    def _noisy(self, batch: Batch | None, entries: Sequence[Entry]) -> Batch | None:
+        """This process's share of the batch of ``entries``, with noise on its features."""
         if batch is None or not self.settings.noise:
             return batch
-        draws = torch.Generator(batch.features.device)
-        draws.manual_seed((self.settings.seed << 40) + (self.group.rank << 32) + self.step)
-        noise = torch.rand(batch.features.shape, generator=draws, device=batch.features.device)
-        noise = (2 * noise - 1) * self.settings.noise * self.side.tap_scale
+        rows = [entry.length - 2 for entry in self.group.share(entries)]
+        places = self.group.share(range(len(entries)))
+        noise = feature_noise(rows, places, batch.features, self.settings.seed, self.step)
+        noise *= self.settings.noise * self.side.tap_scale
         return replace(batch, features=batch.features + noise.to(batch.features.dtype))
 
     def _autocast(self) -> torch.autocast:

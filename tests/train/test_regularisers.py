@@ -9,6 +9,7 @@ import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.fit import Fit
+from sgl_entropy.train.group import Group
 from sgl_entropy.train.store import Store
 from tests.train.test_fit import ARMS, SETTINGS, start
 
@@ -51,15 +52,17 @@ def test_noise_is_drawn_by_seed_and_step_within_its_bound(
     fit = after(tiny_store, tiny_target, tmp_path / "a", stop=1, noise=0.25)
     entries = fit.plan(1)[0]
     plain = fit._batch(entries, 2, 0.0, None)
-    one, again = fit._noisy(plain), fit._noisy(plain)
+    one, again = fit._noisy(plain, entries), fit._noisy(plain, entries)
     assert plain is not None
     assert one is not None
     assert again is not None
     assert torch.equal(one.features, again.features)
     moved = ((one.features - plain.features).float() / fit.side.tap_scale).abs()
-    assert 0.2 < float(moved.quantile(0.9)) < 0.3
+    real = moved[moved.sum(-1) > 0]
+    assert len(real) == sum(entry.length - 2 for entry in entries), "padding is left alone"
+    assert 0.2 < float(real.quantile(0.9)) < 0.3
     fit.step += 1
-    later = fit._noisy(plain)
+    later = fit._noisy(plain, entries)
     assert later is not None
     assert not torch.equal(one.features, later.features)
 
@@ -71,3 +74,23 @@ def test_a_resumed_run_draws_the_same_noise(
     after(tiny_store, tiny_target, tmp_path / "b", stop=2, noise=0.1)
     resumed = after(tiny_store, tiny_target, tmp_path / "b", stop=5, noise=0.1)
     assert torch.equal(unbroken.drafter.fc.weight, resumed.drafter.fc.weight)
+
+
+def test_noise_does_not_depend_on_who_draws_it(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    """Two processes draw for their sequences what one draws for all, whatever the seed."""
+    settings = replace(SETTINGS, noise=0.25, seed=2**24)
+    one, left, right = (
+        start(tiny_store, tiny_target, tmp_path / str(i), ARMS[0], settings) for i in range(3)
+    )
+    left.group, right.group = Group(0, 2), Group(1, 2)
+    entries = max(one.plan(0), key=len)
+    assert len(entries) > 2
+    whole = one._noisy(one._batch(entries, 2, 0.0, None), entries)
+    assert whole is not None
+    for rank, fit in enumerate((left, right)):
+        share = fit._noisy(fit._batch(entries, 2, 0.0, None), entries)
+        assert share is not None
+        rows = share.features.shape[1]
+        assert torch.equal(share.features, whole.features[rank::2, :rows])
