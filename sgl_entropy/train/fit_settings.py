@@ -6,8 +6,13 @@ import math
 from dataclasses import dataclass
 
 from sgl_entropy.train.arithmetic import DTYPES
+from sgl_entropy.train.ranges import out_of_range
 from sgl_entropy.train.schedules import ROUNDINGS, masked_percent, unrolled_steps
 
+_FROM_0 = (
+    *("max_steps", "answer_tokens", "solved_rate", "head_rate", "weight_decay", "noise"),
+    *("hold_gb", "checkpoint_seconds"),
+)
 OPTIMIZERS = ("adamw", "muon")
 
 
@@ -42,8 +47,8 @@ class FitSettings:
         weight_decay: AdamW's, of the matrices but the head.
         noise: of training batches' tapped features: uniform within this many tap scales, the same
             for a step of a seed whenever it is run (EAGLE's augmentation; 0 = none).
-        clip: largest gradient norm.
-        decay: weight of draft step i is decay^i.
+        clip: largest gradient norm; infinite = any.
+        decay: weight of draft step i is decay^i; from 0 to 1.
         solved_start: start from least squares (``initial``) instead of random weights.
         start: a drafter's folder to start from instead: a second round on data that it has not
             seen. Its draft vocabulary is kept. Empty = none.
@@ -87,15 +92,14 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        wrong = []
-        for name in ("epochs", "rows", "validation_every"):
-            if getattr(self, name) < 1:
-                wrong.append(f"fit.{name} must be at least 1, found {getattr(self, name)!r}")
+        wrong = [
+            *out_of_range("fit", self, ("epochs", "rows", "validation_every"), 1),
+            *out_of_range("fit", self, _FROM_0, 0),
+            *out_of_range("fit", self, ("warmup", "final_rate", "decay"), 0, 1),
+            *out_of_range("fit", self, ("seed",), 0, 2**63 - 1),
+        ]
         if not self.steps or any(step < 1 for step in self.steps):
             wrong.append(f"fit.steps must list numbers from 1, found {list(self.steps)!r}")
-        for name in ("max_steps", "answer_tokens"):
-            if getattr(self, name) < 0:
-                wrong.append(f"fit.{name} must be at least 0, found {getattr(self, name)!r}")
         if self.step_rounding not in ROUNDINGS:
             wrong.append(
                 f"fit.step_rounding must be one of {ROUNDINGS}, found {self.step_rounding!r}"
@@ -105,11 +109,12 @@ class FitSettings:
                 f"fit.mask_gamma must leave something of the first of {self.epochs} epochs "
                 f"(0 <= (epochs - 1) * mask_gamma < 100), found {self.mask_gamma!r}"
             )
-        for name in ("solved_rate", "head_rate", "weight_decay", "noise", "hold_gb"):
-            if not 0 <= getattr(self, name) < math.inf:
-                wrong.append(f"fit.{name} must be at least 0, found {getattr(self, name)!r}")
-        if not self.learning_rate > 0:
-            wrong.append(f"fit.learning_rate must be positive, found {self.learning_rate!r}")
+        if not 0 < self.learning_rate < math.inf:
+            wrong.append(
+                f"fit.learning_rate must be above 0 and finite, found {self.learning_rate!r}"
+            )
+        if not self.clip > 0:  # infinite = off
+            wrong.append(f"fit.clip must be above 0, found {self.clip!r}")
         if self.optimizer not in OPTIMIZERS:
             wrong.append(f"fit.optimizer must be one of {OPTIMIZERS}, found {self.optimizer!r}")
         if self.dtype not in DTYPES:

@@ -19,6 +19,7 @@ from sgl_entropy.drafter.config import default_eagle3_layer_ids
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.train.arithmetic import DTYPES
 from sgl_entropy.train.fit_settings import FitSettings
+from sgl_entropy.train.ranges import no_layers, out_of_range
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class PromptSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.skip < 0:
-            raise ValueError(f"prompts.skip must be at least 0, found {self.skip!r}")
+        _refuse(
+            *out_of_range("prompts", self, ("max_tokens",), 1),
+            *out_of_range("prompts", self, ("skip", "seed"), 0),
+        )
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,16 @@ class GenerateSettings:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        wrong = [
-            f"generate.{name} must be at least 1, found {getattr(self, name)!r}"
-            for name in ("answer_tokens", "max_new_tokens", "workers", "slots")
-            if getattr(self, name) < 1
-        ]
+        counts = ("answer_tokens", "max_new_tokens", "workers", "slots")
+        wrong = out_of_range("generate", self, counts, 1)
+        wrong += no_layers("generate", "extra_layers", self.extra_layers, empty=True)
         if not self.temperatures or any(not 0 <= t < math.inf for t in self.temperatures):
             wrong.append(
                 f"generate.temperatures must list numbers from 0, found {list(self.temperatures)!r}"
             )
         if self.dtype not in DTYPES:
             wrong.append(f"generate.dtype must be one of {DTYPES}, found {self.dtype!r}")
-        if wrong:
-            raise ValueError("\n".join(wrong))
+        _refuse(*wrong)
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,14 @@ class DrafterSettings:
     draft_vocab_size: int = 8192
     prompt_weight: float = 0.3
 
+    def __post_init__(self) -> None:
+        _refuse(
+            *no_layers("drafter", "edsd_layers", self.edsd_layers, empty=False),
+            *no_layers("drafter", "eagle3_layers", self.eagle3_layers, empty=True),
+            *out_of_range("drafter", self, ("fuse_size", "prompt_weight"), 0),
+            *out_of_range("drafter", self, ("draft_vocab_size",), 1),
+        )
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that EDSD taps."""
@@ -137,7 +145,7 @@ class EvaluateSettings:
         prompts: of each file, from its start.
         depth: of the draft chain.
         max_new_tokens: of each answer.
-        dtype: of the target; the drafter runs in float32.
+        dtype: of the target, bfloat16 or float32; the drafter runs in float32.
     """
 
     benchmarks: str = ""
@@ -145,6 +153,21 @@ class EvaluateSettings:
     depth: int = 4
     max_new_tokens: int = 96
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        wrong = out_of_range("evaluate", self, ("prompts", "depth", "max_new_tokens"), 1)
+        if self.dtype not in DTYPES[1:]:  # measured are drafters, not this machine
+            wrong.append(f"evaluate.dtype must be one of {DTYPES[1:]}, found {self.dtype!r}")
+        _refuse(*wrong)
+
+
+def _refuse(*wrong: str) -> None:
+    """
+    Raises:
+        ValueError: there is something wrong.
+    """
+    if wrong:
+        raise ValueError("\n".join(wrong))
 
 
 @dataclass(frozen=True)
@@ -178,8 +201,12 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> TrainSett
             raise ValueError(f"--set {override}: expected SECTION.KEY=VALUE")
         *sections, name = key.split(".")
         at = raw
-        for section in sections:
+        for number, section in enumerate(sections, 1):
             at = at.setdefault(section, {})
+            if not isinstance(at, dict):
+                raise ValueError(
+                    f"--set {override}: {'.'.join(sections[:number])} is no section, but {at!r}"
+                )
         at[name] = _value(text)
     wrong: list[str] = []
     settings = _build(TrainSettings, raw, "", wrong)

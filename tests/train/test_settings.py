@@ -12,6 +12,7 @@ import torch
 
 from sgl_entropy.train import arithmetic, data, pipeline
 from sgl_entropy.train.arithmetic import resolve_dtype
+from sgl_entropy.train.prompts import tokenize
 from sgl_entropy.train.settings import load_settings
 from sgl_entropy.train.store import Entry, Samples, Store
 from sgl_entropy.train.vocabulary import draft_vocabulary
@@ -155,3 +156,49 @@ def test_layers_come_from_a_select_report(tmp_path: Path) -> None:
     path.write_text(json.dumps({"choice": choice, "profiles": profiles}))
     with pytest.raises(ValueError, match=r"select\.json"):
         drafter.tap_layers(30)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fit.clip=-1", r"fit\.clip must be above 0, found -1\.0"),
+        ("fit.clip=NaN", r"fit\.clip must be above 0, found nan"),
+        ("fit.learning_rate=0", r"fit\.learning_rate must be above 0 and finite, found 0\.0"),
+        ("fit.learning_rate=Infinity", r"fit\.learning_rate must be above 0 and finite"),
+        ("fit.warmup=7", r"fit\.warmup must be from 0 to 1, found 7\.0"),
+        ("fit.final_rate=-0.1", r"fit\.final_rate must be from 0 to 1, found -0\.1"),
+        ("fit.decay=-3", r"fit\.decay must be from 0 to 1, found -3\.0"),
+        ("fit.checkpoint_seconds=-1", r"fit\.checkpoint_seconds must be at least 0, found -1\.0"),
+        ("fit.seed=-1", r"fit\.seed must be from 0 to 9223372036854775807, found -1"),
+        ("prompts.max_tokens=0", r"prompts\.max_tokens must be at least 1, found 0"),
+        ("generate.extra_layers=[-1]", r"generate\.extra_layers must list layers from 0, found"),
+        ("drafter.edsd_layers=[]", r"drafter\.edsd_layers must list layers from 0, found \[\]"),
+        ("drafter.eagle3_layers=[-2]", r"drafter\.eagle3_layers must list layers from 0, found"),
+        ("drafter.fuse_size=-1", r"drafter\.fuse_size must be at least 0, found -1"),
+        ("drafter.draft_vocab_size=0", r"drafter\.draft_vocab_size must be at least 1, found 0"),
+        ("drafter.prompt_weight=-0.5", r"drafter\.prompt_weight must be at least 0, found -0\.5"),
+        ("evaluate.prompts=0", r"evaluate\.prompts must be at least 1, found 0"),
+        ("evaluate.depth=0", r"evaluate\.depth must be at least 1, found 0"),
+        ("evaluate.max_new_tokens=-5", r"evaluate\.max_new_tokens must be at least 1, found -5"),
+        ("evaluate.dtype=bf16", r"evaluate\.dtype must be one of \('bfloat16', 'float32'\)"),
+    ],
+)
+def test_what_is_out_of_range_is_named_with_its_range(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_settings(None, [override])
+
+
+def test_a_key_below_what_is_no_section_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--set target\.y=1: target is no section, but '/x'"):
+        load_settings(None, ["target=/x", "target.y=1"])
+
+
+def test_prompts_that_the_template_alone_fills_are_refused() -> None:
+    """The text would be cut from its end."""
+
+    class Template:
+        def apply_chat_template(self, messages: object, **given: object) -> list[int]:
+            return list(range(30))
+
+    with pytest.raises(ValueError, match=r"prompts\.max_tokens is 30, .* template alone takes 30"):
+        tokenize(Template(), ["a question"], 30)

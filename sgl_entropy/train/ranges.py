@@ -1,0 +1,27 @@
+"""What a number in the settings may be, said once for all sections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def out_of_range(
+    section: str, given: object, names: Sequence[str], low: float, high: float = math.inf
+) -> list[str]:
+    """A line for each of ``given``'s numbers ``names`` that is not finite and from ``low`` to
+    ``high``, both included."""
+    wanted = f"be at least {low}" if high == math.inf else f"be from {low} to {high}"
+    found = [(name, getattr(given, name)) for name in names]
+    return [
+        f"{section}.{name} must {wanted}, found {value!r}"
+        for name, value in found
+        if not (math.isfinite(value) and low <= value <= high)
+    ]
+
+
+def no_layers(section: str, name: str, layers: Sequence[int], *, empty: bool) -> list[str]:
+    """A line where ``layers`` are not layer numbers from 0; ``empty``: whether none is fine."""
+    if (layers or empty) and all(layer >= 0 for layer in layers):
+        return []
+    return [f"{section}.{name} must list layers from 0, found {list(layers)!r}"]
