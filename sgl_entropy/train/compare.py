@@ -123,6 +123,7 @@ class _Judge:
         )
         self._answers: list[tuple[str, Answer]] = []
         self._embedding = torch.zeros(0)
+        self._digest = ""
 
     def row(self, job: Job) -> dict[str, Any]:
         path = job.folder / _RESULT
@@ -131,11 +132,15 @@ class _Judge:
             "prompts": self.given.evaluate.prompts,
             "depth": self.given.evaluate.depth,
             "max_new_tokens": self.given.evaluate.max_new_tokens,
+            "dtype": self.given.evaluate.dtype,
         }
-        if path.is_file():
-            held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if held["evaluate"] == asked:
-                return {**held, "curve": job.arm.curve}
+        held = _read_row(path)
+        # Records did not always hold all of it: what they do not say is taken to be the same.
+        if held is None or "sha256" in held["evaluate"]:
+            asked["sha256"] = self._sha256()
+        if held is not None and {**asked, **held["evaluate"]} == asked:
+            return {**held, "curve": job.arm.curve}
+        asked["sha256"] = self._sha256()
         self._generate()
         drafter = load_drafter(job.folder / "drafter").to(self._embedding.device)
         columns = [self.layers.index(layer) for layer in drafter.config.target_layer_ids or ()]
@@ -161,6 +166,11 @@ class _Judge:
         self.report(f"{job.name}: pooled tau {tau:.3f}")
         return out
 
+    def _sha256(self) -> str:
+        """Of the prompts: they may be others under the same name."""
+        self._digest = self._digest or pipeline.benchmark_texts(self.given)[1]
+        return self._digest
+
     def _generate(self) -> None:
         if self._answers:
             return
@@ -173,3 +183,12 @@ class _Judge:
         )
         self._answers = [(group, a) for (group, _), a in zip(flat, answers, strict=True)]
         self._embedding = target.embedding
+
+
+def _read_row(path: Path) -> dict[str, Any] | None:
+    """None where there is none, or one that was cut short."""
+    try:
+        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return held

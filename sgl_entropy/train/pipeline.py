@@ -226,17 +226,23 @@ def export(
     export_drafter(trained.drafter, trained.side.tap_scale, out)
 
 
-def benchmark_prompts(settings: TrainSettings) -> dict[str, list[list[int]]]:
-    """Token ids of the prompts of ``evaluate.benchmarks``, a group for each file; the work folder
-    keeps them."""
-    given, target = settings.evaluate, target_folder(settings)
+def benchmark_texts(settings: TrainSettings) -> tuple[dict[str, list[str]], str]:
+    """The prompts of ``evaluate.benchmarks``, a group for each file; and their sha256."""
+    given = settings.evaluate
     if not given.benchmarks:
         raise ValueError("set evaluate.benchmarks to a folder of prompts")
     files = text_files([Path(given.benchmarks).expanduser()])
     groups = {f.stem: [text.prompt for text in read_texts(f, given.prompts)] for f in files}
+    return groups, hashlib.sha256(json.dumps(groups).encode()).hexdigest()
+
+
+def benchmark_prompts(settings: TrainSettings) -> dict[str, list[list[int]]]:
+    """Token ids of ``benchmark_texts``, a group for each file; the work folder keeps them."""
+    given, target = settings.evaluate, target_folder(settings)
+    groups, digest = benchmark_texts(settings)
     model = json.loads((target / "config.json").read_text(encoding="utf-8"))
     room = int(model["max_position_embeddings"]) - given.max_new_tokens
-    source = [room, hashlib.sha256(json.dumps(groups).encode()).hexdigest()]
+    source = [room, digest]
     path = work_folder(settings) / "benchmarks.json"
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))

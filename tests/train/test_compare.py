@@ -127,6 +127,10 @@ def test_the_committed_comparisons_can_be_read(path: Path) -> None:
     assert len({(arm.algorithm, arm.settings) for arm in comparison.arms}) == len(comparison.arms)
 
 
+def _judged_anew(judge: object) -> None:
+    raise RuntimeError("judged anew")
+
+
 def test_a_comparison_from_end_to_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +202,28 @@ def test_a_comparison_from_end_to_end(
         monkeypatch.setattr(f"sgl_entropy.train.compare.{name}", None)
     assert main(words) == 0
     assert json.loads(out.read_text())["arms"] == found["arms"]
+
+    # Nor is what was judged before the records held dtype and contents, wherever the prompts are.
+    result = work / "compare" / "layers" / "seed-0" / "result.json"
+    judged = json.loads(result.read_text())
+    asked = judged["evaluate"]
+    assert asked["dtype"] == "float32"
+    older = {k: v for k, v in asked.items() if k not in ("dtype", "sha256")}
+    result.write_text(json.dumps({**judged, "evaluate": older}))
+    assert main(words) == 0
+    result.write_text(json.dumps(judged))
+
+    # But other prompts under the same name, or another arithmetic, are judged anew.
+    monkeypatch.setattr("sgl_entropy.train.compare._Judge._generate", _judged_anew)
+    settings["evaluate"]["dtype"] = "bfloat16"  # type: ignore[index]
+    (tmp_path / "base.json").write_text(json.dumps(settings))
+    assert main(words) == 2
+    settings["evaluate"]["dtype"] = "float32"  # type: ignore[index]
+    (tmp_path / "base.json").write_text(json.dumps(settings))
+    (benchmarks / "y.txt").write_text("3 2 1 0\n")
+    assert main(words) == 2
+    assert capsys.readouterr().err.count("judged anew") == 2
+    (benchmarks / "y.txt").write_text("0 1 2 3\n")
 
     # Made before there was a setting: what that is by default is what was done.
     record = work / "compare" / "layers" / "seed-0" / "fit.json"
