@@ -121,7 +121,13 @@ class Optimizers:
         return [one.state_dict() for one in self.all]
 
     def load_state_dict(self, held: list[dict[str, Any]] | dict[str, Any]) -> None:
-        """From a checkpoint; one made before there were several holds the one's alone."""
+        """From a checkpoint; one made before there were several holds the one's alone.
+
+        Raises:
+            ValueError: the state of other optimizers than these.
+        """
         held = held if isinstance(held, list) else [held]
+        if len(held) != len(self.all) or any("param_groups" not in state for state in held):
+            raise ValueError("the checkpoint holds the state of other optimizers")
         for one, state in zip(self.all, held, strict=True):
             one.load_state_dict(state)
