@@ -29,7 +29,8 @@ EXAMPLES = """examples:
   sgl-entropy train compare --config compare.toml --workers 2 --json compare.json
   sgl-entropy train benchmark --config train.toml --algorithm EDSD --page throughput.md
 
-Every stage can be interrupted and run again: it goes on where it was. `prepare` writes the prompts
+Every stage can be interrupted and run again: it goes on where it was (`fit` after the step at hand;
+a second Ctrl-C, seconds later, does not wait for it). `prepare` writes the prompts
 and, with --server, the target's answers; `features` stores the tapped layers of those answers, or
 writes the answers itself in the same pass where there was no server (`generate` is that pass).
 `fit` uses one thread: train both drafters at once on two cores rather than one on both. Started by

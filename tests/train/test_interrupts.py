@@ -161,6 +161,25 @@ def test_an_interrupt_in_a_validation_costs_no_step(
     assert start(tiny_store, tiny_target, tmp_path, ARMS[0]).step == len(fit.plan(0))
 
 
+def test_a_damaged_checkpoint_costs_one_generation_and_changes_nothing(
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+) -> None:
+    unbroken = start(tiny_store, tiny_target, tmp_path / "a", ARMS[0]).run(lambda line: None)
+    for stop in (2, 4):
+        fit = start(tiny_store, tiny_target, tmp_path / "b", ARMS[0])
+        fit.run(lambda line: None, stop_after=stop)
+    path = tmp_path / "b" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-500])
+    fit = start(tiny_store, tiny_target, tmp_path / "b", ARMS[0])
+    assert fit.step == 2
+    told: list[str] = []
+    resumed = fit.run(told.append)
+    assert str(path) in told[0]
+    assert "damaged" in told[0]
+    for name, weight in unbroken.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weight), name
+
+
 def test_a_log_without_room_costs_no_step(
     tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
 ) -> None:
