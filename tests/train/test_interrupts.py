@@ -103,7 +103,7 @@ def test_all_processes_end_after_the_same_step(
     held = checkpoint(work)
     assert held["step"] == whole["step"]
     for name, weight in whole["drafter"].items():
-        torch.testing.assert_close(held["drafter"][name], weight, rtol=1e-2, atol=1e-3, msg=name)
+        torch.testing.assert_close(held["drafter"][name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_signal_between_two_steps_is_followed_after_the_next(
