@@ -80,12 +80,13 @@ class Checkpoints:
             # torch reports a failed write as a RuntimeError of its own.
             cause = error if isinstance(error, OSError) else error.__context__
             why = cause.strerror if isinstance(cause, OSError) else error
-            kept = next((p for p in (self.path, self.previous) if p.exists()), None)
-            last = f"{kept} is the last one that is whole" if kept else "there is none before it"
-            raise OSError(
-                f"{self.path}: cannot be written: {why}. {last}. Mend that (make room, say) and "
-                f"run the same command again: it goes on from there"
-            ) from None
+            kept = self.previous if self._damaged or not self.path.exists() else self.path
+            last = (
+                f"{kept} is the last one, from which the same command goes on once that is mended"
+                if kept.exists()
+                else "There is none before it: the same command begins anew"
+            )
+            raise OSError(f"{self.path}: cannot be written: {why}. {last}") from None
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)

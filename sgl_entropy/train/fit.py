@@ -98,6 +98,7 @@ class Fit:
         self.drafter.t2d[vocabulary] = True
         self.drafter.d2t.copy_(vocabulary - torch.arange(len(vocabulary)))
         self.step = 0
+        self._saved: int | None = None  # the step of the newest checkpoint, where it is whole
         # Of all runs together, as a resumed one continues: rows by epoch, and seconds.
         self.costs: Costs = {}
         self.seconds = 0.0
@@ -132,6 +133,8 @@ class Fit:
         if held is not None:
             self.optimizer.load_state_dict(held["optimizer"])
             self.step = held["step"]
+            if not self.changed and not self.checkpoints.note:
+                self._saved = self.step
             self.costs, self.seconds = held["costs"], held["seconds"]
         self._losses = self._shared_losses()
         self.held = isinstance(store, OnlineStore) and self._hold(store)
@@ -260,8 +263,8 @@ class Fit:
         return self.store.sample(entry, self.config.target_layer_ids)
 
     def save(self) -> None:
-        """Make the next checkpoint, in the leading process."""
-        if not self.group.leads:
+        """Make the next checkpoint, in the leading process, if there is anything new to keep."""
+        if not self.group.leads or self._saved == self.step:
             return
         self.checkpoints.save(
             {
@@ -275,6 +278,7 @@ class Fit:
                 "tap_scale": self.side.tap_scale,
             }
         )
+        self._saved = self.step
 
 
 def _name(entry: Entry) -> str:

@@ -99,10 +99,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     kept = held(tmp_path)
     with (
         files_no_larger_than(10_000),
-        pytest.raises(OSError, match="run the same command") as error,
+        pytest.raises(OSError, match="the same command goes on") as error,
     ):
         kept.save(state(3))
-    assert f"{kept.path}: cannot be written: File too large" in str(error.value)
+    assert f"{kept.path}: cannot be written: File too large. {kept.path} is" in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint.previous.pt",
         "checkpoint.pt",
@@ -119,3 +119,14 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path: Path)
     kept.path.mkdir()
     with pytest.raises(OSError, match=r"checkpoint\.pt"):
         Checkpoints(tmp_path).load()
+
+
+def test_a_full_disk_names_the_one_that_is_whole(tmp_path: Path) -> None:
+    fresh = Checkpoints(tmp_path)
+    with files_no_larger_than(10_000), pytest.raises(OSError, match="begins anew"):
+        fresh.save(state(1))
+    cut(held(tmp_path).path)
+    kept = Checkpoints(tmp_path)
+    kept.load()
+    with files_no_larger_than(10_000), pytest.raises(OSError, match=f"{kept.previous} is the last"):
+        kept.save(state(3))
