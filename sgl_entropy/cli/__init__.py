@@ -1,8 +1,9 @@
 """``sgl-entropy VERB``: one module a verb, imported only when its verb is used.
 
 A verb's module has ``configure(parser)`` and ``run(args) -> exit code``; it parses, calls one
-function of a lower room and prints. ``main`` turns expected errors into one message on stderr
-and exit code 2, Ctrl-C into 130 and SIGTERM into 143, after everything started has been stopped.
+function of a lower room and prints. ``main`` checks first where ``--json`` and ``--page`` go. It
+turns expected errors into one message on stderr and exit code 2, Ctrl-C into 130 and SIGTERM into
+143, after everything started has been stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sgl_entropy import __version__
+from sgl_entropy.cli.output import check_reports
 
 # verb -> what it does, one line each
 VERBS = {
@@ -80,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in words if word in VERBS), None)
     args = build_parser(verb).parse_args(words)
     try:
+        check_reports(args)
         return int(importlib.import_module(f"sgl_entropy.cli.{args.verb}").run(args))
     except Terminated:
         print("terminated", file=sys.stderr)

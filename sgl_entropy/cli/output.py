@@ -1,23 +1,67 @@
-"""Where ``--json`` goes: a file, or stdout for ``-``."""
+"""Where reports go: ``--json`` and ``--page`` (a file, or stdout for ``-``), ``--out`` (a folder)."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
-def check_json(where: str | Path | None) -> None:
-    """Before minutes of work: can the report be written there at all?
+def check_reports(args: argparse.Namespace) -> None:
+    """Before minutes of work: can the reports that were asked for be written at all?
 
     Raises:
-        ValueError: the folder does not exist.
+        ValueError: not where ``--json`` or ``--page`` says.
     """
-    if where is not None and str(where) != "-" and not Path(where).absolute().parent.is_dir():
-        raise ValueError(f"--json {where}: no such folder")
+    for flag in ("json", "page"):
+        check_file(f"--{flag}", getattr(args, flag, None))
+
+
+def check_file(flag: str, where: str | Path | None) -> None:
+    """Can a file be written there? None and ``-`` are no files.
+
+    Raises:
+        ValueError: the folder does not exist, the name is a folder's, or the disk refuses.
+    """
+    if where is None or str(where) == "-":
+        return
+    path = Path(where)
+    try:
+        if path.is_dir():
+            raise ValueError(f"{flag} {where}: that is a folder, name a file")
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{flag} {where}: no such folder")
+        if _is_device(path):
+            path.open("ab").close()
+        else:
+            partial = _partial(path)
+            partial.open("xb").close()
+            partial.unlink()
+    except OSError as error:
+        raise ValueError(f"{flag} {where}: cannot be written: {error.strerror}") from None
+
+
+def check_folder(flag: str, where: Path | None) -> None:
+    """Can a folder be filled, or made, there? None is nowhere.
+
+    Raises:
+        ValueError: a file is in the way, or the disk refuses.
+    """
+    if where is None:
+        return
+    path = where.absolute()
+    there = next(part for part in (path, *path.parents) if part.exists())
+    if not there.is_dir():
+        raise ValueError(f"{flag} {where}: {there} is a file, not a folder")
+    try:
+        tempfile.TemporaryDirectory(dir=there).cleanup()
+    except OSError as error:
+        raise ValueError(f"{flag} {where}: cannot be written: {error.strerror}") from None
 
 
 def write_json(report: Mapping[str, Any], where: str | Path | None) -> bool:
@@ -26,18 +70,30 @@ def write_json(report: Mapping[str, Any], where: str | Path | None) -> bool:
     Returns:
         Whether stdout is taken by it, so that nothing else belongs there.
     """
+    return write_text(json.dumps(report, indent=1) + "\n", where)
+
+
+def write_text(text: str, where: str | Path | None) -> bool:
+    """Write a page likewise: a file appears whole or not at all. Returns as ``write_json``."""
     if where is None:
         return False
-    text = json.dumps(report, indent=1) + "\n"
     if str(where) == "-":
         sys.stdout.write(text)
         return True
     path = Path(where)
-    if path.exists() and not path.is_file():  # /dev/stderr, a pipe
+    if _is_device(path):
         path.write_text(text, encoding="utf-8")
         return False
-    # Whole or not at all.
-    partial = path.with_name(f"{path.name}.part{os.getpid()}")
+    partial = _partial(path)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
     return False
+
+
+def _is_device(path: Path) -> bool:
+    """/dev/stderr, a pipe: written to, not replaced."""
+    return path.exists() and not path.is_file()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part{os.getpid()}")

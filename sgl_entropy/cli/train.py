@@ -6,152 +6,37 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.cli.output import check_folder, write_json, write_text
+from sgl_entropy.cli.train_flags import check_flags, configure
 from sgl_entropy.train.settings import TrainSettings, load_settings
 
 if TYPE_CHECKING:
     from sgl_entropy.train.asking import Ask
 
-STAGES = ("prepare", "features", "generate", "fit", "export", "evaluate", "compare", "benchmark")
-EXAMPLES = """examples:
-  sgl-entropy train --plan --config train.toml --gpu h100
-  sgl-entropy train --plan --config train.toml --check WORK/edsd
-  sgl-entropy train prepare --config train.toml --server http://127.0.0.1:30000
-  sgl-entropy train features --config train.toml
-  sgl-entropy train fit --config train.toml --algorithm EDSD --set fit.epochs=2
-  torchrun --standalone --nproc-per-node 2 -m sgl_entropy train fit --config train.toml
-  sgl-entropy train export --config train.toml --algorithm EDSD --out ./edsd
-  sgl-entropy train evaluate --config train.toml --drafter ./edsd --json -
-  sgl-entropy train compare --config compare.toml --workers 2 --json compare.json
-  sgl-entropy train benchmark --config train.toml --algorithm EDSD --page throughput.md
-
-Every stage can be interrupted and run again: it goes on where it was (`fit` after the step at hand;
-a second Ctrl-C, seconds later, does not wait for it). `prepare` writes the prompts
-and, with --server, the target's answers; `features` stores the tapped layers of those answers, or
-writes the answers itself in the same pass where there was no server (`generate` is that pass).
-`fit` uses one thread: train both drafters at once on two cores rather than one on both. Started by
-torchrun, the processes share each batch (gloo on CPUs, NCCL on GPUs) and end with the weights of
-one process, up to the order of sums; fit.rows is the batch of all together.
-`compare` takes a file with a base
-settings file, seeds and arms, and fits and judges every arm with every seed:
-  base = "train.toml"
-  seeds = [0, 1, 2]
-  [[arms]]
-  name = "edtrain"
-  algorithm = "EDSD"
-  set = ["fit.mask_gamma=3", "fit.max_steps=7"]
-`benchmark` times `fit` on a feature store against a straightforward loop, with what each part of a
-step takes, and memory; --arms takes the recipe of one arm of a comparison file."""
+__all__ = ["configure", "run"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Options of ``train``."""
-    parser.add_argument("stage", choices=STAGES, nargs="?")
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="instead of running a stage, estimate what all of them cost: tokens, FLOPs, storage, "
-        "time and memory",
-    )
-    parser.add_argument(
-        "--gpu", metavar="NAME", help="estimate for this GPU instead of this machine (--plan)"
-    )
-    parser.add_argument(
-        "--check",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="compare the plan with a finished training, its folder of checkpoint and log; may be "
-        "repeated (--plan)",
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML or JSON")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="override one setting; may be repeated",
-    )
-    parser.add_argument("--target", metavar="DIR", help="the target; default: the small real one")
-    parser.add_argument("--work", metavar="DIR", help="where prompts, features, checkpoints go")
-    parser.add_argument(
-        "--algorithm",
-        choices=("EDSD", "EAGLE3"),
-        default="EDSD",
-        help="which drafter (fit, export, benchmark)",
-    )
-    parser.add_argument(
-        "--accept-changes",
-        action="store_true",
-        help="go on from a checkpoint although fit.learning_rate, warmup, final_rate or clip was "
-        "another: it changes from this step on, and the log says so (fit)",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the drafter's folder (export)")
-    parser.add_argument(
-        "--arms",
-        metavar="LIST",
-        help="compare: these arms of the file alone; benchmark: the one arm that is measured",
-    )
-    parser.add_argument("--seeds", metavar="LIST", help="compare: these seeds, as 0,1")
-    parser.add_argument(
-        "--page",
-        type=Path,
-        metavar="FILE",
-        help="the table as Markdown (compare, benchmark, --plan --check)",
-    )
-    parser.add_argument(
-        "--batches",
-        type=int,
-        default=16,
-        help="batches that benchmark times, spread over the epochs (default: 16)",
-    )
-    parser.add_argument("--drafter", type=Path, metavar="DIR", help="what to measure (evaluate)")
-    parser.add_argument(
-        "--server",
-        metavar="URL",
-        help="an SGLang server of the target, with or without a drafter, that answers (prepare)",
-    )
-    parser.add_argument(
-        "--concurrency", type=int, default=64, help="requests at once (prepare; default: 64)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (fit, evaluate)")
-    parser.add_argument(
-        "--workers", type=int, default=2, help="drafters fitted at once (compare; default: 2)"
-    )
-    parser.add_argument(
-        "--json",
-        metavar="FILE",
-        help="write figures there, - for stdout (--plan, evaluate, compare, benchmark)",
-    )
-    parser.epilog = EXAMPLES
+def _say(line: str) -> None:
+    """Progress: stdout is for results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run one stage."""
+    check_flags(args)
     overrides = list(args.set)
     for key in ("target", "work"):
         if getattr(args, key):
             overrides.append(f"{key}={json.dumps(getattr(args, key))}")
-    for name in ("threads", "workers", "concurrency"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, found {getattr(args, name)}")
-    check_json(args.json)
-    if args.check and not args.plan:
-        raise ValueError("--check compares a plan with a finished training: it needs --plan")
     if args.stage == "compare":
         return _compare(args, overrides)
     if args.stage == "benchmark":
         return _benchmark(args, overrides)
     settings = load_settings(args.config, overrides)
-    if args.plan:
-        return _plan(args, settings)
-    if args.stage is None:
-        raise ValueError(f"name a stage ({', '.join(STAGES)}) or --plan")
-    return _run_stage(args, settings)
+    return _plan(args, settings) if args.plan else _run_stage(args, settings)
 
 
 def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
@@ -162,10 +47,7 @@ def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
     if args.gpu is not None and args.gpu not in plan.GPUS:
         raise ValueError(f"--gpu must be one of {', '.join(plan.GPUS)}, found {args.gpu!r}")
 
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    figures = pipeline.plan(settings, args.algorithm, args.gpu, report)
+    figures = pipeline.plan(settings, args.algorithm, args.gpu, _say)
     if not write_json(figures, args.json):
         print(plan.table(figures, args.gpu or "this machine"))
     return 0
@@ -178,11 +60,8 @@ def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
     if args.gpu is not None:
         raise ValueError("--gpu: --check compares with a training of this machine")
 
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     origin = _origin(args, settings)
-    figures = plan_check.check(settings, args.algorithm, args.check, report)
+    figures = plan_check.check(settings, args.algorithm, args.check, _say)
     _write(args, origin, figures, plan_check.page(figures))
     return 0 if figures["as_planned"] else 1
 
@@ -194,9 +73,6 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
     from sgl_entropy.train.comparison import load_comparison
 
     torch.set_num_threads(args.threads)
-
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
     algorithm = args.algorithm
     if args.arms is None:
@@ -211,7 +87,7 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
         )
         settings, algorithm = arm.settings, arm.algorithm
     origin = _origin(args, settings)
-    figures = benchmark.measure(settings, algorithm, args.batches, report)
+    figures = benchmark.measure(settings, algorithm, args.batches, _say)
     _write(args, origin, figures, benchmark_report.page(figures))
     return 0
 
@@ -231,9 +107,9 @@ def _write(
     """A figure to --json and --page, else printed."""
     from sgl_entropy_bench.provenance import footer
 
-    if args.page is not None:
-        args.page.write_text(f"{text}\n\n{footer(origin)}\n", encoding="utf-8")
-    if not write_json({**figures, "provenance": origin}, args.json):
+    taken = write_json({**figures, "provenance": origin}, args.json)
+    write_text(f"{text}\n\n{footer(origin)}\n", args.page)
+    if not taken:
         print(text)
 
 
@@ -244,32 +120,30 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
 
     torch.set_num_threads(args.threads)
 
-    def report(line: str) -> None:
-        print(line, flush=True)
-
     if args.stage == "prepare":
-        ask = _server(args.server, settings, report) if args.server else None
-        data.prepare(settings, ask, args.concurrency, report)
+        ask = _server(args.server, settings) if args.server else None
+        data.prepare(settings, ask, args.concurrency, _say)
     elif args.stage == "features":
-        data.features(settings, report)
+        data.features(settings, _say)
     elif args.stage == "generate":
-        data.generate(settings, report)
+        data.generate(settings, _say)
     elif args.stage == "fit":
-        pipeline.fit(settings, args.algorithm, report, accept_changes=args.accept_changes)
+        pipeline.fit(settings, args.algorithm, _say, accept_changes=args.accept_changes)
     elif args.stage == "export":
         if args.out is None:
             raise ValueError("export needs --out DIR")
-        pipeline.export(settings, args.algorithm, args.out, report)
-        report(f"wrote {args.out}")
+        check_folder("--out", args.out)
+        pipeline.export(settings, args.algorithm, args.out, _say)
+        print(f"wrote {args.out}")
     else:
         if args.drafter is None:
             raise ValueError("evaluate needs --drafter DIR")
-        figures = pipeline.evaluate(settings, args.drafter, report)
+        figures = pipeline.evaluate(settings, args.drafter, _say)
         write_json(figures, args.json or "-")
     return 0
 
 
-def _server(url: str, settings: TrainSettings, report: Callable[[str], None]) -> Ask:
+def _server(url: str, settings: TrainSettings) -> Ask:
     """Asks the server at ``url`` greedily for an answer's token ids.
 
     Raises:
@@ -290,8 +164,7 @@ def _server(url: str, settings: TrainSettings, report: Callable[[str], None]) ->
             info = {**(client.get("/get_model_info") or {}), **info}
     except (ServerError, OSError) as error:
         raise ValueError(f"--server {url}: {error}") from None
-    report(f"{url} serves {info.get('model_path')}; dtype {info.get('dtype')}")
-    refuse_other_server(info, target_folder(settings), url, report)
+    _say(f"{url} serves {info.get('model_path')}; dtype {info.get('dtype')}")
     most = settings.generate.max_new_tokens
 
     def ask(prompt: Prompt) -> Sequence[int]:
@@ -324,20 +197,17 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError("compare needs --config FILE, which names the arms (see --help)")
     torch.set_num_threads(args.threads)
 
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     comparison = load_comparison(args.config, overrides)
     comparison = comparison.part(
         args.arms.split(",") if args.arms else [],
         _seeds(args.seeds) if args.seeds else [],
     )
-    rows = compare.run(comparison, args.workers, report)
+    rows = compare.run(comparison, args.workers, _say)
     figures = summarise(rows, comparison.baseline)
     origin = provenance(1, {"target": data.target_folder(comparison.arms[0].settings)})
-    if args.page is not None:
-        text = page(figures, rows, f"Training comparison: {args.config.stem}", args.workers)
-        args.page.write_text(f"{text}\n\n{footer(origin)}\n", encoding="utf-8")
-    if not write_json({**figures, "runs": rows, "provenance": origin}, args.json):
+    taken = write_json({**figures, "runs": rows, "provenance": origin}, args.json)
+    text = page(figures, rows, f"Training comparison: {args.config.stem}", args.workers)
+    write_text(f"{text}\n\n{footer(origin)}\n", args.page)
+    if not taken:
         print(table(figures))
     return 0

@@ -75,7 +75,7 @@ def test_what_is_no_finished_fit_of_these_settings_is_refused(
     with pytest.raises(ValueError, match=r"no checkpoint\.pt there"):
         read_finished(work, settings, "EDSD")
     assert main(["train", "fit", "--check", str(work)]) == 2
-    assert "it needs --plan" in capsys.readouterr().err
+    assert "--check belongs to --plan" in capsys.readouterr().err
 
 
 def test_a_folder_of_a_comparison_brings_its_own_recipe(work: Path, tiny_folder: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy import cli
+from sgl_entropy.cli import doctor
+from sgl_entropy.cli.output import check_file, check_folder, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -28,8 +30,42 @@ def test_nowhere_is_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_a_missing_folder_is_refused_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        check_json(tmp_path / "none" / "a.json")
-    for fine in (None, "-", tmp_path / "a.json"):
-        check_json(fine)
+def test_where_nothing_can_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    for where, why in (
+        (tmp_path / "none" / "a.json", "no such folder"),
+        (tmp_path, "that is a folder"),
+        (taken / "a.json", "no such folder"),
+        (Path("/proc/a.json"), "cannot be written"),
+        (tmp_path / ("a" * 300), "cannot be written"),
+    ):
+        with pytest.raises(ValueError, match=f"--json .*: {why}"):
+            check_file("--json", where)
+    for fine in (None, "-", tmp_path / "a.json", taken, "/dev/null"):
+        check_file("--json", fine)
+    assert list(tmp_path.iterdir()) == [taken]
+    assert taken.read_text() == "a file"
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    for where, why in (
+        (taken, "is a file"),
+        (taken / "more", "is a file"),
+        (Path("/proc/more"), "cannot be written"),
+    ):
+        with pytest.raises(ValueError, match=f"--out .*{why}"):
+            check_folder("--out", where)
+    for fine in (None, tmp_path, tmp_path / "deep" / "er"):
+        check_folder("--out", fine)
+    assert list(tmp_path.iterdir()) == [taken]
+
+
+def test_no_verb_starts_when_its_report_has_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "run", lambda args: pytest.fail("it began"))
+    assert cli.main(["doctor", "--json", str(tmp_path)]) == 2
+    assert "that is a folder, name a file" in capsys.readouterr().err

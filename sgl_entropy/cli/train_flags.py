@@ -1,0 +1,167 @@
+"""The flags of ``sgl-entropy train``, and which stage each belongs to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+STAGES = ("prepare", "features", "generate", "fit", "export", "evaluate", "compare", "benchmark")
+PLAN = "--plan"
+# Stages that a plan estimates, together.
+PLANNED = ("prepare", "features", "generate", "fit")
+# Flag -> the stages that read it, and what it is when it is not given.
+_BELONGS: dict[str, tuple[tuple[str, ...], object]] = {
+    "gpu": ((PLAN,), None),
+    "check": ((PLAN,), None),
+    "algorithm": (("fit", "export", "benchmark", PLAN), "EDSD"),
+    "accept_changes": (("fit",), False),
+    "out": (("export",), None),
+    "arms": (("compare", "benchmark"), None),
+    "seeds": (("compare",), None),
+    "page": (("compare", "benchmark", PLAN), None),
+    "batches": (("benchmark",), 16),
+    "drafter": (("evaluate",), None),
+    "server": (("prepare",), None),
+    "concurrency": (("prepare",), 64),
+    "threads": ((*STAGES, PLAN), 1),
+    "workers": (("compare",), 2),
+    "json": (("evaluate", "compare", "benchmark", PLAN), None),
+}
+EXAMPLES = """examples:
+  sgl-entropy train --plan --config train.toml --gpu h100
+  sgl-entropy train --plan --config train.toml --check WORK/edsd
+  sgl-entropy train prepare --config train.toml --server http://127.0.0.1:30000
+  sgl-entropy train features --config train.toml
+  sgl-entropy train fit --config train.toml --algorithm EDSD --set fit.epochs=2
+  torchrun --standalone --nproc-per-node 2 -m sgl_entropy train fit --config train.toml
+  sgl-entropy train export --config train.toml --algorithm EDSD --out ./edsd
+  sgl-entropy train evaluate --config train.toml --drafter ./edsd --json -
+  sgl-entropy train compare --config compare.toml --workers 2 --json compare.json
+  sgl-entropy train benchmark --config train.toml --algorithm EDSD --page throughput.md
+
+Every stage can be interrupted and run again: it goes on where it was (`fit` after the step at hand;
+a second Ctrl-C, seconds later, does not wait for it). `prepare` writes the prompts
+and, with --server, the target's answers; `features` stores the tapped layers of those answers, or
+writes the answers itself in the same pass where there was no server (`generate` is that pass).
+`fit` uses one thread: train both drafters at once on two cores rather than one on both. Started by
+torchrun, the processes share each batch (gloo on CPUs, NCCL on GPUs) and end with the weights of
+one process, up to the order of sums; fit.rows is the batch of all together.
+`compare` takes a file with a base
+settings file, seeds and arms, and fits and judges every arm with every seed:
+  base = "train.toml"
+  seeds = [0, 1, 2]
+  [[arms]]
+  name = "edtrain"
+  algorithm = "EDSD"
+  set = ["fit.mask_gamma=3", "fit.max_steps=7"]
+`benchmark` times `fit` on a feature store against a straightforward loop, with what each part of a
+step takes, and memory; --arms takes the recipe of one arm of a comparison file."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``train``."""
+    parser.add_argument("stage", choices=STAGES, nargs="?")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="instead of running stages, estimate what they cost, up to `fit`: tokens, FLOPs, "
+        "storage, time and memory",
+    )
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="estimate for this GPU instead of this machine (--plan)"
+    )
+    parser.add_argument(
+        "--check",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="compare the plan with a finished training, its folder of checkpoint and log; may be "
+        "repeated (--plan)",
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML or JSON")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override one setting; may be repeated",
+    )
+    parser.add_argument("--target", metavar="DIR", help="the target; default: the small real one")
+    parser.add_argument("--work", metavar="DIR", help="where prompts, features, checkpoints go")
+    parser.add_argument(
+        "--algorithm",
+        choices=("EDSD", "EAGLE3"),
+        help="which drafter (fit, export, benchmark, --plan; default: EDSD)",
+    )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        default=None,
+        help="go on from a checkpoint although fit.learning_rate, warmup, final_rate or clip was "
+        "another: it changes from this step on, and the log says so (fit)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the drafter's folder (export)")
+    parser.add_argument(
+        "--arms",
+        metavar="LIST",
+        help="compare: these arms of the file alone; benchmark: the one arm that is measured",
+    )
+    parser.add_argument("--seeds", metavar="LIST", help="compare: these seeds, as 0,1")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="the table as Markdown (compare, benchmark, --plan --check)",
+    )
+    parser.add_argument(
+        "--batches",
+        type=int,
+        help="batches that benchmark times, spread over the epochs (default: 16)",
+    )
+    parser.add_argument("--drafter", type=Path, metavar="DIR", help="what to measure (evaluate)")
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="an SGLang server of the target, with or without a drafter, that answers (prepare)",
+    )
+    parser.add_argument("--concurrency", type=int, help="requests at once (prepare; default: 64)")
+    parser.add_argument("--threads", type=int, help="torch threads (default: 1)")
+    parser.add_argument("--workers", type=int, help="drafters fitted at once (compare; default: 2)")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write figures there, - for stdout (--plan, evaluate, compare, benchmark)",
+    )
+    parser.epilog = EXAMPLES
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse what the stage would ignore, and fill in what was not given.
+
+    Raises:
+        ValueError: a flag of another stage, or a number below 1.
+    """
+    if args.plan and args.stage not in (None, *PLANNED):
+        raise ValueError(
+            f"--plan estimates {', '.join(PLANNED)}, not {args.stage}: leave out one of them"
+        )
+    if args.stage is None and not args.plan:
+        raise ValueError(f"name a stage ({', '.join(STAGES)}) or --plan")
+    stage = PLAN if args.plan else args.stage
+    for name, (stages, default) in _BELONGS.items():
+        if getattr(args, name) is None:
+            continue
+        if stage not in stages:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} belongs to {', '.join(stages)}, not to {stage}")
+        if isinstance(default, int) and getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, found {getattr(args, name)}")
+    if args.concurrency is not None and args.server is None:
+        raise ValueError("--concurrency is of requests to a --server, and none is named")
+    if args.plan and args.page is not None and not args.check:
+        raise ValueError("--page with --plan is the table of --check: name a finished training")
+    if stage == "benchmark" and args.arms is not None and args.algorithm is not None:
+        raise ValueError("--arms names a recipe with its own algorithm: leave out --algorithm")
+    for name, (_, default) in _BELONGS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
