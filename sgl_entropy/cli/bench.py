@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.cli.output import check_folder, write_json
 
 if TYPE_CHECKING:
     from sgl_entropy_bench.load.campaign import Campaign
@@ -170,9 +170,9 @@ def run(args: argparse.Namespace) -> int:
     from sgl_entropy_bench.load.pool import ClientError
     from sgl_entropy_bench.servers import StartError
 
+    check_folder("--out", getattr(args, "out", None))
     if args.what in ("report", "merge", "judge"):
         return _after(args)
-    check_json(args.json)
     campaign, act = _prepared(args)
     interrupted: KeyboardInterrupt | None = None
     try:

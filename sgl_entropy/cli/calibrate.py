@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_entropy import __version__
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
-from sgl_entropy.cli.output import write_json
+from sgl_entropy.cli.output import check_file, write_json
 from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
 
@@ -216,8 +216,7 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
     check_sizes(args)
     if args.plot is not None:
         require_plots(args.plot, ("png", "svg"))
-    if args.out.is_dir() or not args.out.absolute().parent.is_dir():
-        raise ValueError(f"--out {args.out}: expected a file's name in a folder that is there")
+    check_file("--out", args.out)
     if not args.server and (args.target is None or args.drafter is None):
         raise ValueError("expected --target and --drafter, or --server")
     found = []

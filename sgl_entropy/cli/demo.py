@@ -11,7 +11,7 @@ from sgl_entropy_bench.arms import Arm, Engine, default_threads
 from sgl_entropy_bench.demo import details, run_demo, summary, table
 from sgl_entropy_bench.provenance import provenance
 
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.cli.output import write_json
 
 DRAFTERS = Path(__file__).resolve().parents[2] / "bench" / "drafters"
 EXAMPLES = """examples:
@@ -89,7 +89,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the three arms, print the table, write the JSON; 1 where outputs differ."""
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected a number from 1")
-    check_json(args.json)
     target, eagle3, edsd, threads = resolve(args)
     engine = Engine(target=target, threads=threads)
     arms = [Arm("none"), Arm("eagle3", "EAGLE3", eagle3), Arm("edsd", "EDSD", edsd)]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.cli.output import write_json
 from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
 
@@ -61,9 +61,8 @@ def add_sizes(parser: argparse.ArgumentParser, max_prompt_tokens: int) -> None:
 def check_sizes(args: argparse.Namespace) -> None:
     """
     Raises:
-        ValueError: a number below 1, or a report that could not be written.
+        ValueError: a number below 1.
     """
-    check_json(args.json)
     for name in ("depth", "max_prompts", "max_new_tokens", "max_prompt_tokens", "threads"):
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")

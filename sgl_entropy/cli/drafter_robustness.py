@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
-from sgl_entropy.cli.output import write_json
+from sgl_entropy.cli.output import write_json, write_text
 from sgl_entropy.texts import read_texts, text_files
 
 
@@ -42,8 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     check_sizes(args)
-    if args.page is not None and not args.page.absolute().parent.is_dir():
-        raise ValueError(f"--page {args.page}: no such folder")
     drafters: dict[str, Path] = {}
     for word in args.drafters:
         name, equals, folder = word.partition("=")
@@ -87,9 +85,8 @@ def run(args: argparse.Namespace) -> int:
         "max_new_tokens": args.max_new_tokens,
         "provenance": provenance(args.threads, {"target": args.target, **drafters}),
     }
-    if args.page is not None:
-        text = f"{robustness.page(figures)}\n\n{footer(figures['provenance'])}\n"
-        args.page.write_text(text, encoding="utf-8")
-    if not write_json(figures, args.json):
+    taken = write_json(figures, args.json)
+    write_text(f"{robustness.page(figures)}\n\n{footer(figures['provenance'])}\n", args.page)
+    if not taken:
         print(robustness.table(figures))
     return 0

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.cli.output import check_folder, write_json
 
 if TYPE_CHECKING:
     from sgl_entropy_bench.quality.run import Evaluation
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from sgl_entropy_bench.quality.sandbox import SandboxError
     from sgl_entropy_bench.servers import StartError
 
-    check_json(args.json)
+    check_folder("--out", args.out)
     evaluation = _prepared(args)
     baseline = baseline_of(evaluation.arms, args.baseline)
     interrupted: KeyboardInterrupt | None = None

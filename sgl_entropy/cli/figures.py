@@ -15,6 +15,7 @@ from sgl_entropy_bench.arms import Arm, Engine
 from sgl_entropy_bench.figures.plan import Plan, write_results
 
 from sgl_entropy.cli.demo import add_drafter_options, resolve
+from sgl_entropy.cli.output import check_folder
 
 FIGURES = {
     "lossless": "greedy token sequences of all arms and of transformers, batch 1 and 8",
@@ -111,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--calibration: of the figure stop, not of {args.name}")
     if args.arm and args.name != "served":
         raise ValueError(f"--arm: of the figure served, not of {args.name}")
+    check_folder("--out", args.out)
     chosen = tuple(map(arm_of, args.arm or ()))
     if args.name == "sampled":
         return run_sampled(args.out.absolute(), args.quick)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.cli import policy_record
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.cli.output import write_json
 
 EPILOG = """examples:
   sgl-entropy policy record --server http://HOST:PORT --texts gsm8k.jsonl --out trace.jsonl
@@ -70,7 +70,6 @@ def _replay(args: argparse.Namespace) -> int:
     from sgl_entropy.verify.ledger import Costs
     from sgl_entropy.verify.replay import replay
 
-    check_json(args.json)
     costs = None
     if args.draft_cost is not None:
         given = {"row": args.row_cost, "cycle": args.cycle_cost}

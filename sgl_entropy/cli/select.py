@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sgl_entropy.cli.output import check_json, write_json
+from sgl_entropy.cli.output import write_json
 from sgl_entropy.plots import require_plots
 
 EPILOG = """examples:
@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
     # After minutes of work would be too late to find out.
     if args.plot is not None:
         require_plots(args.plot)
-    check_json(args.json)
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1, found {args.threads}")
 

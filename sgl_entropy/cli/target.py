@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sgl_entropy.cli.output import check_folder
 from sgl_entropy.target import FOLDER_NAME, cache_dir, ensure_small_target
 
 EXAMPLES = """examples:
@@ -22,5 +23,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the folder's path, alone on its line, for use in scripts."""
+    check_folder("--out", args.out)
     print(ensure_small_target(args.out))
     return 0
