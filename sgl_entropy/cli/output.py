@@ -1,4 +1,4 @@
-"""Where reports go: ``--json`` and ``--page`` (a file, or stdout for ``-``), ``--out`` (a folder)."""
+"""Where reports go: ``--json``, ``--page`` (a file, or stdout for ``-``), ``--out`` (a folder)."""
 
 from __future__ import annotations
 
