@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,10 @@ from sgl_entropy.patching.errors import PatchError
 from sgl_entropy.patching.install import SglangInstall
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable  # at run time only from Python 3.11 on
+    if sys.version_info >= (3, 11):
+        from importlib.resources.abc import Traversable
+    else:
+        from importlib.abc import Traversable
 
 FORMAT = 1
 MANIFEST = "manifest.json"

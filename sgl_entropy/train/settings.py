@@ -21,6 +21,11 @@ from sgl_entropy.train.arithmetic import DTYPES
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.ranges import no_layers, out_of_range
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 
 @dataclass(frozen=True)
 class PromptSettings:
@@ -229,10 +234,6 @@ def read_settings(path: Path) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not valid JSON: {error}") from None
     else:
-        if sys.version_info < (3, 11):
-            raise ValueError(f"{path}: TOML needs Python 3.11 or newer; write the file as JSON")
-        import tomllib
-
         try:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

@@ -95,8 +95,11 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def shard_problem(path: Path, *, whole: bool) -> str | None:

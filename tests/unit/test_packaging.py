@@ -40,6 +40,12 @@ def test_every_package_folder_is_listed() -> None:
         assert not parent or parent in listed, f"{name} is listed without {parent}"
 
 
+def test_types_are_checked_for_the_oldest_python_that_it_installs_on() -> None:
+    held = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert held["project"]["requires-python"] == f">={held['tool']['mypy']['python_version']}"
+    assert held["tool"]["ruff"]["target-version"] == "py310"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from links to this checkout's folders."""

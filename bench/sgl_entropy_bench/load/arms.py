@@ -16,6 +16,11 @@ from sgl_entropy_bench.client import Client, ServerError
 from sgl_entropy_bench.load.target import Target
 from sgl_entropy_bench.servers import Server, free_port
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 
 @dataclass(frozen=True)
 class ArmSpec:
@@ -139,12 +144,8 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".json":
             raw = json.loads(text)
-        elif sys.version_info >= (3, 11):
-            import tomllib
-
-            raw = tomllib.loads(text)
         else:
-            raise ValueError("TOML needs Python 3.11 or newer; write the file as JSON")
+            raw = tomllib.loads(text)
     except ValueError as error:  # both libraries' errors are of this kind
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
