@@ -40,14 +40,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
-    from sgl_entropy.train import pipeline, plan
+    from sgl_entropy.train import plan, plan_gpu, planning
 
     if args.check:
         return _check(args, settings)
-    if args.gpu is not None and args.gpu not in plan.GPUS:
-        raise ValueError(f"--gpu must be one of {', '.join(plan.GPUS)}, found {args.gpu!r}")
+    if args.gpu is not None and args.gpu not in plan_gpu.GPUS:
+        raise ValueError(f"--gpu must be one of {', '.join(plan_gpu.GPUS)}, found {args.gpu!r}")
 
-    figures = pipeline.plan(settings, args.algorithm, args.gpu, _say)
+    figures = planning.plan(settings, args.algorithm, args.gpu, _say)
     if not write_json(figures, args.json):
         print(plan.table(figures, args.gpu or "this machine"))
     return 0

@@ -7,6 +7,7 @@ import time
 
 from sgl_entropy.train.batches import chain_count
 from sgl_entropy.train.fit import Fit
+from sgl_entropy.train.plan import muon_flops, muon_matrices
 
 
 def chain_seconds(fit: Fit, epoch: int, tries: int = 2) -> float:
@@ -30,8 +31,8 @@ def answer_tokens(fit: Fit) -> int:
 
 def flops(fit: Fit) -> float:
     """Floating-point operations of the rows trained so far: 6 a weight and row, forward and
-    backward, of the layer (fusion included) and of the head. Attention scores, ``fc`` and the
-    target's side are left out: a few percent, the same for all schedules."""
+    backward, of the layer (fusion included) and of the head, and Muon's matmuls. Attention scores,
+    ``fc`` and the target's side are left out: a few percent, the same for all schedules."""
     layer = head = 0
     for name, weight in fit.drafter.named_parameters():
         if name.startswith("lm_head."):
@@ -39,6 +40,7 @@ def flops(fit: Fit) -> float:
         elif weight.dim() == 2 and not name.startswith("fc."):
             layer += weight.numel()
     rows = fit.costs.values()
-    return 6.0 * (
+    muon = sum(muon_flops(shape) for shape in muon_matrices(fit.config, fit.settings))
+    return fit.step * muon + 6.0 * (
         layer * sum(c["layer_rows"] for c in rows) + head * sum(c["head_rows"] for c in rows)
     )

@@ -1,4 +1,4 @@
-"""The stages that make a drafter of the data: plan, vocabulary, fit, export, evaluate.
+"""The stages that make a drafter of the data: vocabulary, fit, export, evaluate.
 
 Each stage reads what the one before it left in the work folder (``data`` makes it) and skips what
 is finished, so any of them can be killed and run again.
@@ -22,64 +22,20 @@ from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.drafter.rotary import rotary_of
 from sgl_entropy.texts import read_texts, text_files
-from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.batches import split_validation
 from sgl_entropy.train.data import (
     Report,
     load_prompts,
     open_store,
-    stored_layers,
     target_folder,
     work_folder,
 )
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.group import Group, join_group, leave_group
-from sgl_entropy.train.plan import GPUS, as_report, count, gpu_seconds
-from sgl_entropy.train.plan_lengths import expected_lengths
-from sgl_entropy.train.plan_memory import fit_memory
-from sgl_entropy.train.plan_trial import Trial, measure_here
 from sgl_entropy.train.settings import TrainSettings
-from sgl_entropy.train.store import Samples, Store, made_with
+from sgl_entropy.train.store import Samples
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
-
-
-def plan(
-    settings: TrainSettings, algorithm: Algorithm, gpu: str | None, report: Report = print
-) -> dict[str, Any]:
-    """What ``features`` and ``fit`` will cost, before they run; see the module ``plan``.
-
-    Args:
-        gpu: a name of ``plan.GPUS``; None = this machine, where a minute is spent on measuring.
-    """
-    target = target_folder(settings)
-    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    prompts, _ = load_prompts(settings, report)
-    given, folder = settings.generate, work_folder(settings) / "store"
-    store = Store(folder) if any(folder.glob("*.safetensors")) else None
-    lengths = expected_lengths(prompts, given, store)
-    config = drafter_config(settings, algorithm)
-    layers = stored_layers(settings, int(model["num_hidden_layers"]))
-    counts = count(lengths, model, len(layers), config, settings.fit)
-    if gpu is not None:
-        seconds = gpu_seconds(GPUS[gpu], counts, lengths, model, given.slots)
-    else:
-        report("measuring a few steps of each stage, about a minute")
-        seconds = measure_here(
-            Trial(
-                str(target),
-                layers,
-                config,
-                settings.fit,
-                lengths,
-                given.slots,
-                given.workers,
-                resolve_dtype(given.dtype, made_with(folder)),
-            )
-        )
-    dtype = "bfloat16" if gpu is not None else resolve_dtype(settings.fit.dtype)
-    memory = fit_memory(config, settings.fit, lengths, getattr(torch, dtype).itemsize)
-    return as_report(algorithm, lengths, counts, seconds, memory)
 
 
 def _vocabulary_file(settings: TrainSettings) -> Path:

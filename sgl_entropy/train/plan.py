@@ -1,14 +1,14 @@
 """What a training will cost, before it runs: tokens, FLOPs, storage, time and memory.
 
 Counts follow from the target's config, the sequences (``plan_lengths``) and the schedules. Seconds
-of this machine are measured (``plan_trial``); those of a described GPU are FLOPs and bytes over
-stated fractions of its peaks. (Ours.)
+of this machine are measured (``plan_trial``), those of a described GPU counted (``plan_gpu``).
+(Ours.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,28 +18,6 @@ from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.plan_lengths import Lengths
 from sgl_entropy.train.schedules import masked_percent
 
-# Fractions of a GPU's peaks that a plan counts on.
-GPU_COMPUTE, GPU_BANDWIDTH = 0.35, 0.6
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A described GPU: dense bfloat16 FLOP/s, memory bandwidth in bytes/s, memory in bytes."""
-
-    flops: float
-    bandwidth: float
-    memory: float
-
-
-# Vendors' data sheets, dense bfloat16.
-GPUS = {
-    "a100": Gpu(312e12, 2.0e12, 80e9),
-    "h100": Gpu(989e12, 3.35e12, 80e9),
-    "h200": Gpu(989e12, 4.8e12, 141e9),
-    "l40s": Gpu(362e12, 0.864e12, 48e9),
-    "rtx4090": Gpu(165e12, 1.0e12, 24e9),
-}
-
 
 @dataclass(frozen=True)
 class Counts:
@@ -47,10 +25,13 @@ class Counts:
 
     Attributes:
         answer_tokens, tokens: of all sequences; tokens count prompts too.
-        store_bytes: of the feature store.
-        generate_flops: prefill and decoding.
+        store_bytes: of the feature store; 0 where features are computed online.
+        generate_flops: prefill and decoding of the answers that are not there yet.
+        feature_flops: the target's forward over answers that have no features in the store.
+        online_flops: the target's forward over what is learned from, while it is learned.
         fit_rows: rows through the drafter's layer, of all epochs and draft steps.
-        fit_flops: see ``fit_costs.flops``.
+        fit_flops: of those rows, see ``fit_costs.flops``.
+        optimizer_flops: of Muon's matmuls, in float32.
         optimizer_steps: of all epochs.
         parameters: that are learned.
     """
@@ -59,8 +40,11 @@ class Counts:
     tokens: int
     store_bytes: int
     generate_flops: float
+    feature_flops: float
+    online_flops: float
     fit_rows: int
     fit_flops: float
+    optimizer_flops: float
     optimizer_steps: int
     parameters: int
 
@@ -88,18 +72,50 @@ def count(
         unrolled = sum(at_step[: fit.steps_in(epoch)])
         rows += unrolled
         head_rows += unrolled * (1 - masked_percent(epoch, fit.epochs, fit.mask_gamma) / 100)
-    matmul = target_matmul(target)
-    head_size = d * int(target["vocab_size"])
+    token = 2.0 * (target_matmul(target) + d * int(target["vocab_size"]))
+    online = 0.0
+    if fit.online:
+        passes = 1 if fit.hold_gb * 1e9 >= held_bytes(config, lengths, fit) > 0 else fit.epochs
+        seen = lengths.entries if passes == 1 else learned
+        online = token * passes * sum(entry.length for entry in seen)
+    optimizer_steps = fit.epochs * len(plan_epoch(learned, fit.rows, fit.seed, 0, first))
     return Counts(
         lengths.answer_tokens,
         lengths.tokens,
-        lengths.tokens * row_bytes(d, layers),
-        2.0 * lengths.tokens * (matmul + head_size),
+        0 if fit.online else lengths.tokens * row_bytes(d, layers),
+        token * sum(entry.length for entry in lengths.new),
+        0.0 if fit.online else token * sum(entry.length for entry in lengths.unread),
+        online,
         rows,
         6.0 * (layer * rows + head * head_rows),
-        fit.epochs * len(plan_epoch(learned, fit.rows, fit.seed, 0, first)),
+        optimizer_steps * sum(muon_flops(shape) for shape in muon_matrices(config, fit)),
+        optimizer_steps,
         sum(math.prod(shape) for name, shape in config.tensor_shapes().items() if "2" not in name),
     )
+
+
+def muon_matrices(config: DrafterConfig, fit: FitSettings) -> list[tuple[int, ...]]:
+    """Shapes of the weights that Muon moves, as ``optimizer.Optimizers`` chooses them."""
+    if fit.optimizer != "muon":
+        return []
+    others = ("fc.", "edfuse.", "lm_head.")
+    shapes = config.tensor_shapes().items()
+    return [shape for name, shape in shapes if len(shape) == 2 and not name.startswith(others)]
+
+
+def muon_flops(shape: Sequence[int]) -> float:
+    """Of one matrix and step: five rounds of three matmuls of its shorter side."""
+    short, long = min(shape), max(shape)
+    return 5.0 * (4 * short**2 * long + 2 * short**3)
+
+
+def held_bytes(config: DrafterConfig, lengths: Lengths, fit: FitSettings) -> int:
+    """Bytes of all features that ``fit.hold_gb`` keeps on the device, see ``held.hold_rows``."""
+    d, first = config.target_hidden_size, lengths.prompt_from(fit)
+    kept = [*lengths.learned(fit), *lengths.held_out(fit)]
+    rows = sum(entry.length - 2 for entry in kept)
+    chains = sum(chain_count(entry, first) for entry in kept)
+    return 2 * rows * config.tap_width + chains * (2 * d + 12)
 
 
 def row_bytes(width: int, layers: int) -> int:
@@ -112,10 +128,16 @@ def target_matmul(target: Mapping[str, Any]) -> int:
     """Weights of the target's matmuls, its head left out."""
     d, inner = int(target["hidden_size"]), int(target["intermediate_size"])
     heads = int(target["num_attention_heads"])
-    kv_heads = int(target.get("num_key_value_heads") or heads)
     head_dim = int(target.get("head_dim") or d // heads)
-    attention = d * head_dim * (2 * heads + 2 * kv_heads)
+    attention = d * 2 * (head_dim * heads + kv_width(target))
     return int(target["num_hidden_layers"]) * (attention + 3 * d * inner)
+
+
+def kv_width(target: Mapping[str, Any]) -> int:
+    """Numbers of a token's keys (and as many of its values) in one layer of the target."""
+    heads = int(target["num_attention_heads"])
+    head_dim = int(target.get("head_dim") or int(target["hidden_size"]) // heads)
+    return int(target.get("num_key_value_heads") or heads) * head_dim
 
 
 def trained_weights(config: DrafterConfig) -> tuple[int, int]:
@@ -138,66 +160,68 @@ class Seconds:
     basis: str
 
 
-def gpu_seconds(
-    gpu: Gpu, counts: Counts, lengths: Lengths, target: Mapping[str, Any], slots: int
-) -> Seconds:
-    """On one described GPU: prefill and fitting bound by arithmetic, decoding by reading the
-    weights once a step of ``slots`` sequences (or by arithmetic, where that takes longer)."""
-    weights = 2.0 * (target_matmul(target) + int(target["hidden_size"]) * int(target["vocab_size"]))
-    steps = counts.answer_tokens / min(slots, lengths.sequences)
-    decode_flops = counts.generate_flops * counts.answer_tokens / counts.tokens
-    prefill = (counts.generate_flops - decode_flops) / (gpu.flops * GPU_COMPUTE)
-    decode = max(
-        steps * weights / (gpu.bandwidth * GPU_BANDWIDTH),
-        decode_flops / (gpu.flops * GPU_COMPUTE),
-    )
-    basis = f"{GPU_COMPUTE:.0%} of its FLOP/s, {GPU_BANDWIDTH:.0%} of its bandwidth"
-    return Seconds(prefill + decode, counts.fit_flops / (gpu.flops * GPU_COMPUTE), basis)
-
-
 def as_report(
     algorithm: Algorithm,
     lengths: Lengths,
     counts: Counts,
     seconds: Seconds,
-    memory: int,
+    memory: Mapping[str, int],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
-    """The report, as JSON holds it."""
+    """The report, as JSON holds it.
+
+    Args:
+        memory: bytes that ``generate`` and ``fit`` need.
+        notes: what a reader has to know.
+    """
     return {
         "algorithm": algorithm,
         "lengths": {
             "sequences": lengths.sequences,
+            "to_generate": len(lengths.new),
             "prompt": round(lengths.prompt, 1),
             "answer": round(lengths.answer, 1),
             "origin": lengths.origin,
         },
         **asdict(counts),
         "bytes_per_token": round(counts.store_bytes / counts.tokens, 1),
-        "fit_memory_bytes": memory,
+        "generate_memory_bytes": memory["generate"],
+        "fit_memory_bytes": memory["fit"],
         "generate_seconds": round(seconds.generate, 1),
         "fit_seconds": round(seconds.fit, 1),
         "basis": seconds.basis,
+        "notes": list(notes),
     }
 
 
 def table(report: Mapping[str, Any], where: str) -> str:
     """The report for people."""
     lengths = report["lengths"]
+    store = f"{report['store_bytes'] / 1e9:.2f} GB"
+    made = report["generate_flops"] + report["feature_flops"]
+    learned = report["fit_flops"] + report["online_flops"] + report["optimizer_flops"]
     rows = [
-        ("sequences", f"{lengths['sequences']:,}"),
+        ("sequences", f"{lengths['sequences']:,} ({lengths['to_generate']:,} to be answered)"),
         ("", f"mean prompt {lengths['prompt']:.0f}, answer {lengths['answer']:.0f} tokens"),
         ("", lengths["origin"]),
         ("answer tokens", f"{report['answer_tokens']:,} ({report['tokens']:,} with prompts)"),
-        ("feature store", f"{report['store_bytes'] / 1e9:.2f} GB"),
-        ("", f"{report['bytes_per_token']:.0f} bytes a token"),
-        ("answers + features", f"{report['generate_flops']:.2e} FLOPs"),
-        ("", f"{_duration(report['generate_seconds'])}"),
-        ("fit", f"{report['fit_flops']:.2e} FLOPs, {report['fit_rows']:,} rows"),
+        ("feature store", store if report["store_bytes"] else "none: features are computed online"),
+        ("", f"{report['bytes_per_token']:.0f} bytes a token" if report["store_bytes"] else ""),
+        ("answers + features", f"{made:.2e} FLOPs, {_duration(report['generate_seconds'])}"),
+        ("", f"{report['generate_memory_bytes'] / 1e9:.2f} GB of memory" if made else ""),
+        ("fit", f"{learned:.2e} FLOPs, {report['fit_rows']:,} rows"),
+        ("", _part(report, "online_flops", "by the target, online")),
+        ("", _part(report, "optimizer_flops", "by Muon, in float32")),
         ("", f"{report['optimizer_steps']:,} steps, {_duration(report['fit_seconds'])}"),
-        ("memory to fit", f"{report['fit_memory_bytes'] / 1e9:.2f} GB"),
+        ("", f"{report['fit_memory_bytes'] / 1e9:.2f} GB of memory"),
     ]
     head = f"{report['algorithm']} on {where} ({report['basis']})"
-    return "\n".join([head, *(f"  {name:<20} {value}" for name, value in rows)])
+    lines = [f"  {name:<20} {value}" for name, value in rows if value]
+    return "\n".join([head, *lines, *(f"note: {note}" for note in report["notes"])])
+
+
+def _part(report: Mapping[str, Any], name: str, what: str) -> str:
+    return f"{report[name]:.2e} of them {what}" if report[name] else ""
 
 
 def _duration(seconds: float) -> str:

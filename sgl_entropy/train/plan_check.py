@@ -24,7 +24,7 @@ from sgl_entropy.train.benchmark import OURS, Job, make_trainer, widest_steps
 from sgl_entropy.train.benchmark_report import table
 from sgl_entropy.train.data import load_prompts, stored_layers, target_folder, work_folder
 from sgl_entropy.train.memory import memory_of
-from sgl_entropy.train.plan import count, trained_weights
+from sgl_entropy.train.plan import count, muon_flops, muon_matrices, trained_weights
 from sgl_entropy.train.plan_lengths import expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory
 from sgl_entropy.train.plan_trial import Trial, fit_seconds, generate_seconds
@@ -185,6 +185,7 @@ def check(
         config = pipeline.drafter_config(one.settings, one.algorithm)
         counts = count(lengths, model, layers, config, one.settings.fit)
         layer, head = trained_weights(config)
+        muon = sum(muon_flops(shape) for shape in muon_matrices(config, one.settings.fit))
         wide = getattr(torch, resolve_dtype(one.settings.fit.dtype)).itemsize
         planned = fit_memory(config, one.settings.fit, lengths, wide)
         memory = memory_of(make_trainer, widest_steps, Job(one.settings, one.algorithm, OURS))
@@ -193,7 +194,10 @@ def check(
                 "parameters": (counts.parameters, one.parameters),
                 "optimizer steps": (counts.optimizer_steps, one.steps),
                 "rows": (counts.fit_rows, one.layer_rows),
-                "FLOPs": (counts.fit_flops, 6.0 * (layer * one.layer_rows + head * one.head_rows)),
+                "FLOPs": (
+                    counts.fit_flops + counts.optimizer_flops,
+                    muon * one.steps + 6.0 * (layer * one.layer_rows + head * one.head_rows),
+                ),
                 "bytes of memory": (planned, memory.needed),
                 "seconds": (fit_seconds(trial(config, one.settings)), one.seconds),
             }

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from sgl_entropy.train.answers import Answered
 from sgl_entropy.train.batches import first_tokens, split_validation
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.generate import Prompt, worker_queue
 from sgl_entropy.train.settings import GenerateSettings
 from sgl_entropy.train.store import Entry, Store
+
+# Where a sequence lies that is answered, but has no features in the store.
+ANSWERED = Path("answers.jsonl")
 
 # Deciles of answers where nothing is stored yet, as fractions of the longest allowed: of the small
 # target's to 3,542 of our prompts, at most 192 tokens long. To prompts up to that length, and to
@@ -31,6 +35,7 @@ class Lengths:
     Attributes:
         entries: the sequences that are answered, held-out ones included, in the order of their
             prompt ids. Those that are not stored yet lie nowhere; their answers are drawn.
+            Answers without stored features lie in ``ANSWERED``.
         origin: where the answers' lengths come from.
         shared: tokens that all prompts begin with (a chat template's head), at least 1.
     """
@@ -51,6 +56,16 @@ class Lengths:
     @property
     def answer_tokens(self) -> int:
         return sum(entry.length - entry.prompt_length for entry in self.entries)
+
+    @property
+    def new(self) -> list[Entry]:
+        """Those that are not answered yet."""
+        return [entry for entry in self.entries if entry.shard == Path()]
+
+    @property
+    def unread(self) -> list[Entry]:
+        """Those that are answered, but have no features in the store."""
+        return [entry for entry in self.entries if entry.shard == ANSWERED]
 
     @property
     def prompt(self) -> float:
@@ -77,6 +92,10 @@ class Lengths:
         held = sum(entry.length - entry.prompt_length for entry in kept)
         return first_tokens(kept, min(fit.answer_tokens, held))
 
+    def held_out(self, fit: FitSettings) -> list[Entry]:
+        """The sequences that validate."""
+        return split_validation(self.entries, fit.validation_every)[1]
+
     def prompt_from(self, fit: FitSettings) -> int | None:
         """The row of a prompt that learning starts at; None = answers alone."""
         return self.shared - 1 if fit.prompt_rows else None
@@ -88,16 +107,27 @@ def drawn(prompt_id: int, prompt: int, answer: int) -> Entry:
 
 
 def expected_lengths(
-    prompts: Sequence[Prompt], given: GenerateSettings, store: Store | None
+    prompts: Sequence[Prompt],
+    given: GenerateSettings,
+    store: Store | None,
+    answered: Sequence[Answered] = (),
 ) -> Lengths:
-    """The stored sequences, and those of the prompts that workers will still answer.
+    """The stored sequences, the answered ones, and those of the prompts that workers will still
+    answer.
 
-    Their answers are drawn, with a fixed seed: of the stored ones' lengths; where nothing is
-    stored, evenly between the deciles above.
+    Their answers are drawn, with a fixed seed: of the known ones' lengths; where nothing is
+    known, evenly between the deciles above.
     """
-    stored = store.entries if store is not None else []
-    answers = [entry.length - entry.prompt_length for entry in stored]
+    stored = list(store.entries) if store is not None else []
     done = {entry.prompt_id for entry in stored}
+    unread = [
+        Entry(ANSWERED, one.prompt_id, one.prompt_length, len(one.tokens), 0, 0)
+        for one in answered
+        if one.answer_length > 1 and one.prompt_id not in done
+    ]
+    known = [*stored, *unread]
+    answers = [entry.length - entry.prompt_length for entry in known]
+    done |= {one.prompt_id for one in answered}
     todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
     chance = random.Random(0)
 
@@ -119,9 +149,11 @@ def expected_lengths(
             more.append(drawn(prompt.prompt_id, len(prompt.tokens), answer))
             left -= answer
     origin = f"{len(stored)} stored answers"
-    if not stored:
+    if unread:
+        origin = f"{len(stored)} stored answers, {len(unread)} more in {ANSWERED}"
+    if not known:
         origin = f"assumed: answers as the small target's, of at most {given.max_new_tokens} tokens"
-    entries = sorted([*stored, *more], key=lambda entry: entry.prompt_id)
+    entries = sorted([*known, *more], key=lambda entry: entry.prompt_id)
     return Lengths(tuple(entries), origin, _shared([prompt.tokens for prompt in prompts]))
 
 

@@ -18,11 +18,13 @@ import torch
 
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.train.answers import Answered, in_batches
 from sgl_entropy.train.batches import chain_count, plan_epoch
+from sgl_entropy.train.features import features_of
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.generate import Batch, Prompt
-from sgl_entropy.train.plan import Seconds
+from sgl_entropy.train.generate import PREFILL_ROWS, Batch, Prompt
+from sgl_entropy.train.plan import Seconds, held_bytes
 from sgl_entropy.train.plan_lengths import Lengths
 from sgl_entropy.train.plan_slots import worker_schedule
 from sgl_entropy.train.store import FORMAT, Entry, Sample, Store, write_meta, write_shard
@@ -50,22 +52,48 @@ class Trial:
 
 def measure_here(trial: Trial) -> Seconds:
     """A few real steps of both stages."""
-    basis = "measured here: a few steps of each stage"
-    return Seconds(generate_seconds(trial), fit_seconds(trial), basis)
+    basis = "measured here, on the CPU: a few steps of each stage"
+    made = generate_seconds(trial)
+    if not trial.fit.online:
+        made += feature_seconds(trial, trial.lengths.unread, trial.workers)
+    return Seconds(made, fit_seconds(trial), basis)
 
 
 def generate_seconds(trial: Trial) -> float:
-    """Of all answers with their features, in as many processes as it will use."""
-    workers = min(trial.workers, trial.lengths.sequences)
+    """Of all answers that are not there yet, with their features, in as many processes as it will
+    use."""
+    new = trial.lengths.new
+    if not new:
+        return 0.0
+    workers = min(trial.workers, len(new))
     with _pool(workers) as pool:
         rates = list(pool.map(_generation_rate, [trial] * workers, range(workers)))
-    return trial.lengths.answer_tokens / workers / min(rates)
+    return sum(entry.length - entry.prompt_length for entry in new) / workers / min(rates)
+
+
+def feature_seconds(trial: Trial, entries: Sequence[Entry], workers: int) -> float:
+    """Of the target's forward over ``entries``, which are answered, in so many processes."""
+    if not entries:
+        return 0.0
+    workers = min(workers, len(entries))
+    with _pool(workers) as pool:
+        rates = list(pool.map(_feature_rate, [trial] * workers, [list(entries)] * workers))
+    return sum(entry.length for entry in entries) / workers / min(rates)
 
 
 def fit_seconds(trial: Trial) -> float:
-    """Of all optimizer steps, in a process of its own."""
+    """Of all optimizer steps, in a process of its own, and of the target's share where it computes
+    features online."""
     with _pool(1) as pool:
-        return pool.submit(_fit_seconds, trial).result()
+        took = pool.submit(_fit_seconds, trial).result()
+    fit = trial.fit
+    if fit.online:
+        learned = trial.lengths.learned(fit)
+        if held_bytes(trial.config, trial.lengths, fit) <= fit.hold_gb * 1e9:
+            took += feature_seconds(trial, [*learned, *trial.lengths.held_out(fit)], 1)
+        else:
+            took += fit.epochs * feature_seconds(trial, learned, 1)
+    return took
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -84,7 +112,7 @@ def _generation_rate(trial: Trial, number: int) -> float:
     """Answer tokens a second of worker ``number``: prefills and decode steps of its schedule, each
     at the mean cost of a few that are spread over their sizes."""
     torch.set_num_threads(1)
-    schedule = worker_schedule(trial.lengths.entries, number, trial.workers, trial.slots)
+    schedule = worker_schedule(trial.lengths.new, number, trial.workers, trial.slots)
     target = PlainTarget.from_folder(trial.target, getattr(torch, trial.dtype))
     longest = max(schedule.steps) + _DECODE_STEPS + 2
     batch = Batch(target, schedule.slots, longest, trial.layers)
@@ -101,6 +129,18 @@ def _generation_rate(trial: Trial, number: int) -> float:
         batch.step()  # makes room
         steps.append(statistics.median(_seconds(batch.step) for _ in range(_DECODE_STEPS)))
     return schedule.answer_tokens / (prefill + len(schedule.steps) * statistics.fmean(steps))
+
+
+def _feature_rate(trial: Trial, entries: Sequence[Entry]) -> float:
+    """Tokens a second of the target's forward over answers, from a few batches of their lengths."""
+    torch.set_num_threads(1)
+    target = PlainTarget.from_folder(trial.target, getattr(torch, trial.dtype))
+    ordered = sorted(entries, key=lambda entry: entry.length)
+    blank = [Answered(e.prompt_id, e.prompt_length, (0,) * e.length) for e in ordered]
+    parts = _spread(list(in_batches(blank, PREFILL_ROWS)), _PREFILLS, len)
+    features_of(target, parts[0], trial.layers)  # makes kernels
+    took = sum(_seconds(features_of, target, part, trial.layers) for part in parts)
+    return sum(len(one.tokens) for part in parts for one in part) / took
 
 
 def _padded(part: Sequence[Prompt]) -> int:
@@ -178,7 +218,15 @@ def _noise_fit(trial: Trial, batches: Sequence[Sequence[Entry]], folder: Path) -
     return Fit(
         config,
         # None of them is held out.
-        replace(trial.fit, solved_start=False, start="", validation_every=10**9, answer_tokens=0),
+        replace(
+            trial.fit,
+            solved_start=False,
+            start="",
+            validation_every=10**9,
+            answer_tokens=0,
+            online=False,
+            hold_gb=0.0,
+        ),
         Store(folder / "store"),
         torch.arange(config.draft_vocab_size),
         target.embedding,
