@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
+
+# A prompt's number, its group and counts, and offline its first drafts.
+_Judged = tuple[int, tuple[str, Any], Any]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -85,28 +89,30 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from sgl_entropy.drafter.evaluation import chat_prompts, offline, report
+    from sgl_entropy.drafter.evaluation import chat_prompts, report
+    from sgl_entropy.drafter.uncertainty import FirstDrafts
 
     torch.set_num_threads(args.threads)
     prompts = chat_prompts(args.target, groups, args.max_prompt_tokens)
-    drafts = None
-    if args.server:
-        counted = _ask_server(args, prompts)
-    else:
-        counted, drafts = offline(
-            args.target,
-            args.drafter,
-            prompts,
-            args.depth,
-            args.max_new_tokens,
-            getattr(torch, args.dtype),
-            _progress,
-        )
+    found: list[_Judged] = []
+    interrupted: KeyboardInterrupt | None = None
+    try:
+        for one in _ask_server(args, prompts) if args.server else _offline(args, prompts):
+            found.append(one)
+    except KeyboardInterrupt as error:
+        if not any(figures.cycles for _, (_, figures), _ in found):
+            raise
+        interrupted = error
+    found.sort(key=lambda one: one[0])
+    counted = [one[1] for one in found]
+    drafts = None if args.server else FirstDrafts.joined([one[2] for one in found])
+    of = sum(map(len, prompts.values()))
     figures = {
         "drafter": str(args.drafter),
         "target": str(args.target),
         "source": args.server or "offline",
         "max_new_tokens": args.max_new_tokens,
+        **({"partial": {"judged": len(found), "of": of}} if interrupted is not None else {}),
         **report(counted, drafts),
     }
     if args.plot is not None:
@@ -115,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         draw(figures, args.plot)
     if not write_json(figures, args.json):
         print(_table(figures))
+    if interrupted is not None:
+        raise interrupted
     return 0
 
 
@@ -122,7 +130,17 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _ask_server(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> list[Any]:
+def _offline(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> Iterator[_Judged]:
+    import torch
+
+    from sgl_entropy.drafter.evaluation import judged
+
+    dtype = getattr(torch, args.dtype)
+    sizes = (args.depth, args.max_new_tokens)
+    return judged(args.target, args.drafter, prompts, *sizes, dtype, _progress)
+
+
+def _ask_server(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> Iterator[_Judged]:
     """The server's own counters of each prompt, greedy, one prompt at a time.
 
     Raises ValueError where the server counts no cycles.
@@ -141,7 +159,7 @@ def _ask_server(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -
         raise ValueError(f"--server {args.server}: it serves no drafter")
     if Path(served).name != args.drafter.name:
         raise ValueError(f"--server {args.server} drafts with {served}, not with {args.drafter}")
-    counted: list[Any] = []
+    done = 0
     depth = int(info["speculative_num_steps"])
     total = sum(map(len, prompts.values()))
     for group, held in prompts.items():
@@ -157,10 +175,10 @@ def _ask_server(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -
             figures = ChainFigures(
                 meta.get("spec_emitted", 0), meta.get("spec_cycles", 0), tuple(accepted)
             )
-            counted.append((group, figures))
-            if len(counted) % 10 == 0 or len(counted) == total:
-                _progress(f"server: {len(counted)} of {total} prompts")
-    return counted
+            yield done, (group, figures), None
+            done += 1
+            if done % 10 == 0 or done == total:
+                _progress(f"server: {done} of {total} prompts")
 
 
 def _table(figures: dict[str, Any]) -> str:
@@ -178,6 +196,8 @@ def _table(figures: dict[str, Any]) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+    if partial := figures.get("partial"):
+        lines.append(f"partial: {partial['judged']} of {partial['of']} prompts")
     lines.append(f"mean of the groups: {figures['mean_of_groups']:.3f}")
     if deciles := figures.get("by_target_entropy_decile"):
         lines.append("first draft accepted, by target entropy (nats):")

@@ -74,6 +74,11 @@ class ChainFigures:
         return [a / r if r else 0.0 for a, r in zip(self.accepted_at, reached, strict=True)]
 
 
+def answered_together(target: PlainTarget) -> int:
+    """How many prompts are answered at once where ``target`` lies."""
+    return 16 if target.device.type == "cpu" else 128
+
+
 @torch.inference_mode()
 def greedy_answers(
     target: PlainTarget,
@@ -87,10 +92,10 @@ def greedy_answers(
 
     Args:
         prompts: token ids of each prompt.
-        batch: prompts answered together, neighbours by length; None = 16 on a CPU, else 128.
+        batch: prompts answered together, neighbours by length; None = ``answered_together``.
         report: called with a progress line after each batch.
     """
-    batch = batch or (16 if target.device.type == "cpu" else 128)
+    batch = batch or answered_together(target)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch):

@@ -6,7 +6,8 @@ The counts come from the plain drafter (``offline``) or from a server's own coun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ import torch
 
 from sgl_entropy.drafter.config import default_eagle3_layer_ids
 from sgl_entropy.drafter.errors import DrafterError
-from sgl_entropy.drafter.evaluate import ChainFigures, draft_answer, greedy_answers
+from sgl_entropy.drafter.evaluate import (
+    ChainFigures,
+    answered_together,
+    draft_answer,
+    greedy_answers,
+)
 from sgl_entropy.drafter.model import Drafter, load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.drafter.uncertainty import FirstDrafts, by_decile, heat_map, ratio_interval
@@ -103,6 +109,27 @@ def offline(
     Raises:
         DrafterError: drafter and target do not fit, or are not read here.
     """
+    settings = (depth, max_new_tokens, dtype, report)
+    found = sorted(
+        judged(target_folder, drafter_folder, prompts, *settings), key=lambda one: one[0]
+    )
+    return [one[1] for one in found], FirstDrafts.joined([one[2] for one in found])
+
+
+def judged(
+    target_folder: Path,
+    drafter_folder: Path,
+    prompts: Mapping[str, Sequence[Sequence[int]]],
+    depth: int,
+    max_new_tokens: int,
+    dtype: torch.dtype = torch.float32,
+    report: Callable[[str], None] | None = None,
+) -> Iterator[tuple[int, Counted, FirstDrafts]]:
+    """What ``offline`` joins, as it comes: (the prompt's number, its counts, its first drafts).
+
+    Prompts of similar length are answered together; such batches come in a seeded random order,
+    so that those before an interrupt are short and long ones.
+    """
     target, drafter, layers = load_pair(target_folder, drafter_folder, dtype)
     flat = [(group, prompt) for group, held in prompts.items() for prompt in held]
     longest = max(len(prompt) for _, prompt in flat) + max_new_tokens
@@ -111,12 +138,19 @@ def offline(
             f"the longest prompt and {max_new_tokens} new tokens need {longest} positions; the "
             f"target has {target.max_positions}"
         )
-    answers = greedy_answers(
-        target, [prompt for _, prompt in flat], max_new_tokens, layers, report=report
-    )
-    found = [draft_answer(drafter, target.embedding, answer, depth) for answer in answers]
-    counted = [(group, one[0]) for (group, _), one in zip(flat, found, strict=True)]
-    return counted, FirstDrafts.joined([one[1] for one in found])
+    order = sorted(range(len(flat)), key=lambda i: len(flat[i][1]))
+    size = answered_together(target)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    random.Random(0).shuffle(batches)
+    done = 0
+    for batch in batches:
+        answers = greedy_answers(target, [flat[i][1] for i in batch], max_new_tokens, layers)
+        for i, answer in zip(batch, answers, strict=True):
+            figures, drafts = draft_answer(drafter, target.embedding, answer, depth)
+            yield i, (flat[i][0], figures), drafts
+        done += len(batch)
+        if report is not None:
+            report(f"offline: {done} of {len(flat)} prompts")
 
 
 def report(counted: Sequence[Counted], drafts: FirstDrafts | None = None) -> dict[str, Any]:

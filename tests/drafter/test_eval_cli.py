@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sgl_entropy_bench.client import Client
 
 from sgl_entropy.cli import main
+from sgl_entropy.drafter import evaluation
 from tests.engine import pair
 
 
@@ -79,6 +82,62 @@ def test_fewer_and_deeper(folder: Path) -> None:
     assert found["prompts"] == 2
     assert len(found["by_position"]) == 2
     assert found["tokens"] <= 2 * 8
+
+
+@pytest.mark.parametrize("judged", [0, 3])
+def test_an_interrupt_keeps_what_was_judged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], judged: int
+) -> None:
+    """The figures are those of the judged prompts alone, and say so."""
+    done = 0
+    draft = evaluation.draft_answer
+
+    def interrupted(*given: Any) -> Any:
+        nonlocal done
+        if done == judged:
+            raise KeyboardInterrupt
+        done += 1
+        return draft(*given)
+
+    monkeypatch.setattr(evaluation, "draft_answer", interrupted)
+    out = folder / f"partial-{judged}.json"
+    words = ["drafter", "eval", str(folder / "edsd"), "--target", str(folder / "target")]
+    words += ["--texts", str(folder / "chat.jsonl"), str(folder / "lines.txt")]
+    assert main([*words, "--max-new-tokens", "20", "--json", str(out)]) == 130
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == "interrupted"
+    assert out.is_file() == (judged > 0)
+    if judged:
+        found = json.loads(out.read_text())
+        assert found["partial"] == {"judged": 3, "of": 6}
+        assert found["prompts"] == 3
+        assert "partial: 3 of 6 prompts" in printed.out
+
+
+def test_an_interrupt_keeps_what_the_server_answered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Server:
+        asked = 0
+
+        def get(self, path: str) -> dict[str, Any]:
+            return {"speculative_draft_model_path": "edsd", "speculative_num_steps": 4}
+
+        def generate(self, **given: Any) -> Any:
+            self.asked += 1
+            if self.asked > 2:
+                raise KeyboardInterrupt
+            meta = {"completion_tokens": 9, "spec_cycles": 4, "spec_emitted": 8}
+            return SimpleNamespace(meta=meta | {"spec_accepted_by_position": [3, 1, 0, 0]})
+
+    monkeypatch.setattr(Client, "from_url", lambda url: Server())
+    out = folder / "served.json"
+    words = ["drafter", "eval", str(folder / "edsd"), "--target", str(folder / "target")]
+    words += ["--texts", str(folder / "chat.jsonl"), "--server", "http://h:1", "--json", str(out)]
+    assert main(words) == 130
+    found = json.loads(out.read_text())
+    assert found["partial"] == {"judged": 2, "of": 4}
+    assert found["acceptance_length"] == 2.0
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
