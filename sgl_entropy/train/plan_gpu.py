@@ -67,6 +67,16 @@ def fit_kernels(
     return round(kernels)
 
 
+def bound_by_kernels(gpu: Gpu, counts: Counts, kernels: int) -> bool:
+    """Whether small kernels take a fit's time, not arithmetic: then trainings beside each other on
+    one GPU take turns, and more rows a step are nearly free."""
+    return kernels * KERNEL_SECONDS > _arithmetic(gpu, counts)
+
+
+def _arithmetic(gpu: Gpu, counts: Counts) -> float:
+    return (counts.fit_flops + counts.online_flops) / (gpu.flops * GPU_COMPUTE)
+
+
 def gpu_seconds(
     gpu: Gpu,
     counts: Counts,
@@ -82,7 +92,7 @@ def gpu_seconds(
     values once, beside its small kernels (or computes for longer than both).
     """
     compute = gpu.flops * GPU_COMPUTE
-    fit = max((counts.fit_flops + counts.online_flops) / compute, kernels * KERNEL_SECONDS)
+    fit = max(_arithmetic(gpu, counts), kernels * KERNEL_SECONDS)
     fit += counts.optimizer_flops / (gpu.float32 * GPU_COMPUTE)
     basis = (
         f"{GPU_COMPUTE:.0%} of its FLOP/s, {GPU_BANDWIDTH:.0%} of its bandwidth, at least "

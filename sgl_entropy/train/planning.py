@@ -24,7 +24,7 @@ from sgl_entropy.train.data import (
 from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.pipeline import drafter_config
 from sgl_entropy.train.plan import as_report, count, held_bytes
-from sgl_entropy.train.plan_gpu import GPUS, Gpu, fit_kernels, gpu_seconds
+from sgl_entropy.train.plan_gpu import GPUS, Gpu, bound_by_kernels, fit_kernels, gpu_seconds
 from sgl_entropy.train.plan_lengths import Lengths, expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory, generate_memory, online_memory
 from sgl_entropy.train.plan_trial import Trial, measure_here
@@ -55,6 +55,11 @@ def plan(
         under = int(model["num_hidden_layers"]) if fit.online and not held else 0
         kernels = fit_kernels(config, fit, counts.optimizer_steps, under)
         seconds = gpu_seconds(GPUS[gpu], counts, lengths, model, given.slots, kernels)
+        if bound_by_kernels(GPUS[gpu], counts, kernels):
+            notes.append(
+                "fit is bound by small kernels: trainings side by side on this GPU take turns, and "
+                "more fit.rows are nearly free"
+            )
     else:
         dtypes = [resolve_dtype(given.dtype, made_with(folder)), resolve_dtype(fit.dtype)]
         if torch.cuda.is_available():

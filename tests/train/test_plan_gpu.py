@@ -221,6 +221,7 @@ def test_a_plan_says_what_does_not_fit(
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "does not fit" not in printed
+    assert "trainings side by side on this GPU take turns" in printed
     assert "22 µs a kernel (ours, from one H200)" in printed
     assert json.loads((tmp_path / "plan.json").read_text())["fits"] is True
     online = ["--set", "fit.online=true", "--set", "fit.hold_gb=0.000001"]
