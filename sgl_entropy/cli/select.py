@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threads must be at least 1, found {args.threads}")
 
     import torch
+    from sgl_entropy_bench.provenance import provenance
 
     from sgl_entropy.select.selection import SelectSettings, select_layers
 
@@ -76,11 +77,12 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     names = SelectSettings.__dataclass_fields__
     settings = SelectSettings(**{name: getattr(args, name) for name in names})
+    origin = provenance(torch.get_num_threads(), {"target": args.target})
     found = select_layers(args.target, args.texts, settings, _say)
     # Files first: a reader of the table may have gone.
     if args.plot is not None:
         draw(found, args.plot)
-    if not write_json(found.to_dict(), args.json):
+    if not write_json({**found.to_dict(), "provenance": origin}, args.json):
         print(found.table())
     return 0
 

@@ -2,10 +2,14 @@
 
 Of a hidden state only the curvature of each text and the pooled vector of each view are kept:
 [hidden states, n, q, d] float32, 150 MB for 128 texts of 16 views on a model of 30 layers of 576.
+More than ``HELD_BYTES`` lie in a temporary file: memory does not grow with the texts.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +24,8 @@ from sgl_entropy.select.rows import pooled_rows, unit_rows
 
 # Enough rows for a fast matmul; all hidden states of a batch are held at once.
 BATCH_TOKENS = 1024
+# Pooled vectors that are held in memory.
+HELD_BYTES = 1 << 28
 # Every row of a batch has a cache of its own, however short it is.
 BATCH_ROWS = 32
 
@@ -92,7 +98,7 @@ def measure(
     """
     states, n, q = target.num_layers + 1, len(texts), len(views[0])
     curvature = torch.zeros((states, n), dtype=torch.float64)
-    pooled = torch.zeros((states, n * q, target.hidden_size), dtype=torch.float32)
+    pooled = room(states, n * q, target.hidden_size)
     flat = [view for text in views for view in text]
     progress = _Progress(sum(map(len, texts)) + sum(map(len, flat)), report)
     for group in batches([len(text) for text in texts]):
@@ -106,6 +112,28 @@ def measure(
             pooled[state, group] = pooled_rows(unit_rows(rows, lengths), lengths).float()
         progress.add(int(lengths.sum()))
     return Measured(curvature, pooled.view(states, n, q, -1))
+
+
+def room(*shape: int) -> Tensor:
+    """float32 zeros of that shape: in memory, or mapped from a file that has no name any more.
+
+    Raises:
+        ValueError: the disk has not so much room.
+    """
+    size = math.prod(shape)
+    if 4 * size <= HELD_BYTES:
+        return torch.zeros(shape)
+    with tempfile.NamedTemporaryFile(prefix="sgl-entropy-select-") as file:
+        try:
+            # Now, not by a signal when a page is written.
+            os.posix_fallocate(file.fileno(), 0, 4 * size)
+        except OSError as error:
+            raise ValueError(
+                f"--count, --views: pooled vectors take {4 * size / 1e9:.1f} GB, and "
+                f"{tempfile.gettempdir()} refuses them ({error.strerror}): take fewer, or set "
+                "TMPDIR to another folder"
+            ) from None
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(shape)
 
 
 class _Progress:

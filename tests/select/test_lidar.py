@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgl_entropy.select import bootstrap, scatter
 from sgl_entropy.select.bootstrap import (
     curvature_profiles,
     interval,
@@ -17,6 +18,7 @@ from sgl_entropy.select.bootstrap import (
 from sgl_entropy.select.choice import win_share
 from sgl_entropy.select.lidar import gram, lidar, lidar_of
 from sgl_entropy.select.reference import plain_lidar
+from sgl_entropy.select.scatter import lidar_by_sums
 
 
 def pooled(n: int, q: int, d: int, rank: int | None = None, noise: float = 0.3) -> Tensor:
@@ -49,6 +51,40 @@ def test_the_small_form_is_the_definition(vectors: Tensor) -> None:
     value = lidar(vectors)
     assert value == pytest.approx(plain_lidar(vectors), rel=1e-6)
     assert 0 < value <= math.log(len(vectors) - 1) + 1e-9
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        pytest.param(pooled(60, 3, 5), id="more-texts-than-dimensions"),
+        pytest.param(pooled(20, 4, 16, rank=3), id="rank-deficient"),
+        pytest.param(pooled(30, 4, 20, noise=0.0), id="views-all-alike"),
+        pytest.param(pooled(30, 4, 20, noise=1e-3), id="noise-as-small-as-delta"),
+        pytest.param(pooled(6, 4, 50), id="more-dimensions-than-vectors"),
+    ],
+)
+def test_sums_over_texts_are_the_definition_too(
+    vectors: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scatter, "_ROWS", 16)
+    exact = plain_lidar(vectors)
+    assert lidar_by_sums(vectors) == pytest.approx(exact, rel=1e-6)
+    assert lidar_by_sums(vectors, dtype=torch.float32) == pytest.approx(exact, abs=2e-3)
+    counts = resample_counts(len(vectors), 1, seed=3)[0]
+    again = lidar_by_sums(vectors, counts)
+    assert again == pytest.approx(lidar_of(gram(vectors), counts), rel=1e-6)
+
+
+def test_many_texts_make_no_matrix_as_wide_as_they_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bootstrap, "gram", lambda vectors: pytest.fail("[nq, nq]"))
+    layers = torch.stack([pooled(60, 4, 12), pooled(60, 4, 12, noise=1.0)])
+    profile, again = lidar_profiles(layers, resample_counts(60, 3, seed=1))
+    assert profile.tolist() == pytest.approx([lidar(layers[0]), lidar(layers[1])], rel=1e-6)
+    assert again.shape == (3, 2)
+    monkeypatch.undo()
+    assert not scatter.prefers_sums(torch.empty(128, 16, 576)), "the usual sample"
 
 
 def test_no_matrix_is_as_wide_as_the_hidden_size() -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from sgl_entropy.cli import main
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.select import calibration
 from sgl_entropy.select.calibration import batches, hidden_states, measure
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.select.samples import load_tokenizer, noisy_ids, sample_texts
@@ -61,6 +63,22 @@ def test_a_batch_measures_what_each_text_alone_does(target: PlainTarget) -> None
         torch.testing.assert_close(together.pooled[:, i], alone.pooled[:, 0], rtol=1e-3, atol=1e-5)
     assert float(together.curvature.min()) > 0.1
     assert float(together.pooled[1:, 0].abs().max()) > 0.01
+
+
+def test_many_pooled_vectors_lie_in_a_file(
+    target: PlainTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [[1 + (7 * i + j) % 250 for j in range(9)] for i in range(6)]
+    views = [[text, text[::-1]] for text in texts]
+    held = measure(target, texts, views)
+    monkeypatch.setattr(calibration, "HELD_BYTES", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mapped = measure(target, texts, views)
+    assert torch.equal(mapped.pooled, held.pooled)
+    assert any(str(tmp_path) in line for line in Path("/proc/self/maps").read_text().splitlines())
+    assert not list(tmp_path.iterdir()), "a killed run leaves nothing behind"
+    with pytest.raises(ValueError, match=r"take 4000\.0 GB, and .* refuses them"):
+        calibration.room(10**6, 10**6)
 
 
 def test_batches_hold_every_text_once_and_keep_their_bounds() -> None:
@@ -110,6 +128,8 @@ def test_from_texts_to_json_table_and_figure(
         assert all(low <= high for low, high in stability[name])
     assert found["texts"]["sha256"] == hashlib.sha256(texts.read_bytes()).hexdigest()
     assert found["texts"]["count"] == 12
+    assert 0 <= found["seconds"] < 60
+    assert found["provenance"]["commit"]
     assert set(found["versions"]) == {"sgl-entropy", "torch", "transformers"}
     assert out.splitlines()[-1] == f"target_layer_ids: {choice['target_layer_ids']}"
     assert out.count("not a candidate") == 2
