@@ -21,6 +21,7 @@ from sgl_entropy.select import calibration
 from sgl_entropy.select.calibration import batches, hidden_states, measure
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.select.samples import load_tokenizer, noisy_ids, sample_texts
+from tests.interrupted import interrupt
 from tests.select.conftest import write_target, write_tokenizer
 
 QUICK = ("--views", "3", "--resamples", "20", "--lidar-resamples", "5", "--view-tokens", "12")
@@ -257,6 +258,17 @@ def test_targets_that_do_not_do(
     narrow = write_target(tmp_path / "narrow", vocab=256)
     write_tokenizer(narrow)  # ids 0 to 256
     refused(capsys, run(texts, target=narrow), "up to token 256", "embeds 256 tokens")
+
+
+def test_an_interrupt_is_one_line(target_folder: Path, texts_file: Texts, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    words = ["select", str(target_folder), "--texts", str(texts_file(300)), "--count", "300"]
+    words += ["--resamples", "2000", "--lidar-resamples", "2000", "--json", str(report)]
+    code, said = interrupt(words, tmp_path / "log", lambda text: "target:" in text)
+    assert code == 130
+    assert said.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+    assert not report.exists()
 
 
 def test_a_plot_without_matplotlib_is_refused_before_any_work(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sgl_entropy.cli import main
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.generate import (
     Prompt,
@@ -22,6 +23,7 @@ from sgl_entropy.train.generate import (
     run_worker,
 )
 from sgl_entropy.train.store import FORMAT, Store, write_meta
+from tests.interrupted import interrupt
 from tests.train.conftest import TAPS, tiny_prompts
 
 
@@ -163,6 +165,44 @@ def test_a_killed_parent_leaves_no_worker_and_loses_no_answer(
     assert len(ids) > 64
     assert len(set(ids)) == len(ids)
     assert not list((tmp_path / "store").glob("*.partial"))
+
+
+def test_an_interrupt_of_the_command_keeps_finished_shards(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """One line, and a store that the same command goes on with."""
+    given = tiny_prompts()
+    rows = [
+        {"prompt_id": i, "tokens": given[i % len(given)].tokens} for i in range(200 * len(given))
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    overrides = [
+        f"target={tiny_folder}",
+        f"work={tmp_path}",
+        "drafter.edsd_layers=[1, 2]",
+        "generate.max_new_tokens=100",
+        "generate.answer_tokens=1000000000",
+        "generate.dtype=float32",
+        "generate.slots=4",
+    ]
+    words = ["train", "features", *(word for one in overrides for word in ("--set", one))]
+    store = tmp_path / "store"
+    code, said = interrupt(words, tmp_path / "log", lambda _: any(store.glob("*.safetensors")))
+    assert code == 130
+    assert said.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+    held = Store(store, whole=True)
+    ids = [entry.prompt_id for entry in held.entries]
+    assert len(ids) > 64
+    assert len(set(ids)) == len(ids)
+    assert not list(store.glob("*.partial"))
+
+    before = {path.name: path.read_bytes() for path in store.glob("*.safetensors")}
+    more = ["--set", f"generate.answer_tokens={held.answer_tokens() + 200}"]
+    assert main([*words, *more]) == 0
+    assert Store(store).answer_tokens() > held.answer_tokens()
+    for name, content in before.items():
+        assert (store / name).read_bytes() == content
 
 
 def _wait(done: Callable[[], bool], seconds: float = 120.0) -> None:
