@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminate)
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if word in VERBS), None)
-    args = build_parser(verb).parse_args(words)
     try:
+        args = build_parser(verb).parse_args(words)
         check_reports(args)
         return int(importlib.import_module(f"sgl_entropy.cli.{args.verb}").run(args))
     except Terminated:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ValueError, OSError, RuntimeError) as error:
         # Expected errors carry their own explanation; anything else keeps its traceback.
-        print(f"sgl-entropy {args.verb}: {error}", file=sys.stderr)
+        print(f"sgl-entropy {verb}: {error}", file=sys.stderr)
         return 2
 
 
