@@ -165,6 +165,7 @@ def _server(url: str, settings: TrainSettings) -> Ask:
     except (ServerError, OSError) as error:
         raise ValueError(f"--server {url}: {error}") from None
     _say(f"{url} serves {info.get('model_path')}; dtype {info.get('dtype')}")
+    refuse_other_server(info, target_folder(settings), url, _say)
     most = settings.generate.max_new_tokens
 
     def ask(prompt: Prompt) -> Sequence[int]:

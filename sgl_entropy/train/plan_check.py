@@ -22,6 +22,7 @@ from sgl_entropy.train import pipeline
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.benchmark import OURS, Job, make_trainer, widest_steps
 from sgl_entropy.train.benchmark_report import table
+from sgl_entropy.train.checkpoints import Checkpoints
 from sgl_entropy.train.data import load_prompts, stored_layers, target_folder, work_folder
 from sgl_entropy.train.memory import memory_of
 from sgl_entropy.train.plan import count, muon_flops, muon_matrices, trained_weights
@@ -60,8 +61,8 @@ def read_finished(folder: Path, settings: TrainSettings, algorithm: Algorithm) -
     Raises:
         ValueError: no fit there, one that has not ended, or one of other settings.
     """
-    path = folder / "checkpoint.pt"
-    if not path.is_file():
+    held = Checkpoints(folder).load()
+    if held is None:
         raise ValueError(f"--check {folder}: no checkpoint.pt there; name the folder of a fit")
     own = folder / "fit.json"
     if own.is_file():
@@ -76,7 +77,6 @@ def read_finished(folder: Path, settings: TrainSettings, algorithm: Algorithm) -
         ]
         given = load_settings(None, overrides)
         settings = replace(settings, drafter=given.drafter, fit=given.fit)
-    held = torch.load(path, weights_only=True, map_location="cpu")
     made = held["identity"]["settings"]
     differ = [
         key

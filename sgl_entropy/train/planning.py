@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
-from sgl_entropy.train.answer_here import ROUND
-from sgl_entropy.train.answers import read_answers
+from sgl_entropy.train.answers import ROUND, read_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.data import (
     Report,

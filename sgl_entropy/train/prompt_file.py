@@ -7,7 +7,6 @@ is: it was brought along, or is older than the record.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from sgl_entropy.train.fingerprint import tokenizer_fingerprint
 from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.settings import PromptSettings
+from sgl_entropy.train.store import file_sha256
 
 Report = Callable[[str], None]
 
@@ -171,9 +171,7 @@ def _source(name: str) -> dict[str, Any] | None:
         return None
     if not path.is_file():
         return {"name": path.name}
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _same(held: Any, now: Any) -> bool:

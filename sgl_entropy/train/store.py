@@ -81,7 +81,7 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         save_file(tensors, partial)
         record = {
             "bytes": partial.stat().st_size,
-            "sha256": _sha256(partial),
+            "sha256": file_sha256(partial),
             "sequences": len(samples),
             "answer_tokens": sum(len(s.tokens) - s.prompt_length for s in samples),
         }
@@ -94,7 +94,8 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         raise OSError(f"{path} could not be written: {error}") from error
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, read in pieces: Python 3.10 has no ``hashlib.file_digest``."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -117,7 +118,7 @@ def shard_problem(path: Path, *, whole: bool) -> str | None:
     found = path.stat().st_size
     if found != size:
         return f"{found} bytes, expected {size}"
-    if whole and _sha256(path) != digest:
+    if whole and file_sha256(path) != digest:
         return "its sha256 is not the recorded one"
     return None
 
