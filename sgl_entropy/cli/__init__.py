@@ -1,9 +1,9 @@
 """``sgl-entropy VERB``: one module a verb, imported only when its verb is used.
 
 A verb's module has ``configure(parser)`` and ``run(args) -> exit code``; it parses, calls one
-function of a lower room and prints. ``main`` checks first where ``--json`` and ``--page`` go. It
-turns expected errors into one message on stderr and exit code 2, Ctrl-C into 130 and SIGTERM into
-143, after everything started has been stopped.
+function of a lower room and prints. ``main`` checks first where reports and plots go. It turns
+expected errors into one message on stderr and exit code 2, Ctrl-C into 130 and SIGTERM into 143,
+after everything started has been stopped.
 """
 
 from __future__ import annotations

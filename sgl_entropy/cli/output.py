@@ -16,9 +16,9 @@ def check_reports(args: argparse.Namespace) -> None:
     """Before minutes of work: can the reports that were asked for be written at all?
 
     Raises:
-        ValueError: not where ``--json`` or ``--page`` says.
+        ValueError: not where ``--json``, ``--page`` or ``--plot`` says.
     """
-    for flag in ("json", "page"):
+    for flag in ("json", "page", "plot"):
         check_file(f"--{flag}", getattr(args, flag, None))
 
 

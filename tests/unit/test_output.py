@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy import cli
-from sgl_entropy.cli import doctor
+from sgl_entropy.cli import doctor, select
 from sgl_entropy.cli.output import check_file, check_folder, write_json
 
 
@@ -68,4 +68,9 @@ def test_no_verb_starts_when_its_report_has_no_place(
 ) -> None:
     monkeypatch.setattr(doctor, "run", lambda args: pytest.fail("it began"))
     assert cli.main(["doctor", "--json", str(tmp_path)]) == 2
+    assert "--json" in capsys.readouterr().err
+    monkeypatch.setattr(select, "run", lambda args: pytest.fail("it began"))
+    (tmp_path / "taken.png").mkdir()
+    words = ["select", "target", "--texts", "texts", "--plot", str(tmp_path / "taken.png")]
+    assert cli.main(words) == 2
     assert "that is a folder, name a file" in capsys.readouterr().err
