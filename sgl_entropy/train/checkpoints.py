@@ -72,7 +72,7 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
             if self.path.exists() and not self._damaged:
-                self.path.replace(self.previous)
+                self._keep()
             partial.replace(self.path)
             self._damaged = False
             _sync(self.path.parent)
@@ -90,6 +90,14 @@ class Checkpoints:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        """The newest becomes the previous too, and is missing at no moment."""
+        self.previous.unlink(missing_ok=True)
+        try:
+            os.link(self.path, self.previous)
+        except OSError:  # a file system without hard links
+            self.path.replace(self.previous)
 
     def forget_previous(self) -> None:
         """Of a training that has ended one checkpoint is enough."""

@@ -76,8 +76,8 @@ def test_a_killed_fit_goes_on_to_the_same_weights(
     step, whole = checkpoint(work)["step"], checkpoint(unbroken)
     assert 0 < step < whole["step"]
     if number != signal.SIGKILL:
-        assert f"stopped at step {step} of {whole['step']}" in ended.stdout
-        assert "the same command goes on from there" in ended.stdout
+        assert f"stopped at step {step} of {whole['step']}" in ended.stderr
+        assert "the same command goes on from there" in ended.stderr
         assert "Traceback" not in ended.stderr
     again = fit(work, tiny_folder, more=LONG)
     assert again.returncode == 0, again.stderr
@@ -97,7 +97,7 @@ def test_all_processes_end_after_the_same_step(
     assert ended.returncode, "torchrun says that it was interrupted"
     step, whole = checkpoint(work)["step"], checkpoint(unbroken)
     assert 0 < step < whole["step"]
-    assert f"stopped at step {step} of {whole['step']}" in ended.stdout
+    assert f"stopped at step {step} of {whole['step']}" in ended.stderr
     again = fit(work, tiny_folder, more=LONG)
     assert again.returncode == 0, again.stderr
     held = checkpoint(work)

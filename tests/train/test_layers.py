@@ -39,7 +39,7 @@ def answered(work: Path, store: Store) -> None:
     ("layers", "missing"),
     [
         ("drafter.edsd_layers=[1, 4]", r"\[4\]"),
-        ("drafter.eagle3_layers=[-1, 1, 9]", r"\[-1, 9\]"),
+        ("drafter.eagle3_layers=[1, 8, 9]", r"\[8, 9\]"),
         ("generate.extra_layers=[7]", r"\[7\]"),
     ],
 )

@@ -160,8 +160,6 @@ def test_prompts_longer_than_the_target_are_refused(
     data.prepare(settings("prompts.max_tokens=108"), None, 1, quiet)
     with pytest.raises(ValueError, match=r"more than the 128 positions .* lower"):
         data.generate(settings("prompts.max_tokens=108", "generate.max_new_tokens=21"), quiet)
-    with pytest.raises(ValueError, match=r"prompts\.max_tokens is 0, and the chat template"):
-        data.prepare(settings("prompts.max_tokens=0", f"work={tmp_path / 'b'}"), None, 1, quiet)
 
 
 @pytest.mark.parametrize(
