@@ -1,9 +1,13 @@
 """The list of prompts: a balanced part, then what the balance left out."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
-from sgl_entropy.train.prompts import collect_texts
+import pytest
+
+from sgl_entropy.train.prompts import collect_texts, tokenize
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -60,3 +64,27 @@ def test_questions_alone_are_all_taken_once(tmp_path: Path) -> None:
     texts = collect_texts(asked, None, seed=0)
 
     assert sorted(texts) == [f"question {n}?" for n in range(9)]
+
+
+class Letters:
+    """A token a letter, and a template of five."""
+
+    def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[ord(letter) for letter in text])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool
+    ) -> list[int]:
+        return [0, 0, 0, *(ord(letter) for letter in messages[0]["content"]), 1, 1]
+
+
+def test_long_texts_are_cut_before_the_template() -> None:
+    assert [prompt.tokens for prompt in tokenize(Letters(), ["abc", "d"], 7)] == [
+        (0, 0, 0, ord("a"), ord("b"), 1, 1),
+        (0, 0, 0, ord("d"), 1, 1),
+    ]
+    with pytest.raises(ValueError, match="max_tokens is 5, and the chat template alone takes 5"):
+        tokenize(Letters(), ["abc"], 5)
