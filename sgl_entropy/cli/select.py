@@ -23,7 +23,7 @@ LiDAR's runner-up. Fewer --views and --view-tokens make it faster, and LiDAR les
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of ``select``."""
     parser.epilog = EPILOG
-    parser.add_argument("target", type=Path, help="the target's Hugging Face folder (a llama)")
+    parser.add_argument("target", type=Path, help="the target's Hugging Face folder")
     parser.add_argument(
         "--texts",
         type=Path,

@@ -21,7 +21,7 @@ class SelectReport:
     """Both profiles over hidden states 0 .. L, the choice and how sure it is.
 
     Attributes:
-        target: the folder.
+        target: the folder's name.
         texts: file, its sha256, texts used, texts passed over as too short, tokens.
         settings: of the selection, as they were used.
         curvature: radians; lidar: nats.

@@ -128,9 +128,9 @@ def select_layers(
     aside_a = {choice.b} if choice.stepped_down == "a" else set()
     aside_b = {choice.a} if choice.stepped_down == "b" else set()
     return SelectReport(
-        target=str(target_folder),
+        target=target_folder.resolve().name,
         texts={
-            "file": str(texts),
+            "file": texts.name,
             "sha256": sample.sha256,
             "count": len(sample.ids),
             "short": sample.short,

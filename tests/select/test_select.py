@@ -129,6 +129,9 @@ def test_from_texts_to_json_table_and_figure(
         assert all(low <= high for low, high in stability[name])
     assert found["texts"]["sha256"] == hashlib.sha256(texts.read_bytes()).hexdigest()
     assert found["texts"]["count"] == 12
+    # Reports are committed and sent around: names, no machine's folders.
+    assert found["texts"]["file"] == texts.name
+    assert "/" not in found["target"]
     assert 0 <= found["seconds"] < 60
     assert found["provenance"]["commit"]
     assert set(found["versions"]) == {"sgl-entropy", "torch", "transformers"}
