@@ -35,6 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_sizes(parser, max_prompt_tokens=2048)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="where target and drafter compute, offline: cpu, cuda, cuda:1 (default: cuda where "
+        "there is one, else cpu)",
+    )
+    parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE.png",
@@ -82,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 "--plot needs the entropies, which a server does not report: leave out --server"
             )
+    if args.device is not None and args.server:
+        raise ValueError("--device is of offline measurements: leave out --server")
     files = text_files(args.texts)
     groups = {f.stem: [text.prompt for text in read_texts(f, args.max_prompts)] for f in files}
     if len(groups) < len(files):
@@ -137,7 +145,25 @@ def _offline(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> I
 
     dtype = getattr(torch, args.dtype)
     sizes = (args.depth, args.max_new_tokens)
-    return judged(args.target, args.drafter, prompts, *sizes, dtype, _progress)
+    device = _device(args.device)
+    return judged(args.target, args.drafter, prompts, *sizes, dtype, _progress, device)
+
+
+def _device(name: str | None) -> str:
+    """
+    Raises:
+        ValueError: no such device here.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: cannot compute there: {why}") from None
+    return name
 
 
 def _ask_server(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> Iterator[_Judged]:

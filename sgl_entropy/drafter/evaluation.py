@@ -68,15 +68,18 @@ def chat_prompts(
 
 
 def load_pair(
-    target_folder: Path, drafter_folder: Path, dtype: torch.dtype = torch.float32
+    target_folder: Path,
+    drafter_folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> tuple[PlainTarget, Drafter, tuple[int, ...]]:
-    """A target in ``dtype``, a drafter in float32, and the layers that it taps.
+    """A target in ``dtype``, a drafter in float32, both on ``device``, and the layers it taps.
 
     Raises:
         DrafterError: they do not fit, or are not read here.
     """
-    drafter = load_drafter(drafter_folder)
-    target = PlainTarget.from_folder(target_folder, dtype)
+    drafter = load_drafter(drafter_folder).to(device)
+    target = PlainTarget.from_folder(target_folder, dtype, device)
     layers = drafter.config.target_layer_ids
     if layers is None:
         layers = default_eagle3_layer_ids(target.num_layers)
@@ -124,13 +127,14 @@ def judged(
     max_new_tokens: int,
     dtype: torch.dtype = torch.float32,
     report: Callable[[str], None] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, Counted, FirstDrafts]]:
     """What ``offline`` joins, as it comes: (the prompt's number, its counts, its first drafts).
 
     Prompts of similar length are answered together; such batches come in a seeded random order,
     so that those before an interrupt are short and long ones.
     """
-    target, drafter, layers = load_pair(target_folder, drafter_folder, dtype)
+    target, drafter, layers = load_pair(target_folder, drafter_folder, dtype, device)
     flat = [(group, prompt) for group, held in prompts.items() for prompt in held]
     longest = max(len(prompt) for _, prompt in flat) + max_new_tokens
     if longest > target.max_positions:
@@ -147,7 +151,7 @@ def judged(
         answers = greedy_answers(target, [flat[i][1] for i in batch], max_new_tokens, layers)
         for i, answer in zip(batch, answers, strict=True):
             figures, drafts = draft_answer(drafter, target.embedding, answer, depth)
-            yield i, (flat[i][0], figures), drafts
+            yield i, (flat[i][0], figures), drafts.to("cpu")
         done += len(batch)
         if report is not None:
             report(f"offline: {done} of {len(flat)} prompts")

@@ -23,6 +23,11 @@ class FirstDrafts:
     draft_entropy: Tensor
     accepted: Tensor
 
+    def to(self, device: str) -> FirstDrafts:
+        """The same there."""
+        here = (self.target_entropy, self.draft_entropy, self.accepted)
+        return FirstDrafts(*(part.to(device) for part in here))
+
     @staticmethod
     def joined(parts: Sequence[FirstDrafts]) -> FirstDrafts:
         """All positions of several answers."""

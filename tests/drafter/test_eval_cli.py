@@ -63,6 +63,23 @@ def test_figures_add_up(folder: Path, drafter: str, capsys: pytest.CaptureFixtur
     assert "mean of the groups" in table
 
 
+@pytest.mark.gpu
+def test_a_gpu_judges_as_the_cpu_does(folder: Path) -> None:
+    """On a machine with CUDA: pytest -m gpu tests/drafter/test_eval_cli.py"""
+    one, other = (evaluate(folder, "edsd", "--device", device) for device in ("cpu", "cuda"))
+    for name in ("tokens", "cycles", "by_position", "groups"):
+        assert one[name] == other[name]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_message(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drafter, texts = str(folder / "edsd"), str(folder / "lines.txt")
+    words = (drafter, "--target", str(folder / "target"), "--texts", texts, "--device", "cuda")
+    assert "--device cuda: cannot compute there" in refused(capsys, *words)
+
+
 def test_a_plot_is_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = folder / "figure.png"
     evaluate(folder, "edsd", "--max-new-tokens", "20", "--plot", str(path))
@@ -157,6 +174,9 @@ def test_bad_input_is_one_message(folder: Path, capsys: pytest.CaptureFixture[st
     assert "no such file" in refused(capsys, drafter, "--target", target, "--texts", missing)
     assert "http://HOST:PORT" in refused(capsys, *base, "--server", "localhost:3")
     assert "--server http://127.0.0.1:9" in refused(capsys, *base, "--server", "http://127.0.0.1:9")
+    assert "--device abacus: cannot compute there" in refused(capsys, *base, "--device", "abacus")
+    server = ("--server", "http://127.0.0.1:9", "--device", "cpu")
+    assert "--device is of offline measurements" in refused(capsys, *base, *server)
     twice = str(folder / "other" / "lines.txt")
     (folder / "other").mkdir()
     shutil.copy(texts, twice)
