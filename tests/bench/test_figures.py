@@ -393,16 +393,17 @@ def test_served_against_the_fake_server(plan: Plan) -> None:
 
 
 def test_served_goes_on_where_it_ended(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, float]] = []
+    asked: list[tuple[str, float]] = []
     whole = served._in_turn
 
     def count(
-        servers: Any, index: int, text: str, limit: int, temperature: float
+        servers: Any, first: int, text: str, limit: int, temperature: float
     ) -> dict[str, served.Answer]:
-        if len(asked) == 12 and not resumed:
-            raise KeyboardInterrupt
-        asked.append((index, temperature))
-        return whole(servers, index, text, limit, temperature)
+        if limit > paired.WARM_UP_TOKENS:
+            if len(asked) == 12 and not resumed:
+                raise KeyboardInterrupt
+            asked.append((text, temperature))
+        return whole(servers, first, text, limit, temperature)
 
     monkeypatch.setattr(served, "_in_turn", count)
     resumed = False
@@ -410,8 +411,16 @@ def test_served_goes_on_where_it_ended(plan: Plan, monkeypatch: pytest.MonkeyPat
         served.measure(plan)
     resumed = True
     data, _ = served.measure(plan)
-    assert sorted(asked) == [(index, float(index % 2)) for index in range(20)]
+    assert len(asked) == len(set(asked)) == 20
     assert data["temperatures"]["1"]["edsd"]["requests"] == 10
+
+
+@pytest.mark.parametrize("arms", [2, 3, 4, 5, 6])
+def test_every_arm_comes_first_in_each_benchmark_at_each_temperature(arms: int) -> None:
+    for benchmark in range(5):
+        for turn in range(2):
+            first = [served.first_of(5 * n + benchmark, turn, arms) for n in range(arms)]
+            assert sorted(first) == list(range(arms))
 
 
 def test_the_arms_of_served_are_the_drafters_that_were_named(plan: Plan, tmp_path: Path) -> None:
@@ -420,8 +429,10 @@ def test_the_arms_of_served_are_the_drafters_that_were_named(plan: Plan, tmp_pat
     chosen = replace(plan, chosen=(one, other))
     assert [arm.name for arm in chosen.arms()] == ["none", "a", "b"]
     assert set(chosen.provenance()["inputs"]) == {"target", "a", "b"}
-    with pytest.raises(ValueError, match="names of their own, found none, a, a"):
-        served.measure(replace(plan, chosen=(one, one)))
+    for names in ("a, a", "a, target"):
+        arms = tuple(replace(one, name=name) for name in names.split(", "))
+        with pytest.raises(ValueError, match=f"names of their own, found none, {names}"):
+            served.measure(replace(plan, chosen=arms))
 
     def answers(cycles: int, seconds: Sequence[float]) -> list[served.Answer]:
         return [served.Answer((1,), cycles, 12, 12, each, each) for each in seconds]

@@ -16,7 +16,7 @@ from typing import Any
 from sgl_entropy_bench.chat import ChatTemplate
 from sgl_entropy_bench.client import Client
 from sgl_entropy_bench.figures.intervals import jackknife, shown
-from sgl_entropy_bench.figures.paired import kept, running, start_all, warm_up
+from sgl_entropy_bench.figures.paired import WARM_UP_TOKENS, kept, running, start_all
 from sgl_entropy_bench.figures.plan import (
     BENCHMARKS,
     BenchPrompt,
@@ -78,12 +78,12 @@ def measure(plan: Plan, per_benchmark: int | None = None) -> tuple[dict[str, Any
         ValueError: two arms of one name.
     """
     names = [arm.name for arm in plan.arms()]
-    if len(set(names)) < len(names):
+    if len({*names, "target"}) <= len(names):  # the target is the provenance's own
         raise ValueError(f"served: expected arms with names of their own, found {', '.join(names)}")
     limit = 24 if plan.quick else 64
     per_benchmark = per_benchmark or (2 if plan.quick else 6)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
-    records = kept(plan, "served", plan.arms(), limit)
+    records = kept(plan, "served", plan.arms(), limit, ",".join(names))
     _ask_missing(plan, prompts, limit, records)
     data: dict[str, Any] = {
         "dtype": plan.engine.dtype,
@@ -120,10 +120,10 @@ def _key(prompt: BenchPrompt, temperature: float, name: str) -> str:
 def _ask_missing(plan: Plan, prompts: Sequence[BenchPrompt], limit: int, records: Records) -> None:
     """Every prompt at every temperature on every arm, but for what ``records`` holds."""
     arms = plan.arms()
-    pieces = [(p, t) for p in prompts for t in TEMPERATURES]
     todo = [
-        (index, prompt, temperature)
-        for index, (prompt, temperature) in enumerate(pieces)
+        (first_of(index, turn, len(arms)), prompt, temperature)
+        for index, prompt in enumerate(prompts)
+        for turn, temperature in enumerate(TEMPERATURES)
         if records.missing(_key(prompt, temperature, arm.name) for arm in arms)
     ]
     if not todo:
@@ -131,24 +131,34 @@ def _ask_missing(plan: Plan, prompts: Sequence[BenchPrompt], limit: int, records
     template = ChatTemplate(plan.engine.target)
     with ExitStack() as stack:
         servers = start_all(plan, stack, arms, "served")
-        warm_up(servers, [template.render(todo[0][1].messages)])
+        for temperature in TEMPERATURES:  # what either uses for the first time
+            _in_turn(servers, 0, template.render(prompts[0].messages), WARM_UP_TOKENS, temperature)
         progress = Progress(len(todo) * len(arms) * limit / TOKENS_PER_S_GUESS)
-        for done, (index, prompt, temperature) in enumerate(todo, 1):
+        for done, (first, prompt, temperature) in enumerate(todo, 1):
             text = template.render(prompt.messages)
-            for name, answer in _in_turn(servers, index, text, limit, temperature).items():
+            for name, answer in _in_turn(servers, first, text, limit, temperature).items():
                 records.add({"id": _key(prompt, temperature, name), **vars(answer)})
             progress.update(f"served: {done}/{len(todo)} prompts on every arm", done / len(todo))
         progress.close()
 
 
+def first_of(prompt: int, turn: int, arms: int) -> int:
+    """Which of so many arms comes first: of each benchmark and temperature, all in turn.
+
+    Args:
+        prompt: its place in ``benchmark_prompts``; ``turn``: the temperature's place.
+    """
+    round_, benchmark = divmod(prompt, len(BENCHMARKS))
+    return (round_ + benchmark + turn) % arms
+
+
 def _in_turn(
-    servers: Mapping[str, Server], index: int, text: str, limit: int, temperature: float
+    servers: Mapping[str, Server], first: int, text: str, limit: int, temperature: float
 ) -> dict[str, Answer]:
-    """One prompt on every arm, the first of them another each time."""
+    """One prompt on every arm, beginning with the ``first``."""
     names = list(servers)
-    shift = index % len(names)
     found = {}
-    for name in names[shift:] + names[:shift]:
+    for name in names[first:] + names[:first]:
         with running(servers[name]):
             found[name] = Answer.ask(servers[name].client, text, limit, temperature)
     return found
