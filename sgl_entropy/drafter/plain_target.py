@@ -20,7 +20,9 @@ from torch import Tensor
 
 from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.rotary import apply_rotary, rotary_of, rotary_tables
+from sgl_entropy.drafter.target_config import end_tokens
 from sgl_entropy.drafter.target_layers import check_family, take_layer
+from sgl_entropy.drafter.weightfiles import target_files
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -157,10 +159,11 @@ class PlainTarget:
         from safetensors.torch import load_file
 
         folder = Path(folder)
-        files = sorted(folder.glob("*.safetensors"))
+        files = target_files(folder)
         if not files or not (folder / "config.json").is_file():
             raise DrafterError(f"{folder}: expected config.json and *.safetensors of the target")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["eos_token_id"] = end_tokens(folder)
         weights: dict[str, Tensor] = {}
         for file in files:
             weights |= {name: value.to(device, dtype) for name, value in load_file(file).items()}

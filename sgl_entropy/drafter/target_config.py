@@ -67,6 +67,27 @@ class TargetConfig:
         return cls(folder=folder, rope_theta=float(theta), rope_scaling=scaling, **sizes)
 
 
+def end_tokens(folder: str | Path) -> list[int]:
+    """Ids that end an answer, sorted: those of ``config.json`` and of ``generation_config.json``
+    together, as SGLang takes them.
+
+    Raises:
+        DrafterError: a file that cannot be read.
+    """
+    ends: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        path = Path(folder) / name
+        if not path.is_file():
+            continue
+        try:
+            found = read_object(path, limit=1 << 24).get("eos_token_id")
+        except JsonFileError as error:
+            raise DrafterError(f"target: {error}") from None
+        several = found if isinstance(found, list) else [found]
+        ends |= {int(one) for one in several if isinstance(one, int)}
+    return sorted(ends)
+
+
 def tokenizer_digest(folder: str | Path) -> str | None:
     """A digest of the folder's token-to-id map; None where no tokenizer is shipped.
 

@@ -38,10 +38,25 @@ def check_family(config: Mapping[str, Any]) -> None:
     act = config.get("hidden_act", "silu")
     if act not in ("silu", "swish"):
         raise DrafterError(f"target: hidden_act {act!r} is not known here (known: silu)")
-    window = config.get("sliding_window")
-    windowed = config.get("use_sliding_window", kind == "mistral")
-    if window and windowed and int(window) < int(config["max_position_embeddings"]):
+    window = _window(config)
+    if window is not None and window < int(config["max_position_embeddings"]):
         raise DrafterError(f"target: a sliding window (of {window} tokens) is not known here")
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """Tokens that some layer's attention is limited to, by transformers' defaults; None = none."""
+    if config["model_type"] == "mistral":
+        window = config.get("sliding_window", 4096)
+        return None if window is None else int(window)
+    if not config.get("use_sliding_window"):  # of Qwen2 and Qwen3; llamas have none
+        return None
+    kinds = config.get("layer_types")
+    if kinds is None:
+        windowed = int(config["num_hidden_layers"]) > int(config.get("max_window_layers", 28))
+    else:
+        windowed = "sliding_attention" in kinds
+    window = config.get("sliding_window", 4096)
+    return int(window) if windowed and window is not None else None
 
 
 def take_layer(weights: dict[str, Tensor], index: int) -> dict[str, Tensor]:

@@ -52,6 +52,23 @@ def read_weight_files(folder: Path) -> WeightFiles:
         return WeightFiles({}, tuple(files), (Finding("error", "weight file", str(error)),))
 
 
+def target_files(folder: Path) -> list[Path]:
+    """The safetensors files of a target: those that its index names, else ``model.safetensors``,
+    else all. Some repositories hold the weights a second time, in another layout, beside them.
+
+    Raises:
+        DrafterError: the index cannot be read, or a file that it names is missing.
+    """
+    if (folder / INDEX_NAME).is_file():
+        found = _read_sharded(folder)
+        wrong = [finding.detail for finding in found.findings if finding.level == "error"]
+        if wrong:
+            raise DrafterError("; ".join(wrong))
+        return list(found.files)
+    single = folder / SINGLE_NAME
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
 def _no_weights(folder: Path) -> Finding:
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
     if pickles:

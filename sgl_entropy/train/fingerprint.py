@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.drafter.tensorfile import TensorEntry, read_header
+from sgl_entropy.drafter.weightfiles import target_files
 
 # What a target's hidden states and answers depend on beside its weights.
 _DECIDES = (
@@ -50,7 +51,7 @@ def target_fingerprint(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     digest = hashlib.sha256(json.dumps([config.get(key) for key in _DECIDES]).encode())
     entries: dict[str, TensorEntry] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in target_files(folder):
         entries |= read_header(path)
     if not entries:
         raise ValueError(f"{folder}: no *.safetensors of the target")
@@ -78,12 +79,15 @@ def made_for(target: Path) -> dict[str, str]:
     return {"target": target.resolve().name, "target_fingerprint": target_fingerprint(target)}
 
 
-def refuse_other_target(meta: Mapping[str, Any], target: Path, where: Path) -> dict[str, str]:
+def refuse_other_target(
+    meta: Mapping[str, Any], target: Path, where: Path, *, by_name: bool = False
+) -> dict[str, str]:
     """Refuse what was made for another target. Stores from before the fingerprint are known by the
-    target's name, width and number of layers alone.
+    target's width and number of layers alone, and by its name where more is to be written.
 
     Args:
         meta: of the store in ``where``.
+        by_name: whether such a store's target must have the same name: folders are renamed.
 
     Returns:
         The part of ``meta`` that names the target.
@@ -99,8 +103,9 @@ def refuse_other_target(meta: Mapping[str, Any], target: Path, where: Path) -> d
     else:
         config = json.loads((target / "config.json").read_text(encoding="utf-8"))
         sizes = (int(config["hidden_size"]), int(config["num_hidden_layers"]))
+        names = (target.name, target.resolve().name)
         same = (
-            named.get("target", target.name) in (target.name, target.resolve().name)
+            (not by_name or named.get("target", target.name) in names)
             and meta["hidden_size"] == sizes[0]
             and max(meta["tap_layers"], default=0) < sizes[1]
         )

@@ -21,6 +21,7 @@ from sgl_entropy.drafter.evaluation import chat_prompts
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.drafter.rotary import rotary_of
+from sgl_entropy.drafter.target_config import end_tokens
 from sgl_entropy.texts import read_texts, text_files
 from sgl_entropy.train.batches import split_validation
 from sgl_entropy.train.data import (
@@ -47,7 +48,7 @@ def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tens
     chosen from the same answers and prompts, else chosen now and kept there. Held-out answers
     have no say."""
     path = _vocabulary_file(settings)
-    prompts, digest = load_prompts(settings, print)
+    prompts, digest = load_prompts(settings, lambda line: None)
     learned, _ = split_validation(store.entries, settings.fit.validation_every)
     source = {
         "answers": [len(learned), sum(entry.length - entry.prompt_length for entry in learned)],
@@ -62,14 +63,12 @@ def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tens
         (store.tokens(entry)[entry.prompt_length :] for entry in learned), vocab_size
     )
     asked = count_tokens((torch.tensor(prompt.tokens) for prompt in prompts), vocab_size)
-    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
-    eos = model.get("eos_token_id")
     chosen = draft_vocabulary(
         answers,
         asked,
         settings.drafter.draft_vocab_size,
         settings.drafter.prompt_weight,
-        [eos] if isinstance(eos, int) else eos or [],
+        end_tokens(target_folder(settings)),
     )
     # Both drafters may be started at once: a file appears whole or not at all.
     partial = path.with_suffix(f".{os.getpid()}.partial")

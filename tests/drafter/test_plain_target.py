@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.drafter.rotary import frequencies, rotary_of
+from sgl_entropy.drafter.target_layers import check_family
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -37,6 +39,7 @@ TARGETS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "a window of no layer": ("Qwen2", {"use_sliding_window": True, "sliding_window": 16}),
 }
 
 
@@ -99,7 +102,11 @@ def test_every_part_of_a_family_is_used(tmp_path: Path) -> None:
         ("Gemma", {"head_dim": 8}, "model_type 'gemma'"),
         ("Llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("Mistral", {"sliding_window": 64}, "a sliding window"),
-        ("Qwen2", {"use_sliding_window": True, "sliding_window": 64}, "a sliding window"),
+        (
+            "Qwen2",
+            {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2},
+            "a sliding window",
+        ),
         (
             "Llama",
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
@@ -140,3 +147,49 @@ def test_the_base_is_found_where_newer_transformers_keep_it() -> None:
     assert rotary_of({}) == (1e4, None)
     with pytest.raises(DrafterError, match="lacks 'low_freq_factor'"):
         frequencies(8, 1e4, {"rope_type": "llama3", "factor": 8.0})
+
+
+def test_end_tokens_are_those_of_both_files(tmp_path: Path) -> None:
+    """As SGLang takes them: a base model's in one, the chat's in the other."""
+    write(tmp_path, "Llama", {"eos_token_id": 5})
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 5, 9]}')
+    assert PlainTarget.from_folder(tmp_path).eos_ids == {5, 7, 9}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": null}')
+    assert PlainTarget.from_folder(tmp_path).eos_ids == {5}
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(DrafterError, match="generation_config"):
+        PlainTarget.from_folder(tmp_path)
+
+
+def test_weights_that_lie_there_twice_are_read_once(tmp_path: Path) -> None:
+    """Mistral's repositories hold them in their own layout, too."""
+    from safetensors.torch import save_file
+
+    model = write(tmp_path, "Llama", {})
+    (tmp_path / "consolidated.safetensors").write_bytes(b"not to be read")
+    assert PlainTarget.from_folder(tmp_path).num_layers == 3
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    names = sorted(weights)
+    (tmp_path / "model.safetensors").unlink()
+    files = {"a.safetensors": names[:9], "b.safetensors": names[9:]}
+    for file, held in files.items():
+        save_file({name: weights[name].clone() for name in held}, tmp_path / file)
+    index = {"weight_map": {name: file for file, held in files.items() for name in held}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = PlainTarget.from_folder(tmp_path)
+    assert torch.equal(found.norm, weights["model.norm.weight"])
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(DrafterError, match=r"names b\.safetensors, which is missing"):
+        PlainTarget.from_folder(tmp_path)
+
+
+def test_a_mistral_without_a_word_of_its_window_has_one() -> None:
+    config = {"model_type": "mistral", "max_position_embeddings": 32768}
+    with pytest.raises(DrafterError, match="of 4096 tokens"):
+        check_family(config)
+    check_family({**config, "max_position_embeddings": 4096})
+    kinds = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}
+    qwen = {"model_type": "qwen3", "max_position_embeddings": 32768, "sliding_window": 512, **kinds}
+    with pytest.raises(DrafterError, match="of 512 tokens"):
+        check_family(qwen)
+    check_family({**qwen, "layer_types": ["full_attention"] * 2})

@@ -100,7 +100,7 @@ def test_a_new_store_records_its_target(tiny_folder: Path, tmp_path: Path) -> No
     assert meta["format"] == FORMAT
 
 
-def test_a_store_without_a_fingerprint_is_known_by_name_and_sizes(
+def test_a_store_without_a_fingerprint_is_known_by_its_sizes(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:
     work = work_folder(tmp_path / "work", tiny_store)
@@ -109,8 +109,10 @@ def test_a_store_without_a_fingerprint_is_known_by_name_and_sizes(
     before = (work / "store" / "meta.json").read_bytes()
     assert data.open_store(settings_of(work, tiny_folder)).entries
     other = copied(tiny_folder, tmp_path / "other")
+    assert data.open_store(settings_of(work, other)).entries, "folders are renamed"
+    settings = settings_of(work, other, "drafter.edsd_layers=[1, 2]")
     with pytest.raises(ValueError, match=rf"made for another target, {tiny_folder.name}, than"):
-        data.open_store(settings_of(work, other))
+        data.generate(settings, lambda line: None)
     (work / "store" / "meta.json").write_text(json.dumps({**meta, "hidden_size": 64}))
     with pytest.raises(ValueError, match=r"width 64 .* now width 32"):
         data.open_store(settings_of(work, tiny_folder))
