@@ -72,7 +72,7 @@ def refuse_other_answers(
     """
     asked = {prompt.prompt_id: prompt.tokens for prompt in prompts}
     for one in answers:
-        tokens = asked.get(one.prompt_id % ROUND)
+        tokens = asked.get(one.prompt_id, asked.get(one.prompt_id % ROUND))
         if tokens is not None and one.tokens[: one.prompt_length] != tokens:
             raise ValueError(
                 f"{path}: the answer to prompt {one.prompt_id} is one to another prompt than the "

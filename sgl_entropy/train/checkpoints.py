@@ -8,9 +8,12 @@ since, and a file that a disk damaged later costs one generation.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +39,8 @@ class Checkpoints:
         """The newest state that is whole; None where there is none at all.
 
         Raises:
-            ValueError: all there is is damaged; names the files.
-            OSError: a file that cannot be opened.
+            ValueError: all there is is damaged, or one that is not cannot be read; names the files.
+            OSError: a file that cannot be opened, or a disk that fails.
         """
         wrong = [] if self.path.exists() else [f"{self.path} is missing"]
         for path in (self.path, self.previous):
@@ -115,12 +118,19 @@ def _read(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(file) as archive:
                 if (bad := archive.testzip()) is not None:
                     raise _Damaged(f"{bad} is not what was written")
-            file.seek(0)
-            held = torch.load(file, weights_only=True, map_location="cpu")
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError) as error:
             raise _Damaged(f"{path.stat().st_size} bytes, {error}") from None
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.PickleError) as error:
-            raise _Damaged(str(error).splitlines()[0] if str(error) else repr(error)) from None
+        except OSError as error:
+            # Sought before the start, where a directory was cut; else the disk's own trouble.
+            if error.errno != errno.EINVAL:
+                raise
+            raise _Damaged(f"{path.stat().st_size} bytes, {error}") from None
+        file.seek(0)
+        try:
+            held = torch.load(file, weights_only=True, map_location="cpu")
+        except (RuntimeError, pickle.PickleError) as error:
+            # What was written is there: no room to read it into, say. Nothing to be removed.
+            raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(held, dict) or not set(held) >= _KEYS:
         raise _Damaged("it holds something else")
     return held

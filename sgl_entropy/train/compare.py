@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,7 @@ def _fit_all(todo: Sequence[Job], workers: int, report: Report) -> None:
 
 
 def _fit_quietly(job: Job) -> None:
-    fit_job(job, lambda line: print(line, flush=True))
+    fit_job(job, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 class _Judge:

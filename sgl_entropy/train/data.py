@@ -63,14 +63,12 @@ def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt],
     """The prompt file's prompts (written on first use), less the skipped ones, and its sha256.
 
     Raises:
-        ValueError: nothing to make prompts of, or prompts that were made otherwise.
+        ValueError: nothing to make prompts of.
     """
     path, given = work_folder(settings) / "prompts.jsonl", settings.prompts
     if not path.exists():
         most = settings.generate.max_new_tokens
         write_prompts(path, given, target_folder(settings), most, report)
-    elif record_of(path).is_file():
-        refuse_other_prompts(path, given, target_folder(settings))
     prompts = read_prompts(path)
     if given.skip >= len(prompts):
         raise ValueError(f"prompts.skip is {given.skip}, and {path} holds {len(prompts)} prompts")
@@ -79,10 +77,15 @@ def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt],
 
 def _prompts_to_answer(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
     """``load_prompts``, where all of them can be answered and some be learned from, and the target
-    has the layers that are wanted."""
+    has the layers that are wanted.
+
+    What is answered already needs no texts any more: later stages know it by the prompts' sha256.
+    """
     _wanted_layers(settings)
-    prompts, digest = load_prompts(settings, report)
     path = work_folder(settings) / "prompts.jsonl"
+    if path.exists() and record_of(path).is_file():
+        refuse_other_prompts(path, settings.prompts, target_folder(settings))
+    prompts, digest = load_prompts(settings, report)
     most = settings.generate.max_new_tokens
     refuse_unfit(prompts, target_folder(settings), most, path)
     numbers = [prompt.prompt_id for prompt in prompts]
@@ -238,7 +241,10 @@ def _open_for_writing(
     dtype = resolve_dtype(given.dtype, made_with(folder))
     held = (folder / META).is_file()
     # A store keeps the name, and the fingerprint or none, that it was begun with.
-    named = refuse_other_target(read_meta(folder), target, folder) if held else made_for(target)
+    if held:
+        named = refuse_other_target(read_meta(folder), target, folder, by_name=True)
+    else:
+        named = made_for(target)
     meta = {
         "format": FORMAT,
         **named,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -10,16 +11,16 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# torchrun hands on a Ctrl-C that the terminal has sent to all already: nobody insists so soon.
 _INSISTS_S = 2.0
 
 
 class Interrupt:
     """Within its block the signals are noted; ``pass_on`` gives them to who handled them before.
 
-    A second Ctrl-C, seconds after the first, is passed on at once. Signals that were ignored stay
-    so (nohup), and outside the main thread, where there are no handlers, nothing is noted. A
-    process of multiprocessing whose parent was killed is asked to end too.
+    A second Ctrl-C, seconds after the first, is passed on at once, but not in torchrun's processes:
+    it hands on what the terminal has sent to all already, and handlers may run late. Signals that
+    were ignored stay so (nohup), and outside the main thread, where there are no handlers, nothing
+    is noted. A process of multiprocessing whose parent was killed is asked to end too.
     """
 
     def __init__(self) -> None:
@@ -68,6 +69,10 @@ class Interrupt:
         now = time.monotonic()
         if self._asked is None:
             self._asked, self._at = number, now
-        elif number == signal.SIGINT and now - self._at > _INSISTS_S:
+        elif number == signal.SIGINT and now - self._at > _INSISTS_S and not _by_torchrun():
             self._restore()
             signal.raise_signal(number)
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -121,6 +121,20 @@ def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path: Path)
         Checkpoints(tmp_path).load()
 
 
+def test_no_room_to_read_a_checkpoint_does_not_make_it_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told to remove what is damaged would lose both."""
+    held(tmp_path)
+
+    def no_room(*given: object, **more: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nframe #0")
+
+    monkeypatch.setattr(torch, "load", no_room)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read: .*allocate memory$"):
+        Checkpoints(tmp_path).load()
+
+
 def test_a_full_disk_names_the_one_that_is_whole(tmp_path: Path) -> None:
     fresh = Checkpoints(tmp_path)
     with files_no_larger_than(10_000), pytest.raises(OSError, match="begins anew"):
