@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     prompts = chat_prompts(args.target, groups, args.max_prompt_tokens)
     found: list[_Judged] = []
-    interrupted: KeyboardInterrupt | None = None
+    interrupted: KeyboardInterrupt | ValueError | None = None
     try:
         for one in _ask_server(args, prompts) if args.server else _offline(args, prompts):
             found.append(one)
@@ -111,6 +111,13 @@ def run(args: argparse.Namespace) -> int:
         if not any(figures.cycles for _, (_, figures), _ in found):
             raise
         interrupted = error
+    except torch.OutOfMemoryError as error:
+        interrupted = ValueError(
+            f"{str(error).splitlines()[0]} Leave it more room (--dtype bfloat16, a smaller "
+            f"--max-prompt-tokens), or use --device cpu"
+        )
+        if not any(figures.cycles for _, (_, figures), _ in found):
+            raise interrupted from None
     found.sort(key=lambda one: one[0])
     counted = [one[1] for one in found]
     drafts = None if args.server else FirstDrafts.joined([one[2] for one in found])

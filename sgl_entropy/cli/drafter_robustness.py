@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         "provenance": provenance(args.threads, {"target": args.target, **drafters}),
     }
     taken = write_json(figures, args.json)
-    write_text(f"{robustness.page(figures)}\n\n{footer(figures['provenance'])}\n", args.page)
+    page = f"{robustness.page(figures)}\n\n{footer(figures['provenance'])}\n"
+    taken = write_text(page, args.page) or taken
     if not taken:
         print(robustness.table(figures))
     return 0

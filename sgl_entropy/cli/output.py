@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -37,7 +38,9 @@ def check_file(flag: str, where: str | Path | None) -> None:
         if not path.absolute().parent.is_dir():
             raise ValueError(f"{flag} {where}: no such folder")
         if _is_device(path):
-            path.open("ab").close()
+            # Not opened: a pipe's reader would take that for the end.
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         else:
             partial = _partial(path)
             partial.open("xb").close()
@@ -80,7 +83,7 @@ def write_text(text: str, where: str | Path | None) -> bool:
     if str(where) == "-":
         sys.stdout.write(text)
         return True
-    path = Path(where)
+    path = Path(where).resolve()  # a link stays one
     if _is_device(path):
         path.write_text(text, encoding="utf-8")
         return False

@@ -108,7 +108,7 @@ def _write(
     from sgl_entropy_bench.provenance import footer
 
     taken = write_json({**figures, "provenance": origin}, args.json)
-    write_text(f"{text}\n\n{footer(origin)}\n", args.page)
+    taken = write_text(f"{text}\n\n{footer(origin)}\n", args.page) or taken
     if not taken:
         print(text)
 
@@ -208,7 +208,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     origin = provenance(1, {"target": data.target_folder(comparison.arms[0].settings)})
     taken = write_json({**figures, "runs": rows, "provenance": origin}, args.json)
     text = page(figures, rows, f"Training comparison: {args.config.stem}", args.workers)
-    write_text(f"{text}\n\n{footer(origin)}\n", args.page)
+    taken = write_text(f"{text}\n\n{footer(origin)}\n", args.page) or taken
     if not taken:
         print(table(figures))
     return 0

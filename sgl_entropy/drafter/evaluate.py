@@ -74,9 +74,27 @@ class ChainFigures:
         return [a / r if r else 0.0 for a, r in zip(self.accepted_at, reached, strict=True)]
 
 
-def answered_together(target: PlainTarget) -> int:
-    """How many prompts are answered at once where ``target`` lies."""
-    return 16 if target.device.type == "cpu" else 128
+# Padded rows of a prefill: what its widest activations take is of their order.
+_MOST_ROWS = 1 << 15
+
+
+def answered_together(
+    lengths: Sequence[int], device: torch.device, most: int | None = None
+) -> list[list[int]]:
+    """Which prompts are answered at once: neighbours by length, the short ones first.
+
+    Args:
+        lengths: of the prompts; ``most``: at once; None = what suits ``device``.
+    """
+    most = most or (16 if device.type == "cpu" else 128)
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        last = batches[-1] if batches else []
+        if last and len(last) < most and (len(last) + 1) * lengths[i] <= _MOST_ROWS:
+            last.append(i)
+        else:
+            batches.append([i])
+    return batches
 
 
 @torch.inference_mode()
@@ -92,14 +110,11 @@ def greedy_answers(
 
     Args:
         prompts: token ids of each prompt.
-        batch: prompts answered together, neighbours by length; None = ``answered_together``.
+        batch: the most prompts answered together; None = what suits the target's device.
         report: called with a progress line after each batch.
     """
-    batch = batch or answered_together(target)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
-    for start in range(0, len(order), batch):
-        part = order[start : start + batch]
+    for part in answered_together([len(prompt) for prompt in prompts], target.device, batch):
         lengths = torch.tensor([len(prompts[i]) for i in part])
         ids = torch.zeros((len(part), int(lengths.max())), dtype=torch.long)
         for row, i in enumerate(part):

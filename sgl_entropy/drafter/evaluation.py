@@ -142,13 +142,12 @@ def judged(
             f"the longest prompt and {max_new_tokens} new tokens need {longest} positions; the "
             f"target has {target.max_positions}"
         )
-    order = sorted(range(len(flat)), key=lambda i: len(flat[i][1]))
-    size = answered_together(target)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = answered_together([len(prompt) for _, prompt in flat], target.device)
     random.Random(0).shuffle(batches)
     done = 0
     for batch in batches:
-        answers = greedy_answers(target, [flat[i][1] for i in batch], max_new_tokens, layers)
+        asked = [flat[i][1] for i in batch]
+        answers = greedy_answers(target, asked, max_new_tokens, layers, len(batch))
         for i, answer in zip(batch, answers, strict=True):
             figures, drafts = draft_answer(drafter, target.embedding, answer, depth)
             yield i, (flat[i][0], figures), drafts.to("cpu")

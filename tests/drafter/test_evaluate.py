@@ -12,6 +12,7 @@ from sgl_entropy.drafter.config import DrafterError
 from sgl_entropy.drafter.evaluate import (
     Answer,
     ChainFigures,
+    answered_together,
     chain_figures,
     greedy_answers,
     summary,
@@ -172,3 +173,12 @@ def _verify_loop(
 def test_build_refuses_an_edsd_config_without_its_fuse_size() -> None:
     with pytest.raises(DrafterError, match="EDFuse size"):
         build_drafter(replace(make("edsd").config, fuse_size=None))
+
+
+def test_prompts_are_answered_together_as_far_as_rows_allow() -> None:
+    lengths = [9, 30_000, 5, 20_000, 7, 10_000, 11_000]
+    found = answered_together(lengths, torch.device("cpu"))
+    assert found == [[2, 4, 0], [5, 6], [3], [1]]
+    assert [len(batch) for batch in answered_together([3] * 40, torch.device("cpu"))] == [16, 16, 8]
+    assert [len(batch) for batch in answered_together([3] * 5, torch.device("cpu"), 2)] == [2, 2, 1]
+    assert answered_together([], torch.device("cpu")) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,25 @@ def test_where_nothing_can_be_written_is_refused_before_the_work(tmp_path: Path)
         check_file("--json", fine)
     assert list(tmp_path.iterdir()) == [taken]
     assert taken.read_text() == "a file"
+
+
+def test_a_pipes_reader_does_not_see_its_end_before_the_report(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    check_file("--json", pipe)
+    write_json({"a": 1}, pipe)
+    reader.join(20)
+    assert json.loads(read[0]) == {"a": 1}
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    write_json({"a": 1}, tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
