@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -76,13 +77,35 @@ def _swap(stage: Path, destination: Path) -> None:
         os.rename(stage, destination)
         return
     old = _new_sibling(destination, "old")
-    os.rename(destination, old)  # an empty folder may be renamed onto
+    try:
+        os.rename(destination, old)  # an empty folder may be renamed onto
+    except OSError as error:
+        old.rmdir()
+        if error.errno != errno.EBUSY:
+            raise
+        _pour(stage, destination)
+        return
     try:
         os.rename(stage, destination)
     except OSError:
         os.rename(old, destination)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _pour(stage: Path, destination: Path) -> None:
+    """Into a mount point (a container's volume), which cannot be renamed: each file whole, and the
+    config, without which there is no checkpoint, last."""
+    for path in sorted(stage.iterdir(), key=lambda path: path.name == "config.json"):
+        partial = destination / f".{path.name}.partial"
+        try:
+            shutil.copyfile(path, partial)
+            partial.replace(destination / path.name)
+        finally:
+            partial.unlink(missing_ok=True)
+    for path in destination.iterdir():  # shards of the checkpoint before
+        if not (stage / path.name).exists():
+            path.unlink()
 
 
 def _sync(folder: Path) -> None:

@@ -37,7 +37,7 @@ def export_drafter(
         if name == "fc.weight":
             value = fold_tap_scale(value, tap_scale)
         tensors[name] = (value.to(dtype) if value.is_floating_point() else value).contiguous()
-    _refuse_others(out)
+    refuse_others(out)
     with staged_folder(out, overwrite=True) as stage:
         try:
             save_file(tensors, stage / SINGLE_NAME, metadata={"format": "pt"})
@@ -48,8 +48,11 @@ def export_drafter(
         (stage / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _refuse_others(out: Path) -> None:
-    """A target, say, has a config.json too."""
+def refuse_others(out: Path) -> None:
+    """
+    Raises:
+        DrafterError: ``out`` holds something other than a drafter: a target has a config.json, too.
+    """
     if (out / "config.json").is_file():
         try:
             DrafterConfig.from_dict(read_raw_config(out))

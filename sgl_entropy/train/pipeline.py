@@ -31,7 +31,7 @@ from sgl_entropy.train.data import (
     target_folder,
     work_folder,
 )
-from sgl_entropy.train.export import export_drafter
+from sgl_entropy.train.export import export_drafter, refuse_others
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.group import Group, join_group, leave_group
 from sgl_entropy.train.settings import TrainSettings
@@ -172,6 +172,7 @@ def export(
     settings: TrainSettings, algorithm: Algorithm, out: Path, report: Report = print
 ) -> None:
     """Write the trained (or half-trained) drafter in the published layout."""
+    refuse_others(out)  # before the store is read
     # At which rate it would go on does not matter here.
     trained = make_fit(settings, algorithm, accept_changes=True)
     if trained.checkpoints.note:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -475,6 +477,31 @@ def test_saving_never_replaces_by_accident(tmp_path: Path) -> None:
     with pytest.raises(DrafterError, match="something other than a checkpoint"):
         save(other, config, second, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["drafter", "photos"]
+
+
+def test_a_mount_point_is_filled_as_it_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's volume."""
+    config, folder, rename = edsd_config(), tmp_path / "volume", os.rename
+    folder.mkdir()
+
+    def busy(source: Path, target: Path) -> None:
+        if folder in (Path(source), Path(target)):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", busy)
+    for seed in (1, 2):
+        tensors = random_tensors(config, seed=seed)
+        save(folder, config, tensors, "float32", overwrite=True)
+        assert torch.equal(load_tensors(folder)[1]["fc.weight"], tensors["fc.weight"])
+        (folder / "model-00001-of-00002.safetensors").write_bytes(b"a shard of another one")
+        (folder / "README.md").write_text("mine")
+    save(folder, config, tensors, "float32", overwrite=True)
+    names = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert [path.name for path in tmp_path.iterdir()] == ["volume"]
 
 
 def test_a_crash_while_saving_leaves_the_old_checkpoint(
