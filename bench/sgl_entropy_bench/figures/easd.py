@@ -25,7 +25,7 @@ def measure(
         amount: prompts a benchmark (``easd``), batches by batch size (``easd-overhead``). None =
             those of the full or of the quick version.
 
-    What is finished of an unfinished figure is kept; once all of it is there, it is dropped, so
+    What is finished of an unfinished figure is kept; once all of it is written, it is dropped, so
     that the next call measures anew.
     """
     part, title = PARTS[figure]
@@ -39,6 +39,5 @@ def measure(
         if len(drafters) > 1:
             text.append(f"## {name}")
         text.append(part.section(data["drafters"][name], name, dtype))
-    for records in done:
-        records.path.unlink(missing_ok=True)
+    plan.spent.extend(records.path for records in done)
     return data, "\n\n".join(text)

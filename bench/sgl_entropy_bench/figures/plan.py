@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ class Plan:
 
     ``work``: where records grow while a figure is measured, so that it can be resumed;
     ``results``: where the finished figure goes. ``chosen``: arms with drafters, in place of
-    ``eagle3`` and ``edsd``.
+    ``eagle3`` and ``edsd``. ``spent``: records of what is measured, dropped once it is written.
     """
 
     engine: Engine
@@ -38,6 +38,7 @@ class Plan:
     results: Path
     quick: bool = False
     chosen: tuple[Arm, ...] = ()
+    spent: list[Path] = field(default_factory=list, compare=False)
 
     def arms(self) -> list[Arm]:
         """The arms of the comparison, chains of 4: no drafter, then EAGLE-3 and EDSD or others."""
@@ -191,4 +192,6 @@ def write_results(plan: Plan, name: str, data: Mapping[str, Any], page: str) -> 
     (plan.results / f"{stem}.json").write_text(json.dumps(whole, indent=2) + "\n")
     path = plan.results / f"{stem}.md"
     path.write_text(f"{page.rstrip()}\n\n{footer(facts)}\n")
+    for records in plan.spent:
+        records.unlink(missing_ok=True)
     return path

@@ -102,8 +102,7 @@ def measure(plan: Plan, per_benchmark: int | None = None) -> tuple[dict[str, Any
         ]
         data["temperatures"][f"{temperature:g}"] = summarise(rounds, names[1])
     text = page(data)
-    # Kept for as long as the figure is unfinished; the next call measures anew.
-    records.path.unlink(missing_ok=True)
+    plan.spent.append(records.path)
     return data, text
 
 

@@ -70,9 +70,7 @@ def measure(
         data["drafters"][name], records = one_drafter(plan, name, calibration, rounds, limit)
         done.append(records)
     text = page(data)
-    # Kept for as long as the figure is unfinished; the next call measures anew.
-    for records in done:
-        records.path.unlink(missing_ok=True)
+    plan.spent.extend(records.path for records in done)
     return data, text
 
 
