@@ -65,10 +65,10 @@ def workers_of(session: int) -> list[int]:
     return sorted(found)
 
 
-def kept(work: Path, arm: str, out: str) -> None:
+def kept(work: Path, arm: str, said: str) -> None:
     """It ended after a step that its checkpoint holds."""
     step = torch.load(folder(work, arm) / "checkpoint.pt")["step"]
-    assert f"{arm}, seed 0: stopped at step {step} of " in out
+    assert f"{arm}, seed 0: stopped at step {step} of " in said
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["the parent", "all, as a terminal does"])
@@ -81,11 +81,11 @@ def test_an_interrupted_comparison_ends_with_its_workers(
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
     assert workers_of(process.pid) == []
     for arm in ARMS[:2]:
-        kept(work, arm, out)
+        kept(work, arm, err)
     assert not folder(work, "c").exists(), "no worker took the place of one that ended"
     assert "Traceback" not in err
 
@@ -97,10 +97,10 @@ def test_a_killed_worker_ends_the_comparison_and_the_others_keep_their_steps(
     with comparing(work, tiny_folder) as process:
         first, _ = workers_of(process.pid)
         os.kill(first, signal.SIGKILL)
-        out, err = process.communicate(timeout=100)
+        _, err = process.communicate(timeout=100)
     assert process.returncode == 2
     ended = next(arm for arm in ARMS[:2] if f"{arm}, seed 0: its process ended by SIGKILL" in err)
-    kept(work, next(arm for arm in ARMS[:2] if arm != ended), out)
+    kept(work, next(arm for arm in ARMS[:2] if arm != ended), err)
     assert workers_of(process.pid) == []
     assert not folder(work, "c").exists()
 
@@ -111,7 +111,7 @@ def test_a_killed_comparison_leaves_no_worker_behind(
     work = work_folder(tmp_path / "work", tiny_store)
     with comparing(work, tiny_folder) as process:
         process.kill()
-        out, _ = process.communicate(timeout=100)  # at the end of the last that writes there
+        _, err = process.communicate(timeout=100)  # at the end of the last that writes there
     assert workers_of(process.pid) == []
     for arm in ARMS[:2]:
-        kept(work, arm, out)
+        kept(work, arm, err)
