@@ -1,6 +1,6 @@
 """What ``sgl-entropy drafter eval`` reports: tau with an interval, by position, by uncertainty.
 
-The counts come from the plain drafter (``offline``) or from a server's own counters
+The counts come from the plain drafter (``judged``) or from a server's own counters
 (``sgl_entropy/cli/drafter_eval.py`` asks it); both end in ``report``, so that they can be compared.
 """
 
@@ -98,27 +98,6 @@ def load_pair(
     return target, drafter, tuple(layers)
 
 
-def offline(
-    target_folder: Path,
-    drafter_folder: Path,
-    prompts: Mapping[str, Sequence[Sequence[int]]],
-    depth: int,
-    max_new_tokens: int,
-    dtype: torch.dtype = torch.float32,
-    report: Callable[[str], None] | None = None,
-) -> tuple[list[Counted], FirstDrafts]:
-    """Greedy chains of ``depth`` drafts by the plain drafter against the plain target.
-
-    Raises:
-        DrafterError: drafter and target do not fit, or are not read here.
-    """
-    settings = (depth, max_new_tokens, dtype, report)
-    found = sorted(
-        judged(target_folder, drafter_folder, prompts, *settings), key=lambda one: one[0]
-    )
-    return [one[1] for one in found], FirstDrafts.joined([one[2] for one in found])
-
-
 def judged(
     target_folder: Path,
     drafter_folder: Path,
@@ -129,10 +108,15 @@ def judged(
     report: Callable[[str], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, Counted, FirstDrafts]]:
-    """What ``offline`` joins, as it comes: (the prompt's number, its counts, its first drafts).
+    """Greedy chains of ``depth`` drafts by the plain drafter against the plain target, prompt by
+    prompt: (its number, its counts, its first drafts).
 
     Prompts of similar length are answered together; such batches come in a seeded random order,
     so that those before an interrupt are short and long ones.
+
+    Raises:
+        DrafterError: drafter and target do not fit, or are not read here.
+        ValueError: the target has too few positions.
     """
     target, drafter, layers = load_pair(target_folder, drafter_folder, dtype, device)
     flat = [(group, prompt) for group, held in prompts.items() for prompt in held]

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sgl_entropy_bench.arms import Engine
 from sgl_entropy_bench.client import Client
+from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan
 from sgl_entropy_bench.servers import Server, free_port
 
 from tests.bench import fake_server
@@ -70,3 +72,28 @@ def fake_python(tmp_path: Path) -> str:
     script.write_text(f'#!/bin/sh\nexec {sys.executable} {PROGRAM} "$@"\n')
     script.chmod(0o755)
     return str(script)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    """Six prompts of each benchmark."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for name in BENCHMARKS:
+        rows = [{"question_id": i, "turns": [f"{name} {i}", "more"]} for i in range(6)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def plan(target: Path, prompts: Path, fake_python: str, tmp_path: Path) -> Plan:
+    """Of a quick figure of the fake server."""
+    engine = Engine(target, python=fake_python, extra_flags=("--cycle-s", "0.005"))
+    drafters = []
+    for name in ("eagle3", "edsd"):
+        drafters.append(tmp_path / name)
+        drafters[-1].mkdir()
+        (drafters[-1] / "model.safetensors").write_bytes(name.encode())
+    work, results = tmp_path / "work", tmp_path / "results"
+    return Plan(engine, drafters[0], drafters[1], prompts, work, results, quick=True)

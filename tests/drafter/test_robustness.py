@@ -11,7 +11,7 @@ import torch
 
 from sgl_entropy.cli import main
 from sgl_entropy.drafter import robustness
-from sgl_entropy.drafter.evaluation import chat_prompts, offline
+from sgl_entropy.drafter.evaluation import chat_prompts, judged
 from tests.engine import pair
 
 Rows = list[tuple[str, int, int]]
@@ -99,7 +99,8 @@ def test_a_measurement_goes_on_after_an_interrupt(
         groups = {"chat": ["Hello", "The quick brown fox", "x" * 60], "lines": ["abc abc abc"]}
         for index, system in enumerate([None, "Be brief.", "0 1 2 3"]):
             prompts = chat_prompts(folder / "target", groups, 1536, system)
-            counted, _ = offline(folder / "target", folder / name, prompts, 4, 30)
+            parts = judged(folder / "target", folder / name, prompts, 4, 30)
+            counted = [one[1] for one in sorted(parts, key=lambda one: one[0])]
             line = next(h for h in held if (h["system"], h["drafter"]) == (index, name))
             assert line["prompts"] == [[g, f.tokens, f.cycles] for g, f in counted]
     monkeypatch.setattr(robustness, "greedy_answers", None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sgl_entropy.cli import main
-from sgl_entropy.drafter.evaluation import chat_prompts, offline
+from sgl_entropy.drafter.evaluation import chat_prompts, judged
 from sgl_entropy.train.compare_report import summarise, table
 from sgl_entropy.train.comparison import load_comparison
 from tests.engine import pair
@@ -205,13 +205,13 @@ def test_a_comparison_from_end_to_end(
 
     # Nor is what was judged before the records held dtype and contents, wherever the prompts are.
     result = work / "compare" / "layers" / "seed-0" / "result.json"
-    judged = json.loads(result.read_text())
-    asked = judged["evaluate"]
+    row = json.loads(result.read_text())
+    asked = row["evaluate"]
     assert asked["dtype"] == "float32"
     older = {k: v for k, v in asked.items() if k not in ("dtype", "sha256")}
-    result.write_text(json.dumps({**judged, "evaluate": older}))
+    result.write_text(json.dumps({**row, "evaluate": older}))
     assert main(words) == 0
-    result.write_text(json.dumps(judged))
+    result.write_text(json.dumps(row))
 
     # But other prompts under the same name, or another arithmetic, are judged anew.
     monkeypatch.setattr("sgl_entropy.train.compare._Judge._generate", _judged_anew)
@@ -244,7 +244,8 @@ def test_a_comparison_from_end_to_end(
     ids = chat_prompts(target, {"x": ["Hello", "abc def"], "y": ["0 1 2 3"]}, 200)
     for run in found["runs"]:
         folder = work / "compare" / run["arm"] / f"seed-{run['seed']}" / "drafter"
-        counted, _ = offline(target, folder, ids, depth=4, max_new_tokens=30)
+        parts = sorted(judged(target, folder, ids, 4, 30), key=lambda one: one[0])
+        counted = [one[1] for one in parts]
         assert [[g, f.tokens, f.cycles] for g, f in counted] == run["prompts"]
     report = tmp_path / "evaluated.json"
     words = ["train", "evaluate", "--config", str(tmp_path / "base.json"), "--json", str(report)]

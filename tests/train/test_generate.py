@@ -131,26 +131,30 @@ def test_the_token_budget_cuts_no_answer_short(
     ]
 
 
-def test_a_killed_parent_leaves_no_worker_and_loses_no_answer(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
-    """SIGKILL, which nothing can catch: the workers notice, write what is finished and leave."""
+def endless(stage: str, target: Path, work: Path) -> list[str]:
+    """Words of a ``train`` command that answers for longer than a test takes."""
     given = tiny_prompts()
     rows = [
         {"prompt_id": i, "tokens": given[i % len(given)].tokens} for i in range(200 * len(given))
     ]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (work / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     overrides = [
-        f"target={tiny_folder}",
-        f"work={tmp_path}",
+        f"target={target}",
+        f"work={work}",
         "drafter.edsd_layers=[1, 2]",
         "generate.max_new_tokens=100",
         "generate.answer_tokens=1000000000",
         "generate.dtype=float32",
         "generate.slots=4",
     ]
-    sets = [word for override in overrides for word in ("--set", override)]
-    command = [sys.executable, "-m", "sgl_entropy", "train", "generate", *sets]
+    return ["train", stage, *(word for one in overrides for word in ("--set", one))]
+
+
+def test_a_killed_parent_leaves_no_worker_and_loses_no_answer(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """SIGKILL, which nothing can catch: the workers notice, write what is finished and leave."""
+    command = [sys.executable, "-m", "sgl_entropy", *endless("generate", tiny_folder, tmp_path)]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         _wait(lambda: any((tmp_path / "store").glob("*.safetensors")))
@@ -171,21 +175,7 @@ def test_an_interrupt_of_the_command_keeps_finished_shards(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     """One line, and a store that the same command goes on with."""
-    given = tiny_prompts()
-    rows = [
-        {"prompt_id": i, "tokens": given[i % len(given)].tokens} for i in range(200 * len(given))
-    ]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    overrides = [
-        f"target={tiny_folder}",
-        f"work={tmp_path}",
-        "drafter.edsd_layers=[1, 2]",
-        "generate.max_new_tokens=100",
-        "generate.answer_tokens=1000000000",
-        "generate.dtype=float32",
-        "generate.slots=4",
-    ]
-    words = ["train", "features", *(word for one in overrides for word in ("--set", one))]
+    words = endless("features", tiny_folder, tmp_path)
     store = tmp_path / "store"
     code, said = interrupt(words, tmp_path / "log", lambda _: any(store.glob("*.safetensors")))
     assert code == 130
