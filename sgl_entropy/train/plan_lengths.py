@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -21,11 +22,12 @@ from sgl_entropy.train.store import Entry, Store
 # Where a sequence lies that is answered, but has no features in the store.
 ANSWERED = Path("answers.jsonl")
 
-# Deciles of answers where nothing is stored yet, as fractions of the longest allowed: of the small
-# target's to 3,542 of our prompts, at most 192 tokens long. To prompts up to that length, and to
-# longer ones: many ask for summaries, and the batches that hold most are made of them.
-_TO_SHORT = (0.01, 0.19, 0.29, 0.39, 0.48, 0.57, 0.67, 0.78, 0.92, 1.0, 1.0)
-_TO_LONG = (0.01, 0.11, 0.15, 0.21, 0.27, 0.34, 0.42, 0.54, 0.81, 1.0, 1.0)
+# How many of the small target's greedy answers end before so many tokens: to 16,384 of our
+# prompts, written on a GPU (train-gpu.toml). Prompts of up to 512 tokens, and longer ones, which
+# come from long conversations and get long answers.
+_TOKENS = (2, 32, 64, 96, 128, 160, 192, 224, 256)
+_TO_SHORT = (0.0, 0.037, 0.103, 0.22, 0.305, 0.379, 0.447, 0.506, 0.547)
+_TO_LONG = (0.0, 0.013, 0.053, 0.127, 0.174, 0.205, 0.231, 0.25, 0.27)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def expected_lengths(
     answer.
 
     Their answers are drawn, with a fixed seed: of the known ones' lengths; where nothing is
-    known, evenly between the deciles above.
+    known, as the small target's, cut at the longest allowed.
     """
     stored = list(store.entries) if store is not None else []
     done = {entry.prompt_id for entry in stored}
@@ -134,9 +136,8 @@ def expected_lengths(
     def answer_to(prompt: int) -> int:
         if answers:
             return chance.choice(answers)
-        deciles = _TO_LONG if prompt > given.max_new_tokens else _TO_SHORT
-        part = float(np.interp(10 * chance.random(), range(11), deciles))
-        return max(2, round(part * given.max_new_tokens))  # those of one token are not kept
+        length = _answer_length(_TO_LONG if prompt > 512 else _TO_SHORT, chance.random())
+        return min(length, given.max_new_tokens)
 
     workers = min(given.workers, len(todo))
     more = []
@@ -155,6 +156,15 @@ def expected_lengths(
         origin = f"assumed: answers as the small target's, of at most {given.max_new_tokens} tokens"
     entries = sorted([*known, *more], key=lambda entry: entry.prompt_id)
     return Lengths(tuple(entries), origin, _shared([prompt.tokens for prompt in prompts]))
+
+
+def _answer_length(ended: Sequence[float], share: float) -> int:
+    """Tokens of an answer that is longer than a share of all: between the measured lengths, and
+    beyond them as if answers ended as steadily as over the last quarter of what was measured."""
+    if share < ended[-1]:
+        return round(float(np.interp(share, ended, _TOKENS)))
+    quarter = math.log((1 - ended[-3]) / (1 - ended[-1])) / (_TOKENS[-1] - _TOKENS[-3])
+    return round(_TOKENS[-1] + math.log((1 - ended[-1]) / (1 - share)) / quarter)
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
