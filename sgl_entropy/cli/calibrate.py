@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_entropy import __version__
+from sgl_entropy.cli.devices import add_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import check_file, write_json
 from sgl_entropy.plots import require_plots
@@ -75,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--top-n", type=int, metavar="N", help="tokens compared (default: 10, or the server's)")
     add("--overlap", type=float, default=0.5, help="least share in common (default: 0.5)")
     add_sizes(parser, max_prompt_tokens=1024)
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the target")
+    add_device(parser, "the plain models compute")
     add("--plot", type=Path, metavar="FILE", help="draw it, .png or .svg (needs matplotlib)")
 
 
@@ -219,6 +220,8 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
     check_file("--out", args.out)
     if not args.server and (args.target is None or args.drafter is None):
         raise ValueError("expected --target and --drafter, or --server")
+    if args.server and args.device is not None:
+        raise ValueError("--device is of plain models: leave out --server")
     found = []
     for name in ("target", "draft"):
         value = getattr(args, f"{name}_percentile")

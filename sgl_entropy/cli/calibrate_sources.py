@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from sgl_entropy_bench.client import Client, ServerError
 
+from sgl_entropy.cli.devices import checked_device
 from sgl_entropy.drafter.easd_reference import decode
 from sgl_entropy.drafter.evaluation import load_pair
 from sgl_entropy.verify.rule import EasdRule
@@ -39,7 +40,9 @@ class Source:
 def offline(args: argparse.Namespace) -> Source:
     """The plain models. Raises DrafterError where they do not fit or are not read here."""
     top_n = EasdRule.top_n if args.top_n is None else args.top_n
-    target, drafter, layers = load_pair(args.target, args.drafter, getattr(torch, args.dtype))
+    target, drafter, layers = load_pair(
+        args.target, args.drafter, getattr(torch, args.dtype), checked_device(args.device)
+    )
     if top_n > drafter.config.draft_vocab_size:
         raise ValueError(
             f"--top-n {top_n}: the drafter knows {drafter.config.draft_vocab_size} tokens"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
@@ -33,13 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--server", metavar="URL", help="ask this server instead, which drafts")
     add_sizes(parser, max_prompt_tokens=2048)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument(
-        "--device",
-        metavar="DEVICE",
-        help="where target and drafter compute, offline: cpu, cuda, cuda:1 (default: cuda where "
-        "there is one, else cpu)",
-    )
+    add_device(parser, "target and drafter compute, offline")
     parser.add_argument(
         "--plot",
         type=Path,
@@ -152,25 +147,8 @@ def _offline(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> I
 
     dtype = getattr(torch, args.dtype)
     sizes = (args.depth, args.max_new_tokens)
-    device = _device(args.device)
+    device = checked_device(args.device)
     return judged(args.target, args.drafter, prompts, *sizes, dtype, _progress, device)
-
-
-def _device(name: str | None) -> str:
-    """
-    Raises:
-        ValueError: no such device here.
-    """
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: cannot compute there: {why}") from None
-    return name
 
 
 def _ask_server(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> Iterator[_Judged]:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import write_json, write_text
 from sgl_entropy.texts import read_texts, text_files
@@ -28,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="foreign system prompts: plain text, one a line, or JSON Lines with `text`",
     )
     add_sizes(parser, max_prompt_tokens=1536)
+    add_device(parser, "target and drafters compute")
     parser.add_argument(
         "--records",
         type=Path,
@@ -73,12 +75,13 @@ def run(args: argparse.Namespace) -> int:
         args.depth,
         args.max_new_tokens,
         args.max_prompt_tokens,
+        args.dtype,
     )
 
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    figures = robustness.measure(question, records, report)
+    figures = robustness.measure(question, records, report, checked_device(args.device))
     figures |= {
         "systems": len(systems),
         "depth": args.depth,

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.plots import require_plots
 
@@ -53,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="take this decoder layer id (as in target_layer_ids) for curvature's pick",
     )
     add("--fix-b", type=int, metavar="ID", help="the same for LiDAR's pick")
+    add_device(parser, "target and metrics are computed")
     add("--threads", type=int, help="torch threads (default: torch's own choice)")
     add("--json", metavar="FILE", help="write the report to FILE; - for stdout alone")
     add("--plot", type=Path, metavar="FILE.png", help="draw both profiles (needs matplotlib)")
@@ -78,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     names = SelectSettings.__dataclass_fields__
     settings = SelectSettings(**{name: getattr(args, name) for name in names})
     origin = provenance(torch.get_num_threads(), {"target": args.target})
-    found = select_layers(args.target, args.texts, settings, _say)
+    device = checked_device(args.device)
+    found = select_layers(args.target, args.texts, settings, _say, device)
     # Files first: a reader of the table may have gone.
     if args.plot is not None:
         draw(found, args.plot)

@@ -122,7 +122,8 @@ class _Decoding:
 
     def _run_target(self, tokens: list[int], at: int) -> tuple[Tensor, Tensor]:
         """Raw logits [n, vocab] and taps side by side [n, taps * d] of the rows from ``at``."""
-        ids, start = torch.tensor([tokens]), torch.tensor([at])
+        device = self.target.device
+        ids, start = torch.tensor([tokens], device=device), torch.tensor([at], device=device)
         out = self.target.forward(ids, start, self.target_cache, tap_layers=self.layers)
         return self.target.logits(out.final[0]), torch.cat(out.taps, dim=-1)[0]
 
@@ -132,8 +133,10 @@ class _Decoding:
         return self._rows(tokens, features, at, self.draft_cache)
 
     def _rows(self, tokens: list[int], features: Tensor, at: int, cache: DraftCache) -> Tensor:
-        embeds = F.embedding(torch.tensor([tokens]), self.target.embedding).to(features.dtype)
-        positions = torch.arange(at, at + len(tokens))[None]
+        device = self.target.device
+        ids = torch.tensor([tokens], device=device)
+        embeds = F.embedding(ids, self.target.embedding).to(features.dtype)
+        positions = torch.arange(at, at + len(tokens), device=device)[None]
         out: Tensor = self.drafter(embeds, features[None], positions, cache)
         return out[0, -1]
 
@@ -154,11 +157,13 @@ class _Decoding:
         self, raw: Tensor, drafted: list[int], draft_logits: Tensor, left: int
     ) -> tuple[CycleRecord, list[int]]:
         """The cycle and what it emits: at most ``left`` tokens, and none behind an end token."""
+        # The rule's plain form: a few rows, wherever the models are.
+        raw, draft_logits, d2t = raw.cpu(), draft_logits.cpu(), self.drafter.d2t.cpu()
         ids = torch.tensor(drafted)
-        draft = uncertainty(draft_logits, self.stats, self.drafter.d2t)
+        draft = uncertainty(draft_logits, self.stats, d2t)
         draft_law = torch.softmax(draft_logits.float(), dim=-1)
         wide = torch.zeros(len(drafted), raw.shape[-1])
-        wide[:, self.drafter.target_ids(torch.arange(draft_law.shape[-1]))] = draft_law
+        wide[:, torch.arange(len(d2t)) + d2t] = draft_law
         law = torch.softmax(raw.float(), dim=-1)
         walk = verify_chain(raw, law, ids, draft, self.rule, draft_probs=wide)
         emitted = walk.tokens[:left]

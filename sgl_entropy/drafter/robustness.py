@@ -39,6 +39,7 @@ class Question:
         depth: of the draft chains.
         max_new_tokens: of each answer.
         max_prompt_tokens: prompts that are longer under any system prompt are left out of all.
+        dtype: the target's.
     """
 
     target: Path
@@ -48,6 +49,7 @@ class Question:
     depth: int = 4
     max_new_tokens: int = 96
     max_prompt_tokens: int = 2048
+    dtype: str = "float32"
 
     def key(self) -> str:
         """A digest of all that decides the counts, weights included."""
@@ -59,11 +61,14 @@ class Question:
             ),
             json.dumps([dict(self.groups), list(self.systems)], sort_keys=True).encode(),
             json.dumps([self.depth, self.max_new_tokens, self.max_prompt_tokens]).encode(),
+            self.dtype.encode(),
         ]
         return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def measure(question: Question, records: Path, report: Report) -> dict[str, Any]:
+def measure(
+    question: Question, records: Path, report: Report, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Counts under the default and every foreign system prompt, then ``summarise``.
 
     Args:
@@ -80,8 +85,9 @@ def measure(question: Question, records: Path, report: Report) -> dict[str, Any]
         if not todo:
             continue
         if target is None:
-            target = PlainTarget.from_folder(question.target)
-            drafters = {n: load_drafter(f) for n, f in question.drafters.items()}
+            dtype = getattr(torch, question.dtype)
+            target = PlainTarget.from_folder(question.target, dtype, device)
+            drafters = {n: load_drafter(f).to(device) for n, f in question.drafters.items()}
         layers = sorted({layer for name in todo for layer in _layers(drafters[name], target)})
         prompts = chat_prompts(question.target, kept, question.max_prompt_tokens, system)
         flat = [(group, one) for group, some in prompts.items() for one in some]

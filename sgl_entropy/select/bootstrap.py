@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,10 @@ def curvature_profiles(by_text: Tensor, counts: Tensor) -> Tensor:
 
 
 def lidar_profiles(
-    pooled: Tensor, counts: Tensor, done: Callable[[int], None] | None = None
+    pooled: Tensor,
+    counts: Tensor,
+    done: Callable[[int], None] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """LiDAR of every hidden state, and of every resample; one layer's Gram is held at a time, or
     one layer's sums where texts are many.
@@ -40,6 +44,7 @@ def lidar_profiles(
         pooled: [hidden states, n, q, d].
         counts: int64 [resamples, n].
         done: called with the number of finished hidden states.
+        device: where they are computed; ``pooled`` and ``counts`` lie on the CPU.
 
     Returns:
         float64 [hidden states] and [resamples, hidden states].
@@ -47,13 +52,14 @@ def lidar_profiles(
     profile, resampled = [], []
     for number, vectors in enumerate(pooled, 1):
         if prefers_sums(vectors):
-            profile.append(lidar_by_sums(vectors))
-            resampled.append([lidar_by_sums(vectors, row, dtype=torch.float32) for row in counts])
+            profile.append(lidar_by_sums(vectors, device=device))
+            narrow = partial(lidar_by_sums, vectors, dtype=torch.float32, device=device)
+            resampled.append([narrow(row) for row in counts])
         else:
-            products = gram(vectors)
+            products = gram(vectors.to(device))
             profile.append(lidar_of(products))
-            narrow = products.to(torch.float32)
-            resampled.append([lidar_of(narrow, row) for row in counts])
+            narrow = partial(lidar_of, products.to(torch.float32))
+            resampled.append([narrow(row) for row in counts])
         if done is not None:
             done(number)
     return (

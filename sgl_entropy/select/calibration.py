@@ -32,7 +32,7 @@ BATCH_ROWS = 32
 
 @dataclass(frozen=True)
 class Measured:
-    """What the metrics are made of, for hidden states 0 .. L.
+    """What the metrics are made of, for hidden states 0 .. L; on the CPU.
 
     Attributes:
         curvature: float64 [L + 1, n], radians, of the clean texts.
@@ -67,12 +67,14 @@ def hidden_states(
     """Hidden states 0 .. L, the last one before the final norm.
 
     Returns:
-        L + 1 tensors [batch, longest, d], right-padded, and the lengths, int64 [batch].
+        L + 1 tensors [batch, longest, d], right-padded, and the lengths, int64 [batch]; all on
+        the target's device.
     """
     lengths = torch.tensor([len(text) for text in texts])
     ids = torch.zeros((len(texts), int(lengths.max())), dtype=torch.long)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text)
+    ids, lengths = ids.to(target.device), lengths.to(target.device)
     out = target.forward(
         ids,
         torch.zeros_like(lengths),
@@ -104,12 +106,12 @@ def measure(
     for group in batches([len(text) for text in texts]):
         hidden, lengths = hidden_states(target, [texts[i] for i in group])
         for state, rows in enumerate(hidden):
-            curvature[state, group] = mean_turn(unit_rows(rows, lengths), lengths)
+            curvature[state, group] = mean_turn(unit_rows(rows, lengths), lengths).cpu()
         progress.add(int(lengths.sum()))
     for group in batches([len(view) for view in flat]):
         hidden, lengths = hidden_states(target, [flat[i] for i in group])
         for state, rows in enumerate(hidden):
-            pooled[state, group] = pooled_rows(unit_rows(rows, lengths), lengths).float()
+            pooled[state, group] = pooled_rows(unit_rows(rows, lengths), lengths).float().cpu()
         progress.add(int(lengths.sum()))
     return Measured(curvature, pooled.view(states, n, q, -1))
 

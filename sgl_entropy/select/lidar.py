@@ -73,8 +73,10 @@ def lidar_of(products: Gram, counts: Tensor | None = None, delta: float = DELTA)
     dtype, q = products.between.dtype, products.views
     if counts is None:
         counts = torch.ones(len(products.between), dtype=torch.long)
+    device = products.between.device
+    counts = counts.to(device)
     taken = counts.nonzero()[:, 0]
-    rows = (taken[:, None] * q + torch.arange(q)).flatten()
+    rows = (taken[:, None] * q + torch.arange(q, device=device)).flatten()
     weights = counts[taken].to(dtype) / counts.sum()
     root, row_root = weights.sqrt(), (weights / q).sqrt().repeat_interleave(q)
 
@@ -87,7 +89,9 @@ def lidar_of(products: Gram, counts: Tensor | None = None, delta: float = DELTA)
     cross = root[:, None] * cross * row_root
     within = row_root[:, None] * products.within[rows][:, rows] * row_root
 
-    factor = torch.linalg.cholesky(within + delta * torch.eye(len(rows), dtype=dtype))
+    factor = torch.linalg.cholesky(
+        within + delta * torch.eye(len(rows), dtype=dtype, device=device)
+    )
     half = torch.linalg.solve_triangular(factor, cross.T, upper=False)
     similar = (between - half.T @ half) / delta
     values = torch.linalg.eigvalsh((similar + similar.T) / 2).double()

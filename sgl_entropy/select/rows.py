@@ -8,7 +8,7 @@ from torch import Tensor
 
 def token_mask(lengths: Tensor, longest: int) -> Tensor:
     """bool [batch, longest], True where a token is. ``lengths``: int64 [batch]."""
-    return torch.arange(longest) < lengths[:, None]
+    return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
 def unit_rows(hidden: Tensor, lengths: Tensor) -> Tensor:

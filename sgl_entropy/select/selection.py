@@ -43,6 +43,7 @@ class SelectSettings:
         resamples: of the texts, for curvature.
         lidar_resamples: the first so many of them serve LiDAR too, which costs more.
         seed: of sample, noise and resamples.
+        dtype: the target's; the metrics are computed in float64 of what it gives.
         fix_a, fix_b: decoder layer ids to take instead of the metrics' picks.
     """
 
@@ -54,6 +55,7 @@ class SelectSettings:
     resamples: int = 200
     lidar_resamples: int = 20
     seed: int = 0
+    dtype: str = "float32"
     fix_a: int | None = None
     fix_b: int | None = None
 
@@ -83,7 +85,11 @@ class SelectSettings:
 
 
 def select_layers(
-    target_folder: Path, texts: Path, settings: SelectSettings, report: Callable[[str], None]
+    target_folder: Path,
+    texts: Path,
+    settings: SelectSettings,
+    report: Callable[[str], None],
+    device: torch.device | str = "cpu",
 ) -> SelectReport:
     """Profiles, choice and its stability.
 
@@ -91,6 +97,7 @@ def select_layers(
         target_folder: a Hugging Face llama folder with its tokenizer.
         texts: see ``samples.sample_texts``.
         report: called with progress and warning lines.
+        device: where target and metrics are computed.
 
     Raises:
         DrafterError: the target is no plain llama.
@@ -99,7 +106,7 @@ def select_layers(
     if not texts.is_file():  # before a large target is read
         raise ValueError(f"--texts {texts}: no such file")
     began = time.monotonic()
-    target = PlainTarget.from_folder(target_folder)
+    target = PlainTarget.from_folder(target_folder, getattr(torch, settings.dtype), device)
     check_layers(target.num_layers, settings.fix_a, settings.fix_b)
     longest = max(settings.max_tokens, settings.view_tokens)
     if longest > target.max_positions:
@@ -123,6 +130,7 @@ def select_layers(
         measured.pooled,
         counts[: settings.lidar_resamples],
         _every_few(report, states),
+        device,
     )
     choice = choose(curvature.tolist(), lidar.tolist(), settings.fix_a, settings.fix_b)
     aside_a = {choice.b} if choice.stepped_down == "a" else set()

@@ -143,6 +143,27 @@ def test_what_cannot_be_measured_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.gpu
+def test_a_gpu_counts_as_the_cpu_does(folder: Path, tmp_path: Path) -> None:
+    """On a machine with CUDA: pytest -m gpu tests/drafter/test_robustness.py"""
+    found = []
+    for device in ("cpu", "cuda"):
+        records, out = tmp_path / f"{device}.jsonl", tmp_path / f"{device}.json"
+        more = ["--device", device, "--records", str(records), "--json", str(out)]
+        assert main(words(folder, *more)) == 0
+        found.append(json.loads(out.read_text())["drafters"])
+    assert found[0] == found[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_message(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = ["--records", str(tmp_path / "records.jsonl")]
+    assert main(words(folder, *records, "--device", "cuda")) == 2
+    assert "--device cuda: cannot compute there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["edsd", "=x", "a=/nowhere"])
 def test_drafters_are_named(folder: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words(folder)[:2], word, *words(folder)[4:]]) == 2

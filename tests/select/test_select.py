@@ -17,7 +17,7 @@ import torch
 
 from sgl_entropy.cli import main
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.select import calibration
+from sgl_entropy.select import bootstrap, calibration
 from sgl_entropy.select.calibration import batches, hidden_states, measure
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.select.samples import load_tokenizer, noisy_ids, sample_texts
@@ -96,6 +96,48 @@ def run(target_folder: Path, tmp_path: Path) -> Callable[..., int]:
         return main(["select", str(target), "--texts", str(texts), *QUICK, *words])
 
     return run
+
+
+def profiles(run: Callable[..., int], texts: Path, report: Path, *words: str) -> torch.Tensor:
+    """float64 [2, hidden states]: curvature and LiDAR."""
+    assert run(texts, "--json", str(report), *words) == 0
+    found = json.loads(report.read_text())
+    return torch.tensor(list(found["profiles"].values()), dtype=torch.float64)
+
+
+@pytest.mark.gpu
+def test_a_gpu_measures_as_the_cpu_does(
+    run: Callable[..., int],
+    texts_file: Texts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a machine with CUDA: pytest -m gpu tests/select. Both forms of LiDAR."""
+    texts, report = texts_file(), tmp_path / "r.json"
+    for sums in (False, True):
+        monkeypatch.setattr(bootstrap, "prefers_sums", lambda _vectors, sums=sums: sums)
+        here = profiles(run, texts, report, "--device", "cpu")
+        there = profiles(run, texts, report, "--device", "cuda")
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
+
+
+def test_a_target_in_bfloat16_has_much_the_same_profiles(
+    run: Callable[..., int], texts_file: Texts, tmp_path: Path
+) -> None:
+    texts, report = texts_file(), tmp_path / "r.json"
+    exact = profiles(run, texts, report)
+    rounded = profiles(run, texts, report, "--dtype", "bfloat16")
+    assert json.loads(report.read_text())["settings"]["dtype"] == "bfloat16"
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_message(
+    run: Callable[..., int], texts_file: Texts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(texts_file(), "--device", "cuda") == 2
+    assert "--device cuda: cannot compute there" in capsys.readouterr().err
 
 
 def test_from_texts_to_json_table_and_figure(

@@ -67,6 +67,28 @@ def test_offline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "warning: only" in err
 
 
+@pytest.mark.gpu
+def test_a_gpu_calibrates_as_the_cpu_does(folder: Path) -> None:
+    """On a machine with CUDA: pytest -m gpu tests/verify/test_calibrate_cli.py"""
+    words = [*models(folder), *texts(folder)]
+    here, there = (calibrate(folder, *words, "--device", name) for name in ("cpu", "cuda"))
+    assert there["positions"] == here["positions"]
+    for name in ("target_entropy", "draft_entropy"):
+        assert there["rule"][name] == pytest.approx(here["rule"][name], rel=1e-3)
+
+
+def test_a_device_that_cannot_be_used_is_one_message(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(folder / "device.json")]
+    elsewhere = ["--server", "http://127.0.0.1:9", "--device", "cpu"]
+    assert main(["calibrate", *texts(folder), *out, *elsewhere]) == 2
+    assert "--device is of plain models: leave out --server" in capsys.readouterr().err
+    assert main(["calibrate", *models(folder), *texts(folder), *out, "--device", "mars"]) == 2
+    assert "--device mars: cannot compute there" in capsys.readouterr().err
+    assert not (folder / "device.json").exists()
+
+
 def test_an_interrupted_calibration_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

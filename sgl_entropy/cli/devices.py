@@ -1,0 +1,38 @@
+"""``--device`` and ``--dtype`` of the commands that compute with the plain target."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_device(parser: argparse.ArgumentParser, what: str) -> None:
+    """Both options. ``what`` computes there: the help's words."""
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help=f"where {what}: cpu, cuda, cuda:1 (default: cuda where there is one, else cpu)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the target (default: float32)",
+    )
+
+
+def checked_device(name: str | None) -> str:
+    """The device of that name; of none, CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: cannot compute there: {why}") from None
+    return name
