@@ -96,9 +96,9 @@ def _origin(args: argparse.Namespace, settings: TrainSettings) -> dict[str, Any]
     """Where a figure comes from; asked before it is measured, for the machine's load."""
     from sgl_entropy_bench.provenance import provenance
 
-    from sgl_entropy.train import data
+    from sgl_entropy.train.folders import target_folder
 
-    return provenance(args.threads, {"target": data.target_folder(settings)})
+    return provenance(args.threads, {"target": target_folder(settings)})
 
 
 def _write(
@@ -152,7 +152,7 @@ def _server(url: str, settings: TrainSettings) -> Ask:
     from sgl_entropy_bench.client import Client, ServerError
 
     from sgl_entropy.train.asking import Refused
-    from sgl_entropy.train.data import target_folder
+    from sgl_entropy.train.folders import target_folder
     from sgl_entropy.train.generate import Prompt
     from sgl_entropy.train.served import refuse_other_server
 
@@ -190,7 +190,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     import torch
     from sgl_entropy_bench.provenance import footer, provenance
 
-    from sgl_entropy.train import compare, data
+    from sgl_entropy.train import compare, folders
     from sgl_entropy.train.compare_report import page, summarise, table
     from sgl_entropy.train.comparison import load_comparison
 
@@ -205,7 +205,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     )
     rows = compare.run(comparison, args.workers, _say)
     figures = summarise(rows, comparison.baseline)
-    origin = provenance(1, {"target": data.target_folder(comparison.arms[0].settings)})
+    origin = provenance(1, {"target": folders.target_folder(comparison.arms[0].settings)})
     taken = write_json({**figures, "runs": rows, "provenance": origin}, args.json)
     text = page(figures, rows, f"Training comparison: {args.config.stem}", args.workers)
     taken = write_text(f"{text}\n\n{footer(origin)}\n", args.page) or taken

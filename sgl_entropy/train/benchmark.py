@@ -22,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sgl_entropy.drafter.config import Algorithm
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train import pipeline
-from sgl_entropy.train.data import target_folder, work_folder
 from sgl_entropy.train.fit import Fit
+from sgl_entropy.train.folders import target_folder
 from sgl_entropy.train.memory import memory_of
 from sgl_entropy.train.objective import StepFigures
+from sgl_entropy.train.opening import checked_store
 from sgl_entropy.train.parts import PARTS, places, timing
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.storage import bytes_a_token
@@ -54,11 +55,10 @@ def layers_of(settings: TrainSettings) -> dict[str, tuple[int, ...]]:
 
 def make_trainer(job: Job) -> Trainer:
     """The arm's training, at its first step."""
-    folder = work_folder(job.settings) / "store"
     settings = job.settings.fit
     if job.arm != OURS:
         settings = replace(settings, dtype="float32")
-    store = Store(folder)
+    store = checked_store(job.settings)
     target = PlainTarget.from_folder(target_folder(job.settings))
     with tempfile.TemporaryDirectory() as scratch:
         run = Fit(

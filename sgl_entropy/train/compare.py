@@ -20,7 +20,7 @@ import torch
 from sgl_entropy.drafter.evaluate import Answer, draft_answer, greedy_answers
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train import data, pipeline
+from sgl_entropy.train import folders, opening, pipeline
 from sgl_entropy.train.comparison import Comparison, Job
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit_costs import answer_tokens, flops
@@ -62,7 +62,7 @@ def _make_vocabularies(todo: Sequence[Job]) -> None:
             given.fit.validation_every,
         )
         if given.fit.start or key not in done:
-            store = store or data.open_store(given)
+            store = store or opening.open_store(given)
             pipeline.make_vocabulary(given, job.arm.algorithm, store)
             done.add(key)
 
@@ -175,7 +175,7 @@ class _Judge:
     def _generate(self) -> None:
         if self._answers:
             return
-        given, folder = self.given.evaluate, data.target_folder(self.given)
+        given, folder = self.given.evaluate, folders.target_folder(self.given)
         target = PlainTarget.from_folder(folder, getattr(torch, given.dtype), device_of(0))
         prompts = pipeline.benchmark_prompts(self.given)
         flat = [(group, one) for group, held in prompts.items() for one in held]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sgl_entropy.drafter.config import Algorithm
-from sgl_entropy.train import data
+from sgl_entropy.train import folders
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.settings import (
     DrafterSettings,
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        work = data.work_folder(self.arm.settings)
+        work = folders.work_folder(self.arm.settings)
         return work / "compare" / self.arm.name / f"seed-{self.seed}"
 
     @property
@@ -151,7 +151,7 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     baseline = raw.get("baseline", names[0])
     if baseline not in names:
         raise ValueError(f"{path}: the baseline {baseline!r} is none of the arms {names}")
-    if len({data.work_folder(arm.settings) for arm in arms}) > 1:
+    if len({folders.work_folder(arm.settings) for arm in arms}) > 1:
         raise ValueError(f"{path}: the arms must share one work folder: they share its store")
     _check_curves(path, arms)
     return Comparison(arms, baseline, tuple(dict.fromkeys(seeds)))

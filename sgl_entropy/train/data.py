@@ -7,14 +7,11 @@ any of them can be killed and run again.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.target import cache_dir, ensure_small_target
 from sgl_entropy.train.answer_here import write_answers
 from sgl_entropy.train.answers import read_answers, refuse_other_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
@@ -26,10 +23,10 @@ from sgl_entropy.train.features import (
     refuse_false,
     run_feature_worker,
 )
-from sgl_entropy.train.fingerprint import made_for, refuse_other_target
+from sgl_entropy.train.folders import answers_file, target_folder, wanted_layers, work_folder
 from sgl_entropy.train.generate import Prompt, WorkerPlan, run_worker, worker_queue
 from sgl_entropy.train.group import device_of
-from sgl_entropy.train.online import OnlineStore
+from sgl_entropy.train.opening import store_for
 from sgl_entropy.train.prompt_file import (
     read_prompts,
     record_of,
@@ -40,23 +37,10 @@ from sgl_entropy.train.prompt_file import (
 )
 from sgl_entropy.train.served import within_vocabulary
 from sgl_entropy.train.settings import TrainSettings
-from sgl_entropy.train.store import FORMAT, META, Samples, Store, made_with, read_meta, write_meta
+from sgl_entropy.train.store import Store, write_meta
 from sgl_entropy.train.workers import stored_answers, work
 
 Report = Callable[[str], None]
-
-
-def target_folder(settings: TrainSettings) -> Path:
-    """The target to draft for; the small real one is converted on first use."""
-    return Path(settings.target).expanduser() if settings.target else ensure_small_target()
-
-
-def work_folder(settings: TrainSettings) -> Path:
-    """Where this training keeps its files."""
-    if settings.work:
-        return Path(settings.work).expanduser()
-    name = Path(settings.target).name if settings.target else "smollm2-135m"
-    return cache_dir() / f"train-{name}"
 
 
 def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
@@ -81,7 +65,7 @@ def _prompts_to_answer(settings: TrainSettings, report: Report) -> tuple[list[Pr
 
     What is answered already needs no texts any more: later stages know it by the prompts' sha256.
     """
-    _wanted_layers(settings)
+    wanted_layers(settings)
     path = work_folder(settings) / "prompts.jsonl"
     if path.exists() and record_of(path).is_file():
         refuse_other_prompts(path, settings.prompts, target_folder(settings))
@@ -105,7 +89,9 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     _refuse_sampling(settings, "answers that are written with their features")
     target = target_folder(settings)
     prompts, digest = _prompts_to_answer(settings, report)
-    folder, layers, dtype = _open_for_writing(settings, {"prompts_sha256": digest})
+    folder, meta = store_for(settings, {"prompts_sha256": digest})
+    write_meta(folder, meta)
+    layers, dtype = tuple(meta["tap_layers"]), meta["dtype"]
     done, stored = stored_answers(folder)
     todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
     wanted = given.answer_tokens - stored
@@ -176,11 +162,6 @@ def _answer_here(settings: TrainSettings, prompts: Sequence[Prompt], report: Rep
     refuse_false(target, read_answers(path), str(folder))
 
 
-def answers_file(settings: TrainSettings) -> Path:
-    """Where ``prepare`` leaves a server's answers."""
-    return work_folder(settings) / "answers.jsonl"
-
-
 def features(settings: TrainSettings, report: Report = print) -> None:
     """The feature store: of the answers that ``prepare`` got, else answering locally.
 
@@ -194,13 +175,12 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     answers = [one for one in read_answers(path) if one.answer_length > 1]
     if not answers:
         raise ValueError(f"{path} holds no answers of more than one token")
-    _wanted_layers(settings)
+    wanted_layers(settings)
     target = target_folder(settings)
     prompts, digest = load_prompts(settings, report)
     refuse_other_answers(path, answers, prompts)
-    folder, layers, dtype = _open_for_writing(
-        settings, {"prompts_sha256": digest, "answers": "given"}
-    )
+    folder, meta = store_for(settings, {"prompts_sha256": digest, "answers": "given"})
+    layers, dtype = tuple(meta["tap_layers"]), meta["dtype"]
     done, stored = stored_answers(folder)
     todo = sorted(
         (one for one in answers if one.prompt_id not in done),
@@ -212,6 +192,7 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     refuse_false(
         PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0)), todo, str(target)
     )
+    write_meta(folder, meta)  # foreign answers begin no store
     workers = min(settings.generate.workers, len(todo))
     plans = [
         FeaturePlan(
@@ -227,99 +208,3 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     ]
     wanted = stored + sum(one.answer_length for one in todo)
     work(run_feature_worker, plans, folder, stored, wanted, report)
-
-
-def _open_for_writing(
-    settings: TrainSettings, origin: dict[str, str]
-) -> tuple[Path, tuple[int, ...], str]:
-    """(folder, layers, dtype) of the store, made for these settings and ``origin`` or refused."""
-    given = settings.generate
-    target = target_folder(settings)
-    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    layers = _wanted_layers(settings)
-    folder = work_folder(settings) / "store"
-    dtype = resolve_dtype(given.dtype, made_with(folder))
-    held = (folder / META).is_file()
-    # A store keeps the name, and the fingerprint or none, that it was begun with.
-    if held:
-        named = refuse_other_target(read_meta(folder), target, folder, by_name=True)
-    else:
-        named = made_for(target)
-    meta = {
-        "format": FORMAT,
-        **named,
-        "tap_layers": list(layers),
-        "hidden_size": int(model["hidden_size"]),
-        "max_new_tokens": given.max_new_tokens,
-        "dtype": dtype,
-        **origin,
-    }
-    write_meta(folder, meta)
-    return folder, layers, dtype
-
-
-def stored_layers(settings: TrainSettings, count: int) -> tuple[int, ...]:
-    """The layers that are wanted of a target of ``count``.
-
-    Raises:
-        ValueError: it has not all of them.
-    """
-    layers = tuple(sorted({*settings.drafter.tap_layers(count), *settings.generate.extra_layers}))
-    missing = [layer for layer in layers if not 0 <= layer < count]
-    if missing:
-        raise ValueError(
-            f"the target's layers are 0 to {count - 1}, and {missing} are wanted: see "
-            "drafter.edsd_layers, drafter.eagle3_layers, drafter.select_report and "
-            "generate.extra_layers"
-        )
-    return layers
-
-
-def _wanted_layers(settings: TrainSettings) -> tuple[int, ...]:
-    """``stored_layers`` of the settings' target."""
-    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
-    return stored_layers(settings, int(model["num_hidden_layers"]))
-
-
-def open_store(
-    settings: TrainSettings, report: Report = print, device: str | None = None
-) -> Samples:
-    """The work folder's store, every byte of it checked; skipped shards are reported. With
-    ``fit.online``, the target itself instead.
-
-    Args:
-        device: where that target computes; None = this machine's first GPU, or the CPU.
-
-    Raises:
-        ValueError: nothing prepared yet, made for or by another target, or damaged shards that
-            nobody asked to skip.
-    """
-    if settings.fit.online:
-        return _online_store(settings, device or device_of(0))
-    folder = work_folder(settings) / "store"
-    refuse_other_target(read_meta(folder), target_folder(settings), folder)
-    store = Store(folder, whole=True, skip_damaged=settings.fit.skip_damaged)
-    for name, problem in store.skipped.items():
-        report(f"left out: {folder / name}: {problem}")
-    _refuse_too_few_answers(settings, store)
-    return store
-
-
-def _refuse_too_few_answers(settings: TrainSettings, store: Samples) -> None:
-    numbers = [entry.prompt_id for entry in store.entries]
-    refuse_too_few(numbers, settings.fit.validation_every, f"answers in {store.folder}")
-
-
-def _online_store(settings: TrainSettings, device: str) -> OnlineStore:
-    _wanted_layers(settings)
-    path = answers_file(settings)
-    answers = read_answers(path)
-    folder = target_folder(settings)
-    dtype = getattr(torch, resolve_dtype(settings.generate.dtype, device=device))
-    target = PlainTarget.from_folder(folder, dtype, device)
-    store = OnlineStore(target, answers, settings.drafter.tap_layers(target.num_layers), path)
-    if not store.entries:
-        raise ValueError(f"fit.online needs answers in {path}: `train prepare --server URL`")
-    _refuse_too_few_answers(settings, store)
-    refuse_false(target, answers, str(folder))
-    return store

@@ -24,16 +24,12 @@ from sgl_entropy.drafter.rotary import rotary_of
 from sgl_entropy.drafter.target_config import end_tokens
 from sgl_entropy.texts import read_texts, text_files
 from sgl_entropy.train.batches import split_validation
-from sgl_entropy.train.data import (
-    Report,
-    load_prompts,
-    open_store,
-    target_folder,
-    work_folder,
-)
+from sgl_entropy.train.data import Report, load_prompts
 from sgl_entropy.train.export import export_drafter, refuse_others
 from sgl_entropy.train.fit import Fit
+from sgl_entropy.train.folders import target_folder, work_folder
 from sgl_entropy.train.group import Group, join_group, leave_group
+from sgl_entropy.train.opening import open_store
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import Samples
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary

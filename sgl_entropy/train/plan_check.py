@@ -23,14 +23,16 @@ from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.benchmark import OURS, Job, make_trainer, widest_steps
 from sgl_entropy.train.benchmark_report import table
 from sgl_entropy.train.checkpoints import Checkpoints
-from sgl_entropy.train.data import load_prompts, stored_layers, target_folder, work_folder
+from sgl_entropy.train.data import load_prompts
+from sgl_entropy.train.folders import stored_layers, target_folder
 from sgl_entropy.train.memory import memory_of
+from sgl_entropy.train.opening import checked_store
 from sgl_entropy.train.plan import count, muon_flops, muon_matrices, trained_weights
 from sgl_entropy.train.plan_lengths import expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory
 from sgl_entropy.train.plan_trial import Trial, fit_seconds, generate_seconds
 from sgl_entropy.train.settings import TrainSettings, load_settings
-from sgl_entropy.train.store import Store, made_with
+from sgl_entropy.train.store import made_with
 
 # A quantity is as planned when plan and record differ by no more than this, of the record.
 ALLOWED = 0.25
@@ -146,8 +148,8 @@ def check(
         ``ratio`` (planned over recorded); ``as_planned``: whether all are within ``allowed``.
     """
     fits = [read_finished(folder, settings, algorithm) for folder in folders]
-    folder = work_folder(settings) / "store"
-    store = Store(folder)
+    store = checked_store(settings)
+    folder = store.folder
     prompts, _ = load_prompts(settings, report)
     given = settings.generate
     model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))

@@ -12,15 +12,10 @@ import torch
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.train.answers import ROUND, read_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
-from sgl_entropy.train.data import (
-    Report,
-    answers_file,
-    load_prompts,
-    stored_layers,
-    target_folder,
-    work_folder,
-)
+from sgl_entropy.train.data import Report, load_prompts
+from sgl_entropy.train.folders import answers_file, stored_layers, target_folder, work_folder
 from sgl_entropy.train.generate import Prompt
+from sgl_entropy.train.opening import checked_store
 from sgl_entropy.train.pipeline import drafter_config
 from sgl_entropy.train.plan import as_report, count, held_bytes
 from sgl_entropy.train.plan_gpu import GPUS, Gpu, bound_by_kernels, fit_kernels, gpu_seconds
@@ -28,7 +23,7 @@ from sgl_entropy.train.plan_lengths import Lengths, expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory, generate_memory, online_memory
 from sgl_entropy.train.plan_trial import Trial, measure_here
 from sgl_entropy.train.settings import TrainSettings
-from sgl_entropy.train.store import Store, made_with
+from sgl_entropy.train.store import made_with
 
 
 def plan(
@@ -93,7 +88,7 @@ def known_lengths(settings: TrainSettings, report: Report) -> Lengths:
     given, folder = settings.generate, work_folder(settings) / "store"
     answered = read_answers(answers_file(settings))
     if not settings.fit.online:
-        store = Store(folder) if any(folder.glob("*.safetensors")) else None
+        store = checked_store(settings) if any(folder.glob("*.safetensors")) else None
         return expected_lengths(prompts, given, store, answered)
     # One process writes the answers, at one temperature after the other.
     rounds = [

@@ -123,23 +123,30 @@ def shard_problem(path: Path, *, whole: bool) -> str | None:
     return None
 
 
-def write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    """Record what the store was made with; a store made otherwise is refused.
-
-    Raises:
-        ValueError: the folder holds a store of other settings.
+def refuse_other_settings(folder: Path, meta: dict[str, Any]) -> None:
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        ValueError: the folder holds a store that was made with something else than ``meta``.
+    """
+    path = folder / META
+    if not path.exists():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differ = sorted(key for key in {*found, *meta} if found.get(key) != meta.get(key))
+    if differ:
+        raise ValueError(
+            f"{folder} was generated with other settings ({', '.join(differ)}): "
+            f"use another work folder, or the settings of {path}"
+        )
+
+
+def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    """Record what the store is made with; see ``refuse_other_settings``."""
+    refuse_other_settings(folder, meta)
     path = folder / META
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != meta:
-            differ = [key for key in {*found, *meta} if found.get(key) != meta.get(key)]
-            raise ValueError(
-                f"{folder} was generated with other settings ({', '.join(sorted(differ))}): "
-                f"use another work folder, or the settings of {path}"
-            )
         return
+    folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     partial.rename(path)

@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sgl_entropy.train import data, pipeline
+from sgl_entropy.train import data, opening, pipeline
+from sgl_entropy.train.benchmark import OURS, Job, make_trainer
 from sgl_entropy.train.fingerprint import made_for, target_fingerprint
+from sgl_entropy.train.plan_check import check
+from sgl_entropy.train.planning import known_lengths
 from sgl_entropy.train.settings import TrainSettings, load_settings
 from sgl_entropy.train.store import FORMAT, Store
 from tests.train.test_group import work_folder
@@ -83,6 +86,12 @@ def test_a_store_of_another_target_of_the_same_name_is_refused(
         pipeline.export(settings_of(work, other), "EDSD", tmp_path / "out")
     with pytest.raises(ValueError, match=message):
         data.generate(settings_of(work, other), print)
+    with pytest.raises(ValueError, match=message):
+        known_lengths(settings_of(work, other), print)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(Job(settings_of(work, other), "EDSD", OURS))
+    with pytest.raises(ValueError, match=message):
+        check(settings_of(work, other), "EDSD", [], print)
     assert pipeline.make_fit(settings_of(work, own), "EDSD").train
     renamed = copied(own, tmp_path / "renamed")
     lines: list[str] = []
@@ -107,13 +116,13 @@ def test_a_store_without_a_fingerprint_is_known_by_its_sizes(
     meta = {"format": FORMAT, "target": tiny_folder.name, "tap_layers": [0, 1, 2]}
     (work / "store" / "meta.json").write_text(json.dumps({**meta, "hidden_size": 32}))
     before = (work / "store" / "meta.json").read_bytes()
-    assert data.open_store(settings_of(work, tiny_folder)).entries
+    assert opening.open_store(settings_of(work, tiny_folder)).entries
     other = copied(tiny_folder, tmp_path / "other")
-    assert data.open_store(settings_of(work, other)).entries, "folders are renamed"
+    assert opening.open_store(settings_of(work, other)).entries, "folders are renamed"
     settings = settings_of(work, other, "drafter.edsd_layers=[1, 2]")
     with pytest.raises(ValueError, match=rf"made for another target, {tiny_folder.name}, than"):
         data.generate(settings, lambda line: None)
     (work / "store" / "meta.json").write_text(json.dumps({**meta, "hidden_size": 64}))
     with pytest.raises(ValueError, match=r"width 64 .* now width 32"):
-        data.open_store(settings_of(work, tiny_folder))
+        opening.open_store(settings_of(work, tiny_folder))
     (work / "store" / "meta.json").write_bytes(before)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train import data, pipeline
+from sgl_entropy.train import data, opening, pipeline
 from sgl_entropy.train.answer_here import write_answers
 from sgl_entropy.train.answers import ROUND, Answered, read_answers
 from sgl_entropy.train.batches import collate
@@ -197,7 +197,7 @@ def test_prepare_writes_answers_for_a_training_without_a_store(
     assert "answer tokens in" in lines[-1]
     found = read_answers(tmp_path / "answers.jsonl")
     assert sum(not one.temperature for one in found) == 24
-    store = data.open_store(load_settings(None, asked))
+    store = opening.open_store(load_settings(None, asked))
     assert len(store.entries) == sum(one.answer_length > 1 for one in found)
     with pytest.raises(ValueError, match=r"generate\.temperatures.*greedy"):
         data.generate(load_settings(None, [*asked, "fit.online=false"]), quiet)
@@ -252,6 +252,6 @@ def test_answers_of_another_target_are_refused_before_more_are_written(
         data.prepare(settings, None, 1, quiet)
     assert len(read_answers(tmp_path / "answers.jsonl")) == 2
     with pytest.raises(ValueError, match=message):
-        data.open_store(settings)
+        opening.open_store(settings)
     with pytest.raises(ValueError, match=message):
         data.features(load_settings(None, [*asked, "fit.online=false"]), quiet)
