@@ -153,7 +153,7 @@ def _server(url: str, settings: TrainSettings) -> Ask:
 
     from sgl_entropy.train.asking import Refused
     from sgl_entropy.train.folders import target_folder
-    from sgl_entropy.train.generate import Prompt
+    from sgl_entropy.train.queues import Prompt
     from sgl_entropy.train.served import refuse_other_server
 
     client = Client.from_url(url)

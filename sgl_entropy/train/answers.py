@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgl_entropy.train.generate import Prompt
+from sgl_entropy.train.queues import Prompt
 
 # An answer at the n-th temperature has its prompt's number and n times this: a multiple of every
 # sensible ``fit.validation_every``, so that a prompt is held out of all rounds or of none.

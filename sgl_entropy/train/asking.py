@@ -15,8 +15,8 @@ from typing import TextIO
 
 from sgl_entropy.train.answers import drop_cut_line, read_answers
 from sgl_entropy.train.disk import naming_full_disk
-from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.prompts import read_jsonl
+from sgl_entropy.train.queues import Prompt
 
 Ask = Callable[[Prompt], Sequence[int]]
 Report = Callable[[str], None]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.train.schedules import learned_rows
-from sgl_entropy.train.store import Entry, Sample
+from sgl_entropy.train.shards import Sample
+from sgl_entropy.train.store import Entry
 
 # Sequences sorted by length together: large enough to pad little, small enough to mix.
 _SORT_BLOCK = 96

@@ -24,7 +24,7 @@ from sgl_entropy.train.features import (
     run_feature_worker,
 )
 from sgl_entropy.train.folders import answers_file, target_folder, wanted_layers, work_folder
-from sgl_entropy.train.generate import Prompt, WorkerPlan, run_worker, worker_queue
+from sgl_entropy.train.generate import WorkerPlan, run_worker
 from sgl_entropy.train.group import device_of
 from sgl_entropy.train.opening import store_for
 from sgl_entropy.train.prompt_file import (
@@ -35,6 +35,7 @@ from sgl_entropy.train.prompt_file import (
     refuse_unfit,
     write_prompts,
 )
+from sgl_entropy.train.queues import Prompt, worker_queue
 from sgl_entropy.train.served import within_vocabulary
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import Store, write_meta

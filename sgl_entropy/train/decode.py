@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train.generate import Prompt, in_length_blocks, likeliest, next_prefill
+from sgl_entropy.train.generate import likeliest
+from sgl_entropy.train.queues import Prompt, in_length_blocks, next_prefill
 
 # Steps between two looks at what has ended: each look waits for the device.
 _LOOK = 8

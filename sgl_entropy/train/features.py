@@ -18,8 +18,10 @@ from torch import Tensor
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.train.answers import Answered, in_batches
-from sgl_entropy.train.generate import PREFILL_ROWS, SHARD_SEQUENCES, Stop, flush_shard, judge
-from sgl_entropy.train.store import Sample, Store
+from sgl_entropy.train.generate import SHARD_SEQUENCES, Stop, flush_shard, judge
+from sgl_entropy.train.queues import PREFILL_ROWS
+from sgl_entropy.train.shards import Sample
+from sgl_entropy.train.store import Store
 
 # Ties aside, a greedy answer agrees everywhere. Answers of another model, or sampled ones, do not.
 AGREEMENT = 0.9

@@ -23,55 +23,15 @@ from torch import Tensor
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.train.disk import naming_full_disk
-from sgl_entropy.train.store import Sample, write_shard
+from sgl_entropy.train.queues import Prompt, next_prefill
+from sgl_entropy.train.shards import Sample, write_shard
 
-# Finished sequences a shard holds, and the most (padded) prompt rows of one prefill.
+# Finished sequences a shard holds.
 SHARD_SEQUENCES = 64
-PREFILL_ROWS = 2048
-# Prompts of a worker that are sorted by length together.
-LENGTH_BLOCK = 640
 # Small prefills waste the matmuls: so many slots are idle before any is filled again.
 REFILLED = 12
 # Rows whose logits over the whole vocabulary are held at once, on a CPU and elsewhere.
 _LOGIT_ROWS, _DEVICE_LOGIT_ROWS = 128, 1024
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt by its number in the prompt file, and its tokens."""
-
-    prompt_id: int
-    tokens: tuple[int, ...]
-
-
-def in_length_blocks(prompts: Sequence[Prompt], block: int) -> list[Prompt]:
-    """Sort within blocks of the given order, up and down in turn, so that neighbours match.
-
-    Any prefix of the result is close to a fair sample of the prompts.
-    """
-    out: list[Prompt] = []
-    for number, start in enumerate(range(0, len(prompts), block)):
-        part = prompts[start : start + block]
-        out += sorted(part, key=lambda p: (len(p.tokens), p.prompt_id), reverse=number % 2 == 1)
-    return out
-
-
-def worker_queue(prompts: Sequence[Prompt], number: int, workers: int) -> list[Prompt]:
-    """The part of worker ``number`` (from 0), in the order in which it answers."""
-    return in_length_blocks(prompts[number::workers], LENGTH_BLOCK)
-
-
-def next_prefill(queue: list[Prompt], most: int, rows: int = PREFILL_ROWS) -> list[Prompt]:
-    """Take the next prefill's prompts from the front of ``queue``: up to ``most``, and no more
-    padded rows than ``rows`` (a single longer prompt excepted)."""
-    part: list[Prompt] = []
-    longest = 0
-    while queue and len(part) < most:
-        longest = max(longest, len(queue[0].tokens))
-        if part and longest * (len(part) + 1) > rows:
-            break
-        part.append(queue.pop(0))
-    return part
 
 
 def judge(target: PlainTarget, final: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sgl_entropy.drafter.model import Drafter
 from sgl_entropy.train.objective import TargetSide
-from sgl_entropy.train.store import Sample
+from sgl_entropy.train.shards import Sample
 
 # Steepness: SiLU(2 + x) is nearly linear in x with some curvature left to learn with.
 _GATE_BIAS = 2.0

@@ -19,7 +19,8 @@ from sgl_entropy.train.features import features_of
 from sgl_entropy.train.generate import by_rows, judge, likeliest
 from sgl_entropy.train.held import HeldRows, hold_rows
 from sgl_entropy.train.schedules import learned_columns
-from sgl_entropy.train.store import Entry, Sample
+from sgl_entropy.train.shards import Sample
+from sgl_entropy.train.store import Entry
 
 
 class OnlineStore:

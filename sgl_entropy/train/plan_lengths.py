@@ -15,7 +15,7 @@ import numpy as np
 from sgl_entropy.train.answers import Answered
 from sgl_entropy.train.batches import first_tokens, split_validation
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.generate import Prompt, worker_queue
+from sgl_entropy.train.queues import Prompt, worker_queue
 from sgl_entropy.train.settings import GenerateSettings
 from sgl_entropy.train.store import Entry, Store
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sgl_entropy.train.generate import LENGTH_BLOCK, REFILLED, Prompt, next_prefill, worker_queue
+from sgl_entropy.train.generate import REFILLED
+from sgl_entropy.train.queues import LENGTH_BLOCK, Prompt, next_prefill, worker_queue
 from sgl_entropy.train.store import Entry
 
 # Sequences of a worker that are followed at most; the others are like them.

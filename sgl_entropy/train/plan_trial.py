@@ -23,11 +23,13 @@ from sgl_entropy.train.batches import chain_count, plan_epoch
 from sgl_entropy.train.features import features_of
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.generate import PREFILL_ROWS, Batch, Prompt
+from sgl_entropy.train.generate import Batch
 from sgl_entropy.train.plan import Seconds, held_bytes
 from sgl_entropy.train.plan_lengths import Lengths
 from sgl_entropy.train.plan_slots import worker_schedule
-from sgl_entropy.train.store import FORMAT, Entry, Sample, Store, write_meta, write_shard
+from sgl_entropy.train.queues import PREFILL_ROWS, Prompt
+from sgl_entropy.train.shards import Sample, write_shard
+from sgl_entropy.train.store import FORMAT, Entry, Store, write_meta
 
 # What is timed: prefills, lengths at which decode steps are, steps at each, optimizer steps.
 _PREFILLS, _DECODE_LENGTHS, _DECODE_STEPS, _BATCHES = 6, 3, 5, 24

@@ -14,7 +14,6 @@ from sgl_entropy.train.answers import ROUND, read_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
 from sgl_entropy.train.data import Report, load_prompts
 from sgl_entropy.train.folders import answers_file, stored_layers, target_folder, work_folder
-from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.opening import checked_store
 from sgl_entropy.train.pipeline import drafter_config
 from sgl_entropy.train.plan import as_report, count, held_bytes
@@ -22,6 +21,7 @@ from sgl_entropy.train.plan_gpu import GPUS, Gpu, bound_by_kernels, fit_kernels,
 from sgl_entropy.train.plan_lengths import Lengths, expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory, generate_memory, online_memory
 from sgl_entropy.train.plan_trial import Trial, measure_here
+from sgl_entropy.train.queues import Prompt
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import made_with
 

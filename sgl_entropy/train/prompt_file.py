@@ -15,10 +15,10 @@ from typing import Any
 from sgl_entropy.select.samples import load_tokenizer
 from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.fingerprint import tokenizer_fingerprint
-from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
+from sgl_entropy.train.queues import Prompt
 from sgl_entropy.train.settings import PromptSettings
-from sgl_entropy.train.store import file_sha256
+from sgl_entropy.train.shards import file_sha256
 
 Report = Callable[[str], None]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.texts import read_texts
-from sgl_entropy.train.generate import Prompt
+from sgl_entropy.train.queues import Prompt
 
 SUMMARY_REQUESTS = (
     "Summarize the following text:\n\n{}",

@@ -15,7 +15,7 @@ from typing import Any
 from sgl_entropy.drafter.target_config import tokenizer_digest
 from sgl_entropy.train.asking import Ask
 from sgl_entropy.train.fingerprint import target_fingerprint
-from sgl_entropy.train.generate import Prompt
+from sgl_entropy.train.queues import Prompt
 
 Report = Callable[[str], None]
 

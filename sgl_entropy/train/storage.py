@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.train.plan import row_bytes
-from sgl_entropy.train.store import Store, write_shard
+from sgl_entropy.train.shards import write_shard
+from sgl_entropy.train.store import Store
 
 _TOKENS = 2000
 

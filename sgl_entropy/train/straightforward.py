@@ -22,7 +22,8 @@ from sgl_entropy.train.batches import plan_epoch
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.objective import StepFigures
 from sgl_entropy.train.schedules import learned_rows, masked_percent
-from sgl_entropy.train.store import Entry, Sample
+from sgl_entropy.train.shards import Sample
+from sgl_entropy.train.store import Entry
 
 
 class Straightforward:

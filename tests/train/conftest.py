@@ -11,7 +11,8 @@ import torch
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.evaluate import greedy_answers
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train.generate import Prompt, WorkerPlan, run_worker
+from sgl_entropy.train.generate import WorkerPlan, run_worker
+from sgl_entropy.train.queues import Prompt
 from sgl_entropy.train.store import FORMAT, Store, write_meta
 
 TAPS = (0, 1, 2)

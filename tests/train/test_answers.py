@@ -18,9 +18,10 @@ from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.answers import Answered, in_batches, read_answers
 from sgl_entropy.train.asking import Refused, collect_answers
 from sgl_entropy.train.features import agreement, check_generated, features_of
-from sgl_entropy.train.generate import Prompt
+from sgl_entropy.train.queues import Prompt
 from sgl_entropy.train.settings import TrainSettings, load_settings
-from sgl_entropy.train.store import FORMAT, Store, write_meta, write_shard
+from sgl_entropy.train.shards import write_shard
+from sgl_entropy.train.store import FORMAT, Store, write_meta
 from tests.train.conftest import tiny_prompts
 
 PROMPTS = [Prompt(i, (7, 8, i)) for i in range(12)]
@@ -137,7 +138,7 @@ def test_an_interrupt_ends_at_once_and_loses_no_finished_answer(tmp_path: Path) 
 import os, signal, threading
 from pathlib import Path
 from sgl_entropy.train.asking import collect_answers
-from sgl_entropy.train.generate import Prompt
+from sgl_entropy.train.queues import Prompt
 answered = threading.Semaphore(0)
 def ask(prompt):
     if prompt.prompt_id % 2:

@@ -21,15 +21,8 @@ from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.group import Group
 from sgl_entropy.train.objective import unrolled_loss
 from sgl_entropy.train.schedules import learned_rows
-from sgl_entropy.train.store import (
-    FORMAT,
-    Entry,
-    Sample,
-    Store,
-    shared_prefix,
-    write_meta,
-    write_shard,
-)
+from sgl_entropy.train.shards import Sample, write_shard
+from sgl_entropy.train.store import FORMAT, Entry, Store, shared_prefix, write_meta
 from sgl_entropy.train.vocabulary import count_tokens, draft_vocabulary
 from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
 from tests.train.test_checkpoints import files_no_larger_than

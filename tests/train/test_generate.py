@@ -16,12 +16,8 @@ from safetensors.torch import load_file
 
 from sgl_entropy.cli import main
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train.generate import (
-    Prompt,
-    WorkerPlan,
-    in_length_blocks,
-    run_worker,
-)
+from sgl_entropy.train.generate import WorkerPlan, run_worker
+from sgl_entropy.train.queues import Prompt, in_length_blocks
 from sgl_entropy.train.store import FORMAT, Store, write_meta
 from tests.interrupted import interrupt
 from tests.train.conftest import TAPS, tiny_prompts

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sgl_entropy.drafter.model import build_drafter
 from sgl_entropy.train.initial import AnswerRows, Ridge, initialise, tap_scales
 from sgl_entropy.train.objective import TargetSide
-from sgl_entropy.train.store import Sample
+from sgl_entropy.train.shards import Sample
 from tests.train.conftest import VOCAB, tiny_config
 
 D = 32

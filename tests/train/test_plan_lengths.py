@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.plan_lengths import Lengths, drawn, expected_lengths
+from sgl_entropy.train.queues import Prompt
 from sgl_entropy.train.settings import GenerateSettings
 from sgl_entropy.train.store import Store
 from tests.train.conftest import tiny_prompts

@@ -13,10 +13,10 @@ from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.drafter.model import build_drafter
 from sgl_entropy.train.batches import Batch
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.generate import Prompt
 from sgl_entropy.train.objective import TargetSide, unrolled_loss
 from sgl_entropy.train.plan_lengths import Lengths, drawn, expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory, kept_bytes, largest_batch
+from sgl_entropy.train.queues import Prompt
 from sgl_entropy.train.settings import GenerateSettings
 
 D, INNER, DRAFT = 256, 640, 512

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sgl_entropy.train.generate import Batch, Prompt, WorkerPlan, run_worker, worker_queue
+from sgl_entropy.train.generate import Batch, WorkerPlan, run_worker
 from sgl_entropy.train.plan_lengths import drawn
 from sgl_entropy.train.plan_slots import worker_schedule
+from sgl_entropy.train.queues import Prompt, worker_queue
 from sgl_entropy.train.store import FORMAT, Store, write_meta
 from tests.train.conftest import TAPS, tiny_prompts
 

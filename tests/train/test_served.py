@@ -15,7 +15,7 @@ import pytest
 from sgl_entropy.cli import main
 from sgl_entropy.train import data
 from sgl_entropy.train.answers import read_answers
-from sgl_entropy.train.generate import Prompt
+from sgl_entropy.train.queues import Prompt
 from sgl_entropy.train.served import refuse_other_server
 from sgl_entropy.train.settings import load_settings
 from tests.train.test_fingerprint import copied, other_weights

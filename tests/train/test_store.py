@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.train import data
-from sgl_entropy.train import store as store_module
+from sgl_entropy.train import data, shards
 from sgl_entropy.train.settings import load_settings
-from sgl_entropy.train.store import FORMAT, Sample, Store, write_meta, write_shard
+from sgl_entropy.train.shards import Sample, write_shard
+from sgl_entropy.train.store import FORMAT, Store, write_meta
 
 
 def sample(number: int, length: int = 5) -> Sample:
@@ -110,7 +110,7 @@ def test_a_full_disk_leaves_no_half_shard(folder: Path, monkeypatch: pytest.Monk
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store_module, "save_file", full)
+    monkeypatch.setattr(shards, "save_file", full)
     with pytest.raises(OSError, match=r"c\.safetensors could not be written.*No space left"):
         write_shard(folder / "c.safetensors", [sample(4)])
     assert not list(folder.glob("c.*"))

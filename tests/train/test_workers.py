@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.train import store as store_module
+from sgl_entropy.train import shards
 from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.generate import flush_shard
-from sgl_entropy.train.store import FORMAT, Sample, Store, write_meta
+from sgl_entropy.train.shards import Sample
+from sgl_entropy.train.store import FORMAT, Store, write_meta
 from sgl_entropy.train.workers import work
 
 
@@ -38,7 +39,7 @@ def fill(plan: Plan) -> None:
         del tensors, path
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    store_module.save_file = full
+    shards.save_file = full
     if plan.number:
         flush_shard(plan.store, plan.number, [sample(10 + plan.number)], 1, 0.0)
 
