@@ -14,6 +14,7 @@ EPILOG = """examples:
   sgl-entropy select TARGET --texts prompts.jsonl
   sgl-entropy select TARGET --texts prompts.jsonl --json layers.json --plot layers.png
   sgl-entropy select TARGET --texts prompts.jsonl --fix-b 27
+  sgl-entropy select TARGET --texts prompts.jsonl --by probe --json layers.json
 
 Layers have two numbers: hidden states (0 = embedding output, i = output of decoder layer i - 1),
 as the paper counts, and decoder layer ids from 0, as a drafter's target_layer_ids count. a is the
@@ -54,6 +55,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="take this decoder layer id (as in target_layer_ids) for curvature's pick",
     )
     add("--fix-b", type=int, metavar="ID", help="the same for LiDAR's pick")
+    add(
+        "--by",
+        choices=("metrics", "probe"),
+        default="metrics",
+        help="what chooses: the paper's two metrics, or how well a drafter does that is solved for "
+        "on a pair of layers (default: metrics)",
+    )
     add_device(parser, "target and metrics are computed")
     add("--threads", type=int, help="torch threads (default: torch's own choice)")
     add("--json", metavar="FILE", help="write the report to FILE; - for stdout alone")

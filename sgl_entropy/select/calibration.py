@@ -61,6 +61,15 @@ def batches(
     return out
 
 
+def padded(target: PlainTarget, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids int64 [batch, longest], right-padded, and the lengths, on the target's device."""
+    lengths = torch.tensor([len(text) for text in texts])
+    ids = torch.zeros((len(texts), int(lengths.max())), dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+    return ids.to(target.device), lengths.to(target.device)
+
+
 def hidden_states(
     target: PlainTarget, texts: Sequence[Sequence[int]]
 ) -> tuple[list[Tensor], Tensor]:
@@ -70,11 +79,7 @@ def hidden_states(
         L + 1 tensors [batch, longest, d], right-padded, and the lengths, int64 [batch]; all on
         the target's device.
     """
-    lengths = torch.tensor([len(text) for text in texts])
-    ids = torch.zeros((len(texts), int(lengths.max())), dtype=torch.long)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-    ids, lengths = ids.to(target.device), lengths.to(target.device)
+    ids, lengths = padded(target, texts)
     out = target.forward(
         ids,
         torch.zeros_like(lengths),

@@ -12,6 +12,7 @@ from sgl_entropy import __version__
 from sgl_entropy.drafter.config import hidden_state_number, target_layer_id
 from sgl_entropy.drafter.jsonfile import read_object
 from sgl_entropy.select.choice import Choice, ranked
+from sgl_entropy.select.probe import Probe
 
 RUNNER_UPS = 3
 
@@ -29,6 +30,7 @@ class SelectReport:
         curvature_share, lidar_share: share of the resamples in which a, b win their metric (a
             runner-up: with the other's pick left aside).
         threads, seconds: of the run.
+        probe: what chooses instead of the metrics; None = they do.
     """
 
     target: str
@@ -43,18 +45,26 @@ class SelectReport:
     choice: Choice
     threads: int
     seconds: float
+    probe: Probe | None = None
+
+    @property
+    def target_layer_ids(self) -> tuple[int, int]:
+        """What a drafter is to tap."""
+        return self.choice.target_layer_ids if self.probe is None else self.probe.best
 
     def to_dict(self) -> dict[str, Any]:
         """As ``--json`` writes it; layers in both numberings, pairs rising as configs want them."""
         choice = self.choice
         return {
             "choice": {
-                "hidden_states": list(choice.hidden_states),
-                "target_layer_ids": list(choice.target_layer_ids),
+                "hidden_states": [hidden_state_number(one) for one in self.target_layer_ids],
+                "target_layer_ids": list(self.target_layer_ids),
+                "by": "metrics" if self.probe is None else "probe",
                 "a": {**_both(choice.a), "metric": "curvature", "fixed": "a" in choice.fixed},
                 "b": {**_both(choice.b), "metric": "lidar", "fixed": "b" in choice.fixed},
                 "runner_up": choice.stepped_down or None,
             },
+            **({} if self.probe is None else {"probe": _probe_dict(self.probe)}),
             "profiles": {
                 "curvature": [round(value, 6) for value in self.curvature],
                 "lidar": [round(value, 6) for value in self.lidar],
@@ -133,7 +143,9 @@ class SelectReport:
                 f"{settings[resamples]} resamples of the texts",
                 f"    others by {metric}: {behind}",
             ]
-        ids = ", ".join(map(str, choice.target_layer_ids))
+        if self.probe is not None:
+            lines += _probe_lines(self.probe, choice.target_layer_ids)
+        ids = ", ".join(map(str, self.target_layer_ids))
         return [*lines, f"target_layer_ids: [{ids}]"]
 
     def _mark(self, state: int) -> str:
@@ -180,6 +192,30 @@ def read_choice(path: str | Path) -> tuple[int, int]:
             "name different layers (a hidden state's number is its layer id plus 1)"
         )
     return low, high
+
+
+def _probe_dict(probe: Probe) -> dict[str, Any]:
+    return {
+        "explained": [round(one, 4) for one in probe.alone],
+        "pairs": [
+            {"target_layer_ids": list(pair), "explained": round(share, 4)}
+            for pair, share in probe.pairs.items()
+        ],
+        "best_share": round(probe.share, 4),
+        "rows": {"learned": probe.learned, "held_out": probe.held_out},
+    }
+
+
+def _probe_lines(probe: Probe, metrics: tuple[int, int]) -> list[str]:
+    best = list(probe.pairs.items())[: RUNNER_UPS + 1]
+    others = ", ".join(f"{list(pair)} ({share:.3f})" for pair, share in best[1:])
+    (pair, share), *_ = best
+    lines = [
+        f"probe: layer ids {list(pair)} explain {share:.1%} of the next final state; first in "
+        f"{probe.share:.0%} of the resamples of held-out texts",
+        f"    others by the probe: {others}",
+    ]
+    return [*lines, f"    the metrics' {list(metrics)}: {probe.pairs[metrics]:.1%}"]
 
 
 def _both(state: int) -> dict[str, int]:

@@ -19,6 +19,7 @@ from sgl_entropy.select.bootstrap import (
 from sgl_entropy.select.calibration import measure
 from sgl_entropy.select.choice import check_layers, choose, win_share
 from sgl_entropy.select.noise import RATE
+from sgl_entropy.select.probe import HELD_OUT, LEARNED, collect, probe
 from sgl_entropy.select.report import SelectReport
 from sgl_entropy.select.samples import (
     MIN_COUNT,
@@ -45,6 +46,7 @@ class SelectSettings:
         seed: of sample, noise and resamples.
         dtype: the target's; the metrics are computed in float64 of what it gives.
         fix_a, fix_b: decoder layer ids to take instead of the metrics' picks.
+        by: what chooses: the paper's "metrics", or the "probe" of ours.
     """
 
     count: int | None = None
@@ -58,6 +60,7 @@ class SelectSettings:
     dtype: str = "float32"
     fix_a: int | None = None
     fix_b: int | None = None
+    by: str = "metrics"
 
     def __post_init__(self) -> None:
         least = {
@@ -78,6 +81,8 @@ class SelectSettings:
                 f"--lidar-resamples {self.lidar_resamples} must not exceed --resamples "
                 f"{self.resamples}: they are the first of them"
             )
+        if self.by == "probe" and (self.fix_a is not None or self.fix_b is not None):
+            wrong.append("--fix-a and --fix-b take the place of the metrics' picks: not --by probe")
         if not 0 <= self.noise <= 1:
             wrong.append(f"--noise must be a share from 0 to 1, found {self.noise}")
         if wrong:
@@ -133,6 +138,10 @@ def select_layers(
         device,
     )
     choice = choose(curvature.tolist(), lidar.tolist(), settings.fix_a, settings.fix_b)
+    found = None
+    if settings.by == "probe":
+        rows = collect(target, sample.ids, LEARNED, HELD_OUT)
+        found = probe(rows, settings.resamples, seed, choice.target_layer_ids, report, device)
     aside_a = {choice.b} if choice.stepped_down == "a" else set()
     aside_b = {choice.a} if choice.stepped_down == "b" else set()
     return SelectReport(
@@ -152,6 +161,7 @@ def select_layers(
         curvature_share=win_share(curvature_again.tolist(), choice.a, aside_a),
         lidar_share=win_share(lidar_again.tolist(), choice.b, aside_b),
         choice=choice,
+        probe=found,
         threads=torch.get_num_threads(),
         seconds=time.monotonic() - began,
     )

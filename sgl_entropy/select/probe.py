@@ -1,0 +1,224 @@
+"""What two layers tell of the next hidden state: a drafter solved for instead of trained. (Ours.)
+
+Curvature and LiDAR judge a layer by itself. What a drafter needs of a pair is another thing: from
+both layers' states at one token and the next token's embedding it has to tell the target's final
+hidden state there. Kernel ridge regression answers that in closed form, for the kernel
+
+    k(row, row') = (1 + f . f') (1 + e . e')
+
+of the states f of a pair, standardised and side by side, and the embeddings e: all products of a
+state's and an embedding's entry, as in EDFuse's gate, weigh in. The share of the final states'
+variance that it explains on texts it has not seen is what pairs are ranked by.
+
+The pairs that are tried hold one of the few layers that explain most alone. Memory: 16 MB of kernel
+a layer, whatever the hidden size, and the rows (mapped from a file where they are many).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.select.calibration import batches, padded, room
+
+# Rows that are learned from and held out, spread evenly over the texts.
+LEARNED, HELD_OUT = 1536, 1024
+# Of the texts, the share that is held out.
+_HELD_OUT_SHARE = 0.4
+# Of the identity, beside kernels whose diagonal is about 4.
+_STRENGTH = 1e-3
+# Layers whose pairs with all others are tried.
+LEADERS = 4
+# Directions of the final state that are told: all, or so many drawn at random.
+_DIRECTIONS = 1024
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is told from what; those that are learned from stand first.
+
+    Attributes:
+        taps: float32 [layers, rows, d], outputs of decoder layers 0 .. L - 2 at a token.
+        embeds: float32 [rows, d], of the token behind it.
+        final: float32 [rows, d], there, after the final norm.
+        texts: int64 [rows], the text that each comes from.
+        learned: how many are learned from. The others' texts are held out.
+    """
+
+    taps: Tensor
+    embeds: Tensor
+    final: Tensor
+    texts: Tensor
+    learned: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What each layer and pair of layers explains of held-out final states' variance.
+
+    Attributes:
+        alone: of decoder layers 0 .. L - 2; at most 1.
+        pairs: of the tried pairs (rising layer ids), the best first.
+        share: of the resamples of the held-out texts in which the best pair wins.
+        learned, held_out: rows.
+    """
+
+    alone: list[float]
+    pairs: dict[tuple[int, int], float]
+    share: float
+    learned: int
+    held_out: int
+
+    @property
+    def best(self) -> tuple[int, int]:
+        """The pair that explains most."""
+        return next(iter(self.pairs))
+
+
+@torch.inference_mode()
+def collect(
+    target: PlainTarget, texts: Sequence[Sequence[int]], learned: int, held_out: int
+) -> Rows:
+    """Rows of ``texts`` (token ids, at least 4 each), those of the last ones held out.
+
+    A text's first token is left out: attention rests on it, and its states are of another size.
+    """
+    count = len(texts)
+    behind = max(1, round(_HELD_OUT_SHARE * count))
+    front = count - behind
+    most = [-(-learned // front)] * front + [-(-held_out // behind)] * behind
+    at = [_spread(len(text) - 2, few) for text, few in zip(texts, most, strict=True)]
+    starts = torch.tensor([0, *map(len, at)]).cumsum(0).tolist()
+    layers, rows, d = target.num_layers - 1, starts[-1], target.hidden_size
+    taps = room(layers, rows, d)
+    embeds, final = torch.zeros((2, rows, d))
+    for group in batches([len(text) for text in texts]):
+        ids, lengths = padded(target, [texts[i] for i in group])
+        out = target.forward(
+            ids,
+            torch.zeros_like(lengths),
+            target.new_cache(len(group)),
+            tap_layers=range(layers),
+        )
+        for row, i in enumerate(group):
+            to, here = slice(starts[i], starts[i + 1]), at[i].to(target.device)
+            for layer, tap in enumerate(out.taps):
+                taps[layer, to] = tap[row, here].float().cpu()
+            embeds[to] = F.embedding(ids[row, here + 1], target.embedding).float().cpu()
+            final[to] = out.final[row, here + 1].float().cpu()
+    numbers = torch.arange(count).repeat_interleave(torch.tensor(list(map(len, at))))
+    return Rows(taps, embeds, final, numbers, starts[front])
+
+
+def _spread(last: int, most: int) -> Tensor:
+    """At most so many of 1 .. ``last``, evenly apart."""
+    if last <= most:
+        return torch.arange(1, last + 1)
+    return torch.linspace(1, last, most).round().long()
+
+
+@torch.inference_mode()
+def probe(
+    rows: Rows,
+    resamples: int,
+    seed: int,
+    also: tuple[int, int] | None = None,
+    report: Callable[[str], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> Probe:
+    """Every layer alone, then the best ones with every other.
+
+    Args:
+        resamples: of the held-out texts, for ``Probe.share``.
+        also: another pair to try, rising.
+        report: called with progress lines.
+        device: where kernels are computed and solved.
+    """
+    learned, layers = rows.learned, len(rows.taps)
+    kernels = [kernel(tap.to(device), learned) for tap in rows.taps]
+    told = _directions(rows.final, seed).to(device)
+    beside = kernel(rows.embeds.to(device), learned)
+    held = rows.texts[learned:]
+    _, text = torch.unique(held, return_inverse=True)
+
+    def explained(pair: Sequence[int]) -> Tensor:
+        """[held-out texts, 2]: squares that are left, and all there are."""
+        states = torch.stack([kernels[layer] for layer in pair]).mean(0)
+        squares = left_and_all((1 + states) * (1 + beside), told, learned).cpu()
+        return torch.zeros((int(text.max()) + 1, 2)).double().index_add_(0, text, squares.double())
+
+    singles = []
+    for layer in range(layers):
+        singles.append(explained([layer]))
+        _say(report, "layers", layer + 1, layers)
+    alone = [_share(one.sum(0)) for one in singles]
+    leaders = sorted(range(layers), key=lambda layer: (-alone[layer], layer))[:LEADERS]
+    pairs = {(min(a, b), max(a, b)) for a in leaders for b in range(layers) if a != b}
+    todo = sorted(pairs if also is None else pairs | {also})
+    tried = {}
+    for pair in todo:
+        tried[pair] = explained(pair)
+        _say(report, "pairs", len(tried), len(todo))
+    ranked = sorted(tried, key=lambda pair: (-_share(tried[pair].sum(0)), pair))
+    return Probe(
+        alone,
+        {pair: _share(tried[pair].sum(0)) for pair in ranked},
+        _wins(torch.stack([tried[pair] for pair in ranked]), resamples, seed),
+        learned,
+        len(rows.final) - learned,
+    )
+
+
+def kernel(rows: Tensor, learned: int) -> Tensor:
+    """Inner products of all rows [n, d] with the first ``learned``, [n, learned], of columns that
+    are standardised by those; about 1 on the diagonal."""
+    first = rows[:learned]
+    scaled = (rows - first.mean(0)) / first.std(0).clamp_min(1e-6)
+    return scaled @ scaled[:learned].T / rows.shape[1]
+
+
+def left_and_all(products: Tensor, told: Tensor, learned: int) -> Tensor:
+    """Kernel ridge regression of ``told`` [n, k] from ``products`` [n, learned], whose first rows
+    are learned from: of each other row the squares it leaves, and those about the mean: [rest, 2].
+    """
+    own = products[:learned]
+    ridge = _STRENGTH * learned * torch.eye(learned, dtype=own.dtype, device=own.device)
+    mean = told[:learned].mean(0)
+    weights = torch.cholesky_solve(told[:learned] - mean, torch.linalg.cholesky(own + ridge))
+    rest = told[learned:] - mean
+    left: Tensor = rest - products[learned:] @ weights
+    return torch.stack([left.pow(2).sum(1), rest.pow(2).sum(1)], dim=1)
+
+
+def _directions(final: Tensor, seed: int) -> Tensor:
+    """[rows, d], or as much of it as ``_DIRECTIONS`` random directions see."""
+    d = final.shape[1]
+    if d <= _DIRECTIONS:
+        return final
+    chance = torch.Generator().manual_seed(seed)
+    told: Tensor = final @ torch.randn((d, _DIRECTIONS), generator=chance) / d**0.5
+    return told
+
+
+def _share(squares: Tensor) -> float:
+    left, whole = squares.tolist()
+    return 1 - left / whole if whole else 0.0
+
+
+def _wins(squares: Tensor, resamples: int, seed: int) -> float:
+    """How often the first pair of [pairs, texts, 2] leaves least, of so many resamples."""
+    texts = squares.shape[1]
+    chance = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(texts, (resamples, texts), generator=chance)
+    left = squares[:, :, 0][:, drawn].sum(-1)
+    return float((left.argmin(0) == 0).double().mean())
+
+
+def _say(report: Callable[[str], None] | None, what: str, done: int, of: int) -> None:
+    if report is not None and (done % 20 == 0 or done == of):
+        report(f"probe: {done} of {of} {what}")
