@@ -123,7 +123,11 @@ def test_the_probe_chooses_where_it_is_asked(
     assert plain["choice"]["by"] == "metrics"
     assert "probe" not in plain
     capsys.readouterr()
-    assert command(target_folder, texts, "--by", "probe", "--json", str(report)) == 0
+    figure = ("--plot", str(tmp_path / "r.png"))
+    assert command(target_folder, texts, "--by", "probe", "--json", str(report), *figure) == 0
+    picture = (tmp_path / "r.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20], "big") == 15 * 150, "three panels"
     found = json.loads(report.read_text())
     assert found["profiles"] == plain["profiles"]
     assert found["choice"]["a"] == plain["choice"]["a"]
