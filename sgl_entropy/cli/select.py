@@ -15,6 +15,7 @@ EPILOG = """examples:
   sgl-entropy select TARGET --texts prompts.jsonl --json layers.json --plot layers.png
   sgl-entropy select TARGET --texts prompts.jsonl --fix-b 27
   sgl-entropy select TARGET --texts prompts.jsonl --by probe --json layers.json
+  sgl-entropy select TARGET --texts prompts.jsonl --by probe --against layers-compared.json
 
 Layers have two numbers: hidden states (0 = embedding output, i = output of decoder layer i - 1),
 as the paper counts, and decoder layer ids from 0, as a drafter's target_layer_ids count. a is the
@@ -62,6 +63,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what chooses: the paper's two metrics, or how well a drafter does that is solved for "
         "on a pair of layers (default: metrics)",
     )
+    add(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="a report of `train compare --json` whose arms tap different layers: hold the scores "
+        "against the acceptance lengths there",
+    )
     add_device(parser, "target and metrics are computed")
     add("--threads", type=int, help="torch threads (default: torch's own choice)")
     add("--json", metavar="FILE", help="write the report to FILE; - for stdout alone")
@@ -89,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     settings = SelectSettings(**{name: getattr(args, name) for name in names})
     origin = provenance(torch.get_num_threads(), {"target": args.target})
     device = checked_device(args.device)
-    found = select_layers(args.target, args.texts, settings, _say, device)
+    found = select_layers(args.target, args.texts, settings, _say, device, args.against)
     # Files first: a reader of the table may have gone.
     if args.plot is not None:
         draw(found, args.plot)

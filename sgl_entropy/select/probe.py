@@ -16,7 +16,7 @@ a layer, whatever the hidden size, and the rows (mapped from a file where they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +127,7 @@ def probe(
     rows: Rows,
     resamples: int,
     seed: int,
-    also: tuple[int, int] | None = None,
+    also: Collection[tuple[int, int]] = (),
     report: Callable[[str], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> Probe:
@@ -135,7 +135,7 @@ def probe(
 
     Args:
         resamples: of the held-out texts, for ``Probe.share``.
-        also: another pair to try, rising.
+        also: other pairs to try, rising.
         report: called with progress lines.
         device: where kernels are computed and solved.
     """
@@ -159,7 +159,7 @@ def probe(
     alone = [_share(one.sum(0)) for one in singles]
     leaders = sorted(range(layers), key=lambda layer: (-alone[layer], layer))[:LEADERS]
     pairs = {(min(a, b), max(a, b)) for a in leaders for b in range(layers) if a != b}
-    todo = sorted(pairs if also is None else pairs | {also})
+    todo = sorted(pairs.union(also))
     tried = {}
     for pair in todo:
         tried[pair] = explained(pair)

@@ -11,6 +11,7 @@ from typing import Any
 from sgl_entropy import __version__
 from sgl_entropy.drafter.config import hidden_state_number, target_layer_id
 from sgl_entropy.drafter.jsonfile import read_object
+from sgl_entropy.select.against import lines as against_lines
 from sgl_entropy.select.choice import Choice, ranked
 from sgl_entropy.select.probe import Probe
 
@@ -31,6 +32,7 @@ class SelectReport:
             runner-up: with the other's pick left aside).
         threads, seconds: of the run.
         probe: what chooses instead of the metrics; None = they do.
+        against: the scores beside trained drafters, see ``against.against``.
     """
 
     target: str
@@ -46,6 +48,7 @@ class SelectReport:
     threads: int
     seconds: float
     probe: Probe | None = None
+    against: dict[str, Any] | None = None
 
     @property
     def target_layer_ids(self) -> tuple[int, int]:
@@ -65,6 +68,7 @@ class SelectReport:
                 "runner_up": choice.stepped_down or None,
             },
             **({} if self.probe is None else {"probe": _probe_dict(self.probe)}),
+            **({} if self.against is None else {"against": self.against}),
             "profiles": {
                 "curvature": [round(value, 6) for value in self.curvature],
                 "lidar": [round(value, 6) for value in self.lidar],
@@ -145,6 +149,8 @@ class SelectReport:
             ]
         if self.probe is not None:
             lines += _probe_lines(self.probe, choice.target_layer_ids)
+        if self.against is not None:
+            lines += ["", *against_lines(self.against), ""]
         ids = ", ".join(map(str, self.target_layer_ids))
         return [*lines, f"target_layer_ids: [{ids}]"]
 

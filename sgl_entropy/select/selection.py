@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.select.against import against, read_trained
 from sgl_entropy.select.bootstrap import (
     curvature_profiles,
     interval,
@@ -95,6 +96,7 @@ def select_layers(
     settings: SelectSettings,
     report: Callable[[str], None],
     device: torch.device | str = "cpu",
+    comparison: Path | None = None,
 ) -> SelectReport:
     """Profiles, choice and its stability.
 
@@ -103,6 +105,7 @@ def select_layers(
         texts: see ``samples.sample_texts``.
         report: called with progress and warning lines.
         device: where target and metrics are computed.
+        comparison: a report of trained pairs to hold the scores against.
 
     Raises:
         DrafterError: the target is no plain llama.
@@ -113,6 +116,7 @@ def select_layers(
     began = time.monotonic()
     target = PlainTarget.from_folder(target_folder, getattr(torch, settings.dtype), device)
     check_layers(target.num_layers, settings.fix_a, settings.fix_b)
+    trained = [] if comparison is None else read_trained(comparison, target.num_layers)
     longest = max(settings.max_tokens, settings.view_tokens)
     if longest > target.max_positions:
         raise ValueError(
@@ -141,7 +145,8 @@ def select_layers(
     found = None
     if settings.by == "probe":
         rows = collect(target, sample.ids, LEARNED, HELD_OUT)
-        found = probe(rows, settings.resamples, seed, choice.target_layer_ids, report, device)
+        also = {choice.target_layer_ids, *(one.layers for one in trained)}
+        found = probe(rows, settings.resamples, seed, also, report, device)
     aside_a = {choice.b} if choice.stepped_down == "a" else set()
     aside_b = {choice.a} if choice.stepped_down == "b" else set()
     return SelectReport(
@@ -162,6 +167,11 @@ def select_layers(
         lidar_share=win_share(lidar_again.tolist(), choice.b, aside_b),
         choice=choice,
         probe=found,
+        against=against(
+            trained, curvature.tolist(), lidar.tolist(), None if found is None else found.pairs
+        )
+        if trained
+        else None,
         threads=torch.get_num_threads(),
         seconds=time.monotonic() - began,
     )

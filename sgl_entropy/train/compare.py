@@ -21,7 +21,7 @@ from sgl_entropy.drafter.evaluate import Answer, draft_answer, greedy_answers
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train import folders, opening, pipeline
-from sgl_entropy.train.comparison import Comparison, Job
+from sgl_entropy.train.comparison import Arm, Comparison, Job
 from sgl_entropy.train.export import export_drafter
 from sgl_entropy.train.fit_costs import answer_tokens, flops
 from sgl_entropy.train.fit_workers import fit_side_by_side
@@ -39,7 +39,7 @@ def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, 
         workers: processes that fit at once, each with one thread, on the GPU where there is one.
 
     Returns:
-        Rows with ``arm``, ``seed``, ``algorithm``, ``fit`` (seconds, rows, flops) and
+        Rows with ``arm``, ``seed``, ``algorithm``, ``layers``, ``fit`` (seconds, rows, flops) and
         ``prompts``: [group, tokens, cycles] of each evaluated prompt.
     """
     jobs = comparison.jobs()
@@ -114,14 +114,7 @@ class _Judge:
     def __init__(self, comparison: Comparison, report: Report) -> None:
         self.report = report
         self.given = comparison.arms[0].settings
-        self.layers = sorted(
-            {
-                layer
-                for arm in comparison.arms
-                for layer in pipeline.drafter_config(arm.settings, arm.algorithm).target_layer_ids
-                or ()
-            }
-        )
+        self.layers = sorted({layer for arm in comparison.arms for layer in _layers(arm)})
         self._answers: list[tuple[str, Answer]] = []
         self._embedding = torch.zeros(0)
         self._digest = ""
@@ -140,7 +133,7 @@ class _Judge:
         if held is None or "sha256" in held["evaluate"]:
             asked["sha256"] = self._sha256()
         if held is not None and {**asked, **held["evaluate"]} == asked:
-            return {**held, "curve": job.arm.curve}
+            return {**held, "curve": job.arm.curve, "layers": _layers(job.arm)}
         asked["sha256"] = self._sha256()
         self._generate()
         drafter = load_drafter(job.folder / "drafter").to(self._embedding.device)
@@ -158,6 +151,7 @@ class _Judge:
             "curve": job.arm.curve,
             "seed": job.seed,
             "algorithm": job.arm.algorithm,
+            "layers": _layers(job.arm),
             "evaluate": asked,
             "fit": cost,
             "prompts": prompts,
@@ -184,6 +178,11 @@ class _Judge:
         )
         self._answers = [(group, a) for (group, _), a in zip(flat, answers, strict=True)]
         self._embedding = target.embedding
+
+
+def _layers(arm: Arm) -> list[int]:
+    """The layers that its drafters tap."""
+    return list(pipeline.drafter_config(arm.settings, arm.algorithm).target_layer_ids or ())
 
 
 def _read_row(path: Path) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def test_it_is_ridge_regression_on_all_products() -> None:
 
 
 def test_the_layers_that_tell_are_found() -> None:
-    found = probe(planted(), 50, 0, also=(2, 3))
+    found = probe(planted(), 50, 0, also=[(2, 3)])
     assert found.best == (1, 4)
     assert found.pairs[1, 4] > 0.95
     assert found.share == 1.0

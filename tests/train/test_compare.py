@@ -181,6 +181,8 @@ def test_a_comparison_from_end_to_end(
         (arm, seed) for seed in (0, 1) for arm in ("layers", "eagle3")
     ]
     assert found["runs"][:2] == first
+    assert first[0]["layers"] == [3, 5]
+    assert len(first[1]["layers"]) == 3
     assert found["groups"] == ["x", "y"]
     plain, masked = found["arms"]["layers"], found["arms"]["eagle3"]
     assert masked["head_rows"] < plain["head_rows"]
@@ -209,8 +211,10 @@ def test_a_comparison_from_end_to_end(
     asked = row["evaluate"]
     assert asked["dtype"] == "float32"
     older = {k: v for k, v in asked.items() if k not in ("dtype", "sha256")}
-    result.write_text(json.dumps({**row, "evaluate": older}))
+    before = {k: v for k, v in row.items() if k != "layers"}
+    result.write_text(json.dumps({**before, "evaluate": older}))
     assert main(words) == 0
+    assert json.loads(out.read_text())["runs"][0]["layers"] == [3, 5]
     result.write_text(json.dumps(row))
 
     # But other prompts under the same name, or another arithmetic, are judged anew.
