@@ -18,7 +18,8 @@ from torch import Tensor
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.train.answers import Answered, in_batches
-from sgl_entropy.train.generate import SHARD_SEQUENCES, Stop, flush_shard, judge
+from sgl_entropy.train.generate import SHARD_SEQUENCES, flush_shard, judge
+from sgl_entropy.train.interrupts import Interrupt
 from sgl_entropy.train.queues import PREFILL_ROWS
 from sgl_entropy.train.shards import Sample
 from sgl_entropy.train.store import Store
@@ -196,7 +197,11 @@ def run_feature_worker(plan: FeaturePlan) -> None:
         ValueError: the answers of a shard are not this target's greedy ones.
     """
     torch.set_num_threads(1)
-    stop = Stop()
+    with Interrupt() as interrupt:
+        _write_features(plan, interrupt)
+
+
+def _write_features(plan: FeaturePlan, interrupt: Interrupt) -> None:
     target = PlainTarget.from_folder(plan.target, getattr(torch, plan.dtype), plan.device)
     finished: list[Sample] = []
     store, tokens, started = Path(plan.store), 0, time.monotonic()
@@ -208,7 +213,7 @@ def run_feature_worker(plan: FeaturePlan) -> None:
         flush_shard(store, plan.number, finished, tokens, started)
 
     for batch in in_batches(plan.answers, PREFILL_ROWS):
-        if stop.asked:
+        if interrupt.asked:
             break
         new = features_of(target, batch, plan.tap_layers)
         finished += new
@@ -218,4 +223,3 @@ def run_feature_worker(plan: FeaturePlan) -> None:
             finished = []
     if finished:
         flush()
-    stop.restore()

@@ -9,13 +9,10 @@ than a second process costs.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -23,6 +20,7 @@ from torch import Tensor
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.train.disk import naming_full_disk
+from sgl_entropy.train.interrupts import Interrupt
 from sgl_entropy.train.queues import Prompt, next_prefill
 from sgl_entropy.train.shards import Sample, write_shard
 
@@ -182,41 +180,21 @@ class WorkerPlan:
     dtype: str
 
 
-class Stop:
-    """SIGINT, SIGTERM or the end of the parent: finish the step, write what is finished, leave."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._parent = multiprocessing.parent_process()
-        self._before = {
-            name: signal.signal(name, self._ask) for name in (signal.SIGINT, signal.SIGTERM)
-        }
-
-    @property
-    def asked(self) -> bool:
-        """Whether it is time to leave. A killed parent leaves no worker behind."""
-        return self._asked or (self._parent is not None and not self._parent.is_alive())
-
-    def restore(self) -> None:
-        """Give the signals back to whoever handled them."""
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-
-
 def run_worker(plan: WorkerPlan) -> None:
     """Generate ``plan.prompts`` into shards until they or the token budget are used up."""
     torch.set_num_threads(1)
-    stop = Stop()
+    with Interrupt() as interrupt:
+        _answer(plan, interrupt)
+
+
+def _answer(plan: WorkerPlan, interrupt: Interrupt) -> None:
     target = PlainTarget.from_folder(plan.target, getattr(torch, plan.dtype))
     queue = list(plan.prompts)
     longest = max(len(prompt.tokens) for prompt in queue) + plan.max_new_tokens + 1
     batch = Batch(target, min(plan.slots, len(queue)), longest, plan.tap_layers)
     finished: list[Sample] = []
     store, tokens, started = Path(plan.store), 0, time.monotonic()
-    while not stop.asked:
+    while not interrupt.asked:
         if tokens + batch.written() >= plan.answer_tokens:
             queue.clear()  # what is begun is finished: else the long answers would be missing
         new = batch.take_finished(plan.max_new_tokens)
@@ -239,7 +217,6 @@ def run_worker(plan: WorkerPlan) -> None:
         batch.step()
     if finished:
         flush_shard(store, plan.number, finished, tokens, started)
-    stop.restore()
 
 
 def _refill(batch: Batch, queue: list[Prompt], idle: list[int]) -> None:
