@@ -30,6 +30,8 @@ from sgl_entropy.select.samples import (
     sample_texts,
 )
 
+CHOOSERS = ("metrics", "probe")
+
 
 @dataclass(frozen=True)
 class SelectSettings:
@@ -47,7 +49,7 @@ class SelectSettings:
         seed: of sample, noise and resamples.
         dtype: the target's; the metrics are computed in float64 of what it gives.
         fix_a, fix_b: decoder layer ids to take instead of the metrics' picks.
-        by: what chooses: the paper's "metrics", or the "probe" of ours.
+        by: what chooses, of ``CHOOSERS``: the paper's metrics, or the probe of ours.
     """
 
     count: int | None = None
@@ -82,6 +84,8 @@ class SelectSettings:
                 f"--lidar-resamples {self.lidar_resamples} must not exceed --resamples "
                 f"{self.resamples}: they are the first of them"
             )
+        if self.by not in CHOOSERS:
+            wrong.append(f"--by must be one of {CHOOSERS}, found {self.by!r}")
         if self.by == "probe" and (self.fix_a is not None or self.fix_b is not None):
             wrong.append("--fix-a and --fix-b take the place of the metrics' picks: not --by probe")
         if not 0 <= self.noise <= 1:

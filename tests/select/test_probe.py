@@ -16,6 +16,7 @@ from sgl_entropy.select import probe as module
 from sgl_entropy.select.calibration import hidden_states
 from sgl_entropy.select.probe import Rows, collect, kernel, left_and_all, probe
 from sgl_entropy.select.report import read_choice
+from sgl_entropy.select.selection import SelectSettings
 
 Texts = Callable[..., Path]
 
@@ -143,6 +144,11 @@ def test_the_probe_chooses_where_it_is_asked(
     assert "probe: 3 of 3 pairs" in err
     assert out.splitlines()[-1] == f"target_layer_ids: {chosen['target_layer_ids']}"
     assert f"the metrics' {plain['choice']['target_layer_ids']}: " in out
+
+
+def test_there_are_two_choosers() -> None:
+    with pytest.raises(ValueError, match="--by must be one of"):
+        SelectSettings(by="luck")
 
 
 def test_a_fixed_layer_is_of_the_metrics(
