@@ -119,7 +119,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--processes", type=int, default=1, metavar="N", help="client processes")
     add("--timeout", type=float, default=600.0, metavar="S", help="a request fails after")
-    add("--stall", type=float, default=120.0, metavar="S", help="... or without a byte for")
+    add(
+        "--stall",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="... or without a connection or a byte for",
+    )
     add("--slo", metavar="e2e=S,ttft=S,tpot=S", help="limits for goodput")
     add("--out", type=Path, metavar="DIR", help="results and records (default: bench-DATE)")
     add("--json", type=Path, metavar="FILE", help="the result, also here; - is stdout")

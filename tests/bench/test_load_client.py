@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.figures import clients
 from sgl_entropy_bench.figures.peers import Load
 from sgl_entropy_bench.load.pool import Outcome, drive
+from sgl_entropy_bench.load.record import read_records
 from sgl_entropy_bench.load.routes import Output
 from sgl_entropy_bench.load.worker import Planned, Task
 
@@ -27,6 +30,24 @@ def test_one_process_takes_ten_thousand_chunks_a_second(tmp_path: Path) -> None:
     assert tally.chunks == 200 * 200
     assert tally.errors == 0
     assert tally.chunks / tally.cpu_s > 10_000
+
+
+def test_a_server_that_does_not_take_a_connection_is_called_so(tmp_path: Path) -> None:
+    """A full queue drops whoever knocks; the limit is that of a byte, not of the whole request."""
+    with socket.socket() as full, ExitStack() as held:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        planned = (Planned(0, 0.0, "measured", "0", "b", "prompt"),)
+        records = tmp_path / "records.jsonl"
+        task = Task(url, "generate", "m", Output(9), planned, records, 1, stall_s=0.3)
+        drive([task], 1, lambda tallies, elapsed: None)
+    (record,) = read_records(records)
+    assert record.error == "no connection within 0.3 s"
 
 
 @pytest.mark.parametrize("busy", [0.0, 0.5])

@@ -92,7 +92,7 @@ class Task:
         records: the file that records are appended to.
         process: its number.
         timeout_s: a request fails when it takes longer, or
-        stall_s: when no byte comes for so long.
+        stall_s: when no connection is made, or no byte comes, for so long.
         busy_share: for measuring this client itself: the share of the event loop's time that is
             taken from it.
     """
@@ -266,13 +266,12 @@ class _Worker:
             await self._exchange(planned, record, reader)
         except StreamError as error:
             record.error = str(error) or "an error without a message"
-        except asyncio.TimeoutError as error:
-            stalled = isinstance(error, aiohttp.SocketTimeoutError)
-            record.error = (
-                f"no byte for {self.task.stall_s:g} s"
-                if stalled
-                else f"no end within {self.task.timeout_s:g} s"
-            )
+        except aiohttp.ConnectionTimeoutError:
+            record.error = f"no connection within {self.task.stall_s:g} s"
+        except aiohttp.SocketTimeoutError:
+            record.error = f"no byte for {self.task.stall_s:g} s"
+        except asyncio.TimeoutError:
+            record.error = f"no end within {self.task.timeout_s:g} s"
         except (aiohttp.ClientError, OSError) as error:
             record.error = f"{type(error).__name__}: {error}"[:200]
         except asyncio.CancelledError:
