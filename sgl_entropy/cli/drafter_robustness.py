@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         "systems": len(systems),
         "depth": args.depth,
         "max_new_tokens": args.max_new_tokens,
+        "dtype": args.dtype,
         "provenance": provenance(args.threads, {"target": args.target, **drafters}),
     }
     taken = write_json(figures, args.json)

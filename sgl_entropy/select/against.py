@@ -29,12 +29,11 @@ class Trained:
     tau: float
 
 
-def read_trained(path: Path, num_layers: int) -> list[Trained]:
+def read_trained(path: Path) -> list[Trained]:
     """The EDSD drafters of a comparison that tap two layers, in its order.
 
     Raises:
-        ValueError: no such report, a layer that a target of ``num_layers`` does not let tap, or
-            fewer than four pairs.
+        ValueError: no such report, or fewer than four pairs.
     """
     raw = read_object(path)
     arms, runs = raw.get("arms"), raw.get("runs")
@@ -48,10 +47,6 @@ def read_trained(path: Path, num_layers: int) -> list[Trained]:
         if run["algorithm"] != "EDSD" or len(layers) != 2 or run["arm"] in found:
             continue
         low, high = sorted(layers)
-        if high > num_layers - 2:
-            raise ValueError(
-                f"{path}: {run['arm']} taps layer {high}, of a target of {num_layers} layers"
-            )
         found[run["arm"]] = Trained(run["arm"], (low, high), float(arms[run["arm"]]["tau"]))
     if len(found) < _FEWEST:
         raise ValueError(
@@ -59,6 +54,19 @@ def read_trained(path: Path, num_layers: int) -> list[Trained]:
             "are needed to rank"
         )
     return list(found.values())
+
+
+def check_tapped(trained: Sequence[Trained], num_layers: int) -> None:
+    """
+    Raises:
+        ValueError: one taps a layer that a target of ``num_layers`` does not let tap.
+    """
+    for one in trained:
+        _, high = one.layers
+        if high > num_layers - 2:
+            raise ValueError(
+                f"--against: {one.arm} taps layer {high}, of a target of {num_layers} layers"
+            )
 
 
 def against(

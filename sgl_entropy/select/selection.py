@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.select.against import against, read_trained
+from sgl_entropy.select.against import against, check_tapped, read_trained
 from sgl_entropy.select.bootstrap import (
     curvature_profiles,
     interval,
@@ -117,10 +117,11 @@ def select_layers(
     """
     if not texts.is_file():  # before a large target is read
         raise ValueError(f"--texts {texts}: no such file")
+    trained = [] if comparison is None else read_trained(comparison)
     began = time.monotonic()
     target = PlainTarget.from_folder(target_folder, getattr(torch, settings.dtype), device)
     check_layers(target.num_layers, settings.fix_a, settings.fix_b)
-    trained = [] if comparison is None else read_trained(comparison, target.num_layers)
+    check_tapped(trained, target.num_layers)
     longest = max(settings.max_tokens, settings.view_tokens)
     if longest > target.max_positions:
         raise ValueError(

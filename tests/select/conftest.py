@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sgl_entropy.cli import main
 from sgl_entropy.drafter.plain_target import PlainTarget
 
 LINE = "when the small red house near a river burns we write about water and light"
@@ -46,6 +47,12 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+
+
+def command(target_folder: Path, texts: Path, *words: str) -> int:
+    """``select`` with few views and resamples."""
+    quick = ("--views", "2", "--resamples", "10", "--lidar-resamples", "2", "--view-tokens", "8")
+    return main(["select", str(target_folder), "--texts", str(texts), *quick, *words])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sgl_entropy.cli import main
-from sgl_entropy.select.against import Trained, against, lines, read_trained, spearman
+from sgl_entropy.select.against import Trained, against, check_tapped, lines, read_trained, spearman
+from tests.select.conftest import command
 
 Texts = Callable[..., Path]
 
@@ -46,7 +46,8 @@ def test_ranks() -> None:
 
 def test_pairs_are_read_with_their_tau(tmp_path: Path) -> None:
     """Each arm once, whatever its seeds; of three layers none."""
-    found = read_trained(comparison(tmp_path / "c.json", PAIRS), num_layers=5)
+    found = read_trained(comparison(tmp_path / "c.json", PAIRS))
+    check_tapped(found, num_layers=5)
     assert [one.arm for one in found] == ["ab", "ac", "bc", "ad"]
     assert found[3] == Trained("ad", (0, 3), 1.45)
 
@@ -69,11 +70,6 @@ def test_scores_are_those_of_the_pair() -> None:
     assert "[1, 2]" in table[1], "the best first"
     assert table[-1].split()[-1] == "+1.00"
     assert "probe" not in against(trained, curvature, lidar, None)["spearman"]
-
-
-def command(target_folder: Path, texts: Path, *words: str) -> int:
-    quick = ("--views", "2", "--resamples", "10", "--lidar-resamples", "2", "--view-tokens", "8")
-    return main(["select", str(target_folder), "--texts", str(texts), *quick, *words])
 
 
 def test_the_command_holds_scores_against_drafters(
@@ -120,9 +116,9 @@ def test_reports_that_do_not_do(
 
 
 def test_other_targets_and_algorithms_do_not_do(tmp_path: Path) -> None:
-    held = comparison(tmp_path / "c.json", PAIRS)
+    held = read_trained(comparison(tmp_path / "c.json", PAIRS))
     with pytest.raises(ValueError, match="ad taps layer 3, of a target of 4 layers"):
-        read_trained(held, num_layers=4)
+        check_tapped(held, num_layers=4)
     eagle = comparison(tmp_path / "e.json", PAIRS, algorithm="EAGLE3")
     with pytest.raises(ValueError, match="0 of its arms are EDSD drafters"):
-        read_trained(eagle, num_layers=5)
+        read_trained(eagle)

@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sgl_entropy.cli import main
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.select import probe as module
 from sgl_entropy.select.calibration import hidden_states
 from sgl_entropy.select.probe import Rows, collect, kernel, left_and_all, probe
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.select.selection import SelectSettings
+from tests.select.conftest import command
 
 Texts = Callable[..., Path]
 
@@ -108,11 +108,6 @@ def test_rows_are_the_targets_states(target: PlainTarget) -> None:
         zeros = torch.zeros(1, dtype=torch.long)
         final = target.forward(ids[None], zeros, None).final[0, here + 1]
         torch.testing.assert_close(rows.final[mine], final, rtol=1e-4, atol=1e-5)
-
-
-def command(target_folder: Path, texts: Path, *words: str) -> int:
-    quick = ("--views", "2", "--resamples", "10", "--lidar-resamples", "2", "--view-tokens", "8")
-    return main(["select", str(target_folder), "--texts", str(texts), *quick, *words])
 
 
 def test_the_probe_chooses_where_it_is_asked(
