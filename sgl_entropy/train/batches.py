@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,16 @@ from sgl_entropy.train.store import Entry
 
 # Sequences sorted by length together: large enough to pad little, small enough to mix.
 _SORT_BLOCK = 96
+
+
+def shortened(entries: Sequence[Entry], answer_length: int) -> list[Entry]:
+    """The same samples, their answers cut after so many tokens; 0 = whole."""
+    if not answer_length:
+        return list(entries)
+    return [
+        replace(entry, length=min(entry.length, entry.prompt_length + answer_length))
+        for entry in entries
+    ]
 
 
 def split_validation(entries: Sequence[Entry], every: int) -> tuple[list[Entry], list[Entry]]:

@@ -19,7 +19,14 @@ from torch import Tensor
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
 from sgl_entropy.train.arithmetic import resolve_dtype
-from sgl_entropy.train.batches import Batch, collate, first_tokens, plan_epoch, split_validation
+from sgl_entropy.train.batches import (
+    Batch,
+    collate,
+    first_tokens,
+    plan_epoch,
+    shortened,
+    split_validation,
+)
 from sgl_entropy.train.checkpoints import Checkpoints
 from sgl_entropy.train.fit_loop import run_fit
 from sgl_entropy.train.fit_progress import Costs, add_up
@@ -91,7 +98,8 @@ class Fit:
         settings = replace(settings, dtype=group.agree(dtype))
         self.config, self.settings, self.store, self.folder = config, settings, store, folder
         self.working = getattr(torch, settings.dtype)
-        self.train, self.validation = split_validation(store.entries, settings.validation_every)
+        entries = shortened(store.entries, settings.answer_length)
+        self.train, self.validation = split_validation(entries, settings.validation_every)
         self.train = first_tokens(self.train, settings.answer_tokens)
         self.prompt_from = shared_prefix(store) - 1 if settings.prompt_rows else None
         self.drafter = build_drafter(config)

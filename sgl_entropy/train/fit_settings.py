@@ -10,8 +10,8 @@ from sgl_entropy.train.ranges import out_of_range
 from sgl_entropy.train.schedules import ROUNDINGS, masked_percent, unrolled_steps
 
 _FROM_0 = (
-    *("max_steps", "answer_tokens", "solved_rate", "head_rate", "weight_decay", "noise"),
-    *("hold_gb", "checkpoint_seconds"),
+    *("max_steps", "answer_length", "answer_tokens", "solved_rate", "head_rate"),
+    *("weight_decay", "noise", "hold_gb", "checkpoint_seconds"),
 )
 OPTIMIZERS = ("adamw", "muon")
 
@@ -29,6 +29,9 @@ class FitSettings:
         mask_gamma: EDTrain's Mask-p: epoch t (from 0) of T leaves out the (T - t - 1) *
             ``mask_gamma`` percent of each sample's rows where the target is least certain; the
             paper takes 3. 0 = off.
+        answer_length: every answer ends for this training after so many tokens, held-out ones too;
+            0 = they are whole. A small target's long answers run into loops, which teach little
+            (ours).
         answer_tokens: learn from about so many answer tokens, the store's first; 0 = from all. What
             is held out stays the same.
         rows: chains a step (one starts at every row that is learned from).
@@ -68,6 +71,7 @@ class FitSettings:
     max_steps: int = 0
     step_rounding: str = "floor"
     mask_gamma: float = 0.0
+    answer_length: int = 0
     answer_tokens: int = 0
     rows: int = 510
     prompt_rows: bool = False
@@ -100,6 +104,8 @@ class FitSettings:
         ]
         if not self.steps or any(step < 1 for step in self.steps):
             wrong.append(f"fit.steps must list numbers from 1, found {list(self.steps)!r}")
+        if self.answer_length == 1:
+            wrong.append("fit.answer_length must be 0 or at least 2: one token judges no draft")
         if self.step_rounding not in ROUNDINGS:
             wrong.append(
                 f"fit.step_rounding must be one of {ROUNDINGS}, found {self.step_rounding!r}"

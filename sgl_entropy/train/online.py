@@ -7,6 +7,7 @@ features never leave the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -86,11 +87,12 @@ class OnlineStore:
 
     def tokens(self, entry: Entry) -> Tensor:
         """See ``Samples``."""
-        return torch.tensor(self._answers[entry.prompt_id].tokens)
+        return torch.tensor(self._answers[entry.prompt_id].tokens[: entry.length])
 
     def sample(self, entry: Entry, columns: Sequence[int] | None = None) -> Sample:
         """See ``Samples``."""
         answer = self._answers[entry.prompt_id]
+        answer = replace(answer, tokens=answer.tokens[: entry.length])
         layers = self.tap_layers if columns is None else tuple(columns)
         return features_of(self._target, [answer], layers)[0]
 

@@ -23,7 +23,7 @@ from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.drafter.rotary import rotary_of
 from sgl_entropy.drafter.target_config import end_tokens
 from sgl_entropy.texts import read_texts, text_files
-from sgl_entropy.train.batches import split_validation
+from sgl_entropy.train.batches import shortened, split_validation
 from sgl_entropy.train.data import Report, load_prompts
 from sgl_entropy.train.export import export_drafter, refuse_others
 from sgl_entropy.train.fit import Fit
@@ -45,7 +45,8 @@ def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tens
     have no say."""
     path = _vocabulary_file(settings)
     prompts, digest = load_prompts(settings, lambda line: None)
-    learned, _ = split_validation(store.entries, settings.fit.validation_every)
+    answers = shortened(store.entries, settings.fit.answer_length)
+    learned, _ = split_validation(answers, settings.fit.validation_every)
     source = {
         "answers": [len(learned), sum(entry.length - entry.prompt_length for entry in learned)],
         "prompts_sha256": digest,
@@ -55,12 +56,12 @@ def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tens
         held = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(held, dict) and held["source"] == source:
             return torch.tensor(held["tokens"])
-    answers = count_tokens(
+    said = count_tokens(
         (store.tokens(entry)[entry.prompt_length :] for entry in learned), vocab_size
     )
     asked = count_tokens((torch.tensor(prompt.tokens) for prompt in prompts), vocab_size)
     chosen = draft_vocabulary(
-        answers,
+        said,
         asked,
         settings.drafter.draft_vocab_size,
         settings.drafter.prompt_weight,

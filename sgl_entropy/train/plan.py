@@ -76,7 +76,7 @@ def count(
     online = 0.0
     if fit.online:
         passes = 1 if fit.hold_gb * 1e9 >= held_bytes(config, lengths, fit) > 0 else fit.epochs
-        seen = lengths.entries if passes == 1 else learned
+        seen = [*learned, *lengths.held_out(fit)] if passes == 1 else learned
         online = token * passes * sum(entry.length for entry in seen)
     optimizer_steps = fit.epochs * len(plan_epoch(learned, fit.rows, fit.seed, 0, first))
     return Counts(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sgl_entropy.train.answers import Answered
-from sgl_entropy.train.batches import first_tokens, split_validation
+from sgl_entropy.train.batches import first_tokens, shortened, split_validation
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.queues import Prompt, worker_queue
 from sgl_entropy.train.settings import GenerateSettings
@@ -85,7 +85,7 @@ class Lengths:
         Raises:
             ValueError: all are held out.
         """
-        kept, _ = split_validation(self.entries, fit.validation_every)
+        kept, _ = self._split(fit)
         if not kept:
             raise ValueError(
                 f"fit.validation_every is {fit.validation_every}: it holds out all "
@@ -96,7 +96,10 @@ class Lengths:
 
     def held_out(self, fit: FitSettings) -> list[Entry]:
         """The sequences that validate."""
-        return split_validation(self.entries, fit.validation_every)[1]
+        return self._split(fit)[1]
+
+    def _split(self, fit: FitSettings) -> tuple[list[Entry], list[Entry]]:
+        return split_validation(shortened(self.entries, fit.answer_length), fit.validation_every)
 
     def prompt_from(self, fit: FitSettings) -> int | None:
         """The row of a prompt that learning starts at; None = answers alone."""

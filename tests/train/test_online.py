@@ -13,7 +13,7 @@ from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train import data, opening, pipeline
 from sgl_entropy.train.answer_here import write_answers
 from sgl_entropy.train.answers import ROUND, Answered, read_answers
-from sgl_entropy.train.batches import collate
+from sgl_entropy.train.batches import collate, shortened
 from sgl_entropy.train.decode import Decoding, choose
 from sgl_entropy.train.features import refuse_false
 from sgl_entropy.train.generate import likeliest
@@ -116,6 +116,34 @@ def test_a_batch_of_the_device_is_the_collated_one(
             one, other = getattr(expected, field.name), getattr(found, field.name)
             assert one.dtype == other.dtype, field.name
             torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-3, msg=field.name)
+
+
+def test_a_shortened_answer_is_a_whole_one_cut(tiny_target: PlainTarget, tiny_store: Store) -> None:
+    """From the store and from the target, collated and held: nothing behind the cut is seen, and
+    what is before it stays as it was."""
+    online = OnlineStore(tiny_target, answered(tiny_store), TAPS, Path("answers"))
+    for store in (tiny_store, online):
+        part = shortened(store.entries, 4)
+        assert max(e.length - e.prompt_length for e in store.entries) > 4
+        for whole, cut in zip(store.entries, part, strict=True):
+            assert cut.length == min(whole.length, whole.prompt_length + 4)
+            one, other = store.sample(whole, (2, 0)), store.sample(cut, (2, 0))
+            assert other.tokens.tolist() == one.tokens.tolist()[: cut.length]
+            assert other.tokens.tolist() == store.tokens(cut).tolist()
+            rows = cut.length - 1
+            for name in ("features", "final", "entropy", "best"):
+                found, expected = getattr(other, name), getattr(one, name)[:rows]
+                torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-3, msg=name)
+    some = shortened(online.entries, 4)[2:11]
+    expected = collate(
+        [tiny_store.sample(e, (2, 0)) for e in shortened(tiny_store.entries, 4)][2:11], 3
+    )
+    assert online.hold(some, (2, 0), None, 1.0)
+    found = online.batch(some, (2, 0), 3)
+    for field in fields(expected):
+        one, other = getattr(expected, field.name), getattr(found, field.name)
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=1e-3, msg=field.name)
+    assert shortened(online.entries, 0) == online.entries
 
 
 @pytest.mark.parametrize("prompt_from", [None, 1])

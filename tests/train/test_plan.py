@@ -37,6 +37,7 @@ def settings_of(work: Path, target: Path, more: list[str]) -> list[str]:
         EDTRAIN,
         ["fit.epochs=2", "fit.optimizer=muon"],
         ["fit.epochs=2", "fit.answer_tokens=150"],
+        ["fit.epochs=2", "fit.answer_length=7"],
     ],
 )
 def test_counts_are_those_of_the_real_run(

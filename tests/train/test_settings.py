@@ -161,6 +161,8 @@ def test_layers_come_from_a_select_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("fit.answer_length=1", r"fit\.answer_length must be 0 or at least 2"),
+        ("fit.answer_length=-1", r"fit\.answer_length must be .*, found -1"),
         ("fit.clip=-1", r"fit\.clip must be above 0, found -1\.0"),
         ("fit.clip=NaN", r"fit\.clip must be above 0, found nan"),
         ("fit.learning_rate=0", r"fit\.learning_rate must be above 0 and finite, found 0\.0"),
