@@ -189,7 +189,7 @@ def measured(
         if held:
             _say(f"{len(held)} prompts are there from before")
         for number, prompt in enumerate(prompts):
-            what = json.dumps([number, max_new_tokens, prompt]).encode()
+            what = json.dumps([number, max_new_tokens, source.arithmetic, prompt]).encode()
             rid = f"{number}-{hashlib.sha256(what).hexdigest()[:16]}"
             if rid not in held:
                 try:

@@ -28,20 +28,23 @@ class Source:
         target, drafter: their folders.
         top_n: N of the overlaps.
         depth: of a chain.
+        arithmetic: what computes, and in which numbers: other arithmetic, other entropies.
     """
 
     target: Path
     drafter: Path
     top_n: int
     depth: int
+    arithmetic: str
     measure: Measure
 
 
 def offline(args: argparse.Namespace) -> Source:
     """The plain models. Raises DrafterError where they do not fit or are not read here."""
     top_n = EasdRule.top_n if args.top_n is None else args.top_n
+    device = checked_device(args.device)
     target, drafter, layers = load_pair(
-        args.target, args.drafter, getattr(torch, args.dtype), checked_device(args.device)
+        args.target, args.drafter, getattr(torch, args.dtype), device
     )
     if top_n > drafter.config.draft_vocab_size:
         raise ValueError(
@@ -53,7 +56,8 @@ def offline(args: argparse.Namespace) -> Source:
         (answer,) = decode(target, drafter, [prompt], [None], *sizes, layers, top_n)
         return answer.cycles
 
-    return Source(args.target, args.drafter, top_n, args.depth, measure)
+    arithmetic = f"{args.dtype} on {torch.device(device).type}"
+    return Source(args.target, args.drafter, top_n, args.depth, arithmetic, measure)
 
 
 def on_server(args: argparse.Namespace) -> Source:
@@ -111,7 +115,7 @@ def on_server(args: argparse.Namespace) -> Source:
         except ValueError as error:
             raise ValueError(f"{where}: spec_trace: {error}") from None
 
-    return Source(target, drafter, top_n, depth, measure)
+    return Source(target, drafter, top_n, depth, "a server's", measure)
 
 
 def _folder(where: str, flag: str, given: Path | None, served: object) -> Path:

@@ -135,6 +135,28 @@ def test_a_record_of_other_settings_is_refused(
     assert "top_n differ" in capsys.readouterr().err
 
 
+def test_prompts_of_another_dtype_are_measured_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The models are the same, their entropies are not."""
+    asked: list[Any] = []
+
+    def stopped(*given: Any) -> Any:
+        asked.append(given)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return decode(*given)
+
+    monkeypatch.setattr(calibrate_sources, "decode", stopped)
+    out = ["--out", str(folder / "mix.json"), "--max-new-tokens", "40"]
+    command = ["calibrate", *models(folder), *texts(folder), *out]
+    assert main(command) == 130
+    assert main([*command, "--dtype", "bfloat16"]) == 0
+    assert len(asked) == 3 + 6, "all six again"
+    found = json.loads((folder / "mix.json").read_text())
+    assert found == calibrate(folder, *models(folder), *texts(folder), "--dtype", "bfloat16")
+
+
 def test_other_percentiles_and_conditions(folder: Path) -> None:
     words = [*models(folder), *texts(folder)]
     plain = calibrate(folder, *words)
