@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sgl_entropy.drafter.evaluate import Answer, draft_answer, greedy_answers
+from sgl_entropy.drafter.evaluate import Answer, ChainFigures, draft_answer, greedy_answers
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train import folders, opening, pipeline
@@ -139,11 +139,13 @@ class _Judge:
         drafter = load_drafter(job.folder / "drafter").to(self._embedding.device)
         columns = [self.layers.index(layer) for layer in drafter.config.target_layer_ids or ()]
         prompts: list[tuple[str, int, int]] = []
+        whole = ChainFigures(0, 0, (0,) * asked["depth"])
         for group, answer in self._answers:
             wide = answer.features.view(len(answer.features), len(self.layers), -1)
             tapped = replace(answer, features=wide[:, columns].flatten(1))
             found = draft_answer(drafter, self._embedding, tapped, asked["depth"])[0]
             prompts.append((group, found.tokens, found.cycles))
+            whole += found
         cost = json.loads((job.folder / "fit.json").read_text(encoding="utf-8"))
         del cost["recipe"]  # it may name folders of this machine
         out = {
@@ -155,10 +157,10 @@ class _Judge:
             "evaluate": asked,
             "fit": cost,
             "prompts": prompts,
+            "accepted_at": whole.accepted_at,
         }
         _write_whole(path, json.dumps(out))
-        tau = sum(p[1] for p in prompts) / max(1, sum(p[2] for p in prompts))
-        self.report(f"{job.name}: pooled tau {tau:.3f}")
+        self.report(f"{job.name}: pooled tau {whole.tau:.3f}")
         return out
 
     def _sha256(self) -> str:

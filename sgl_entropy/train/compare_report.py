@@ -29,10 +29,12 @@ def summarise(
 
     Returns:
         ``baseline``, ``groups`` and ``arms``: name -> ``tau``, ``interval``, ``tau_by_group``,
-        ``tau_by_seed``, ``seconds``, ``flops``, ``layer_rows``, ``head_rows`` (means over seeds),
-        and for every arm but the baseline ``ratio`` (of tau) with its ``ratio_interval``,
-        ``differs`` (the interval excludes 1) and ``seconds_ratio``, ``flops_ratio``. ``curves``:
-        name -> ``curve.foresee`` of the arms that are its points.
+        ``tau_by_seed``, ``by_position`` (acceptance of each draft, given that all before it were
+        accepted, pooled; None of records that do not hold it), ``seconds``, ``flops``,
+        ``layer_rows``, ``head_rows`` (means over seeds), and
+        for every arm but the baseline ``ratio`` (of tau) with its ``ratio_interval``, ``differs``
+        (the interval excludes 1) and ``seconds_ratio``, ``flops_ratio``. ``curves``: name ->
+        ``curve.foresee`` of the arms that are its points.
 
     Raises:
         ValueError: arms that were judged on other prompts than the baseline.
@@ -75,6 +77,7 @@ def summarise(
                 round(sum(_tau(one[m].sum(0)) for m in members) / len(members), 4)
                 for one in counts[name]
             ],
+            "by_position": _by_position([row for row in rows if row["arm"] == name]),
             "seconds": round(sum(fit["seconds"] for fit in held) / len(held), 1),
             "flops": sum(fit["flops"] for fit in held) / len(held),
             **{
@@ -102,6 +105,17 @@ def summarise(
         "arms": arms,
         "curves": _curves(rows, arms, drawn),
     }
+
+
+def _by_position(rows: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """Pooled over the rows of an arm."""
+    counts = [row.get("accepted_at") for row in rows]
+    if any(one is None for one in counts):
+        return None
+    accepted = torch.tensor(counts, dtype=torch.float64).sum(0)
+    cycles = sum(cycles for row in rows for _, _, cycles in row["prompts"])
+    reached = torch.cat([torch.tensor([float(cycles)]), accepted[:-1]])
+    return [round(float(one), 4) for one in accepted / reached.clamp_min(1)]
 
 
 def _curves(
@@ -162,6 +176,15 @@ def page(
         _markdown(header, rows),
         _markdown(["tau", *summary["groups"]], by_group),
     ]
+    positions = {name: arm["by_position"] for name, arm in summary["arms"].items()}
+    if all(positions.values()):
+        depth = len(positions[summary["baseline"]])
+        parts.append(
+            _markdown(
+                ["acceptance of draft", *map(str, range(1, depth + 1))],
+                [[name, *(f"{one:.3f}" for one in found)] for name, found in positions.items()],
+            )
+        )
     if summary["curves"]:
         parts.append("```\n" + curve_table(summary["curves"]) + "\n```")
     return "\n\n".join(parts)

@@ -11,7 +11,7 @@ import torch
 
 from sgl_entropy.cli import main
 from sgl_entropy.drafter.evaluation import chat_prompts, judged
-from sgl_entropy.train.compare_report import summarise, table
+from sgl_entropy.train.compare_report import page, summarise, table
 from sgl_entropy.train.comparison import load_comparison
 from tests.engine import pair
 
@@ -51,6 +51,17 @@ def test_seeds_that_scatter_widen_the_interval() -> None:
     assert not arm["differs"]
     assert arm["tau_by_seed"] == [2.4, 1.7]
     assert "no difference" in table(summarise(rows, "a"))
+
+
+def test_acceptance_by_position_is_pooled_over_seeds() -> None:
+    """Given that all before it were accepted; and not said of records that do not hold it."""
+    prompts = [("x", 30, 20), ("y", 15, 10)]
+    rows = [row("a", s, prompts, answer_tokens=9) | {"accepted_at": [9 + s, 4, 0]} for s in (0, 1)]
+    assert summarise(rows, "a")["arms"]["a"]["by_position"] == [0.3167, 0.4211, 0.0]
+    assert "| acceptance of draft | 1 | 2 | 3 |" in page(summarise(rows, "a"), rows, "t", 1)
+    older = [rows[0], row("a", 1, prompts, answer_tokens=9)]
+    assert summarise(older, "a")["arms"]["a"]["by_position"] is None
+    assert "acceptance of draft" not in page(summarise(older, "a"), older, "t", 1)
 
 
 def test_costs_are_compared_too() -> None:
@@ -193,6 +204,18 @@ def test_a_comparison_from_end_to_end(
     assert f"| eagle3 | {masked['tau']:.3f} |" in "\n".join(lines)
     taus = [f"{tau:.3f}" for tau in plain["tau_by_group"].values()]
     assert f"| layers | {' | '.join(taus)} |" in lines
+    for arm in ("layers", "eagle3"):
+        by_position = found["arms"][arm]["by_position"]
+        accepted = [f"{one:.3f}" for one in by_position]
+        assert len(accepted) == 4
+        assert f"| {arm} | {' | '.join(accepted)} |" in lines
+        counts = [run["accepted_at"] for run in found["runs"] if run["arm"] == arm]
+        ran = [run["prompts"] for run in found["runs"] if run["arm"] == arm]
+        emitted = sum(t for prompts in ran for _, t, _ in prompts)
+        cycles = sum(c for prompts in ran for _, _, c in prompts)
+        beyond = cycles + sum(map(sum, counts)) - emitted
+        assert 0 <= beyond <= sum(map(len, ran)), "what an answer's last cycle may be cut by"
+        assert by_position[0] == pytest.approx(sum(c[0] for c in counts) / cycles, abs=1e-4)
     assert lines[-1].startswith("Measured ")
     assert found["curves"]["c"]["points"] == [
         [found["runs"][1]["fit"]["answer_tokens"], found["arms"]["eagle3"]["tau"]]
