@@ -61,7 +61,7 @@ def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
         raise ValueError("--gpu: --check compares with a training of this machine")
 
     origin = _origin(args, settings)
-    figures = plan_check.check(settings, args.algorithm, args.check, _say)
+    figures = plan_check.check(settings, args.check, _say)
     _write(args, origin, figures, plan_check.page(figures))
     return 0 if figures["as_planned"] else 1
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
@@ -54,11 +54,11 @@ class Finished:
     parameters: int
 
 
-def read_finished(folder: Path, settings: TrainSettings, algorithm: Algorithm) -> Finished:
+def read_finished(folder: Path, settings: TrainSettings) -> Finished:
     """What a fit left in ``folder``.
 
     Args:
-        settings, algorithm: its recipe, unless the folder holds its own (those of ``compare`` do).
+        settings: its recipe, unless the folder holds its own (those of ``compare`` do).
 
     Raises:
         ValueError: no fit there, one that has not ended, or one of other settings.
@@ -69,9 +69,7 @@ def read_finished(folder: Path, settings: TrainSettings, algorithm: Algorithm) -
     own = folder / "fit.json"
     if own.is_file():
         recipe = json.loads(own.read_text(encoding="utf-8"))["recipe"]
-        algorithm = recipe.pop("algorithm")
-        if algorithm not in get_args(Algorithm):
-            raise ValueError(f"{own}: unknown algorithm {algorithm!r}")
+        del recipe["algorithm"]  # the checkpoint has it too
         overrides = [
             f"{section}.{key}={json.dumps(value)}"
             for section, values in recipe.items()
@@ -79,7 +77,8 @@ def read_finished(folder: Path, settings: TrainSettings, algorithm: Algorithm) -
         ]
         given = load_settings(None, overrides)
         settings = replace(settings, drafter=given.drafter, fit=given.fit)
-    made = held["identity"]["settings"]
+    made, drafter = held["identity"]["settings"], held["identity"]["drafter"]
+    algorithm = DrafterConfig.from_dict(drafter, source=str(folder)).algorithm
     differ = [
         key
         for key, value in made.items()
@@ -88,7 +87,7 @@ def read_finished(folder: Path, settings: TrainSettings, algorithm: Algorithm) -
     config = pipeline.drafter_config(settings, algorithm)
     shape = config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size}
     differ = [f"fit.{key}" for key in differ]
-    differ += [key for key, value in held["identity"]["drafter"].items() if shape[key] != value]
+    differ += sorted(key for key in {*drafter, *shape} if drafter.get(key) != shape.get(key))
     if differ:
         raise ValueError(f"--check {folder}: made with another {', '.join(differ)}")
     if not _ended(folder / "fit.jsonl", settings.fit.epochs):
@@ -138,16 +137,14 @@ def generation_seconds(store: Path) -> float | None:
     return max(took)
 
 
-def check(
-    settings: TrainSettings, algorithm: Algorithm, folders: Sequence[Path], report: Report
-) -> dict[str, Any]:
+def check(settings: TrainSettings, folders: Sequence[Path], report: Report) -> dict[str, Any]:
     """Plan and records of the store, and of the fits in ``folders``.
 
     Returns:
         ``allowed``; ``store``, and ``fits`` by name: quantity -> ``planned``, ``recorded``,
         ``ratio`` (planned over recorded); ``as_planned``: whether all are within ``allowed``.
     """
-    fits = [read_finished(folder, settings, algorithm) for folder in folders]
+    fits = [read_finished(folder, settings) for folder in folders]
     store = checked_store(settings)
     folder = store.folder
     prompts, _ = load_prompts(settings, report)

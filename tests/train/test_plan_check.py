@@ -48,7 +48,7 @@ def test_a_finished_fit_is_compared_by_the_command(
     assert fit["parameters"]["ratio"] == 1
     assert fit["rows"]["ratio"] == pytest.approx(1, abs=0.2)
     assert fit["FLOPs"]["ratio"] == pytest.approx(1, abs=0.25)
-    finished = read_finished(work / "edsd", settings, "EDSD")
+    finished = read_finished(work / "edsd", settings)
     assert fit["rows"]["recorded"] == finished.layer_rows >= finished.head_rows > 0
     assert fit["seconds"]["recorded"] == pytest.approx(finished.seconds, abs=0.06)
     assert held["store"]["bytes"]["recorded"] == Store(work / "store").bytes()
@@ -65,15 +65,15 @@ def test_what_is_no_finished_fit_of_these_settings_is_refused(
 ) -> None:
     settings = fitted(work, tiny_folder, stop_after=2)
     with pytest.raises(ValueError, match="not finished, epoch 2 is missing"):
-        read_finished(work / "edsd", settings, "EDSD")
+        read_finished(work / "edsd", settings)
     other = load_settings(None, settings_of(work, tiny_folder, [*SHORT, "fit.rows=41"]))
     with pytest.raises(ValueError, match=r"made with another fit\.rows"):
-        read_finished(work / "edsd", other, "EDSD")
+        read_finished(work / "edsd", other)
     wider = load_settings(None, settings_of(work, tiny_folder, [*SHORT, "drafter.fuse_size=40"]))
     with pytest.raises(ValueError, match="made with another fuse_size"):
-        read_finished(work / "edsd", wider, "EDSD")
+        read_finished(work / "edsd", wider)
     with pytest.raises(ValueError, match=r"no checkpoint\.pt there"):
-        read_finished(work, settings, "EDSD")
+        read_finished(work, settings)
     assert main(["train", "fit", "--check", str(work)]) == 2
     assert "--check belongs to --plan" in capsys.readouterr().err
 
@@ -87,10 +87,26 @@ def test_a_folder_of_a_comparison_brings_its_own_recipe(work: Path, tiny_folder:
     job = Job(Arm("residual", "EDSD", settings), 3)
     fit_job(job, lambda line: None)
     plain = load_settings(None, settings_of(work, tiny_folder, []))
-    found = read_finished(job.folder, plain, "EAGLE3")
+    found = read_finished(job.folder, plain)
     assert (found.name, found.algorithm) == ("residual", "EDSD")
     assert found.settings.drafter.fuse_residual
     assert found.settings.fit == job.settings.fit
+
+
+def test_what_was_fitted_is_told_by_its_checkpoint(work: Path, tiny_folder: Path) -> None:
+    """Either drafter's folder beside the other's, whichever is planned; and another form of one is
+    refused by name."""
+    given = [*SHORT, "drafter.eagle3_layers=[0, 1, 2]"]
+    settings = load_settings(None, settings_of(work, tiny_folder, given))
+    for algorithm in ("EDSD", "EAGLE3"):
+        pipeline.make_fit(settings, algorithm).run(lambda line: None)  # type: ignore[arg-type]
+        assert read_finished(work / algorithm.lower(), settings).algorithm == algorithm
+    more = settings_of(work, tiny_folder, [*given, "drafter.fuse_residual=true"])
+    with pytest.raises(ValueError, match="made with another architectures, edfuse_"):
+        read_finished(work / "edsd", load_settings(None, more))
+    other = settings_of(work, tiny_folder, [*SHORT, "drafter.eagle3_layers=[0, 1, 3]"])
+    with pytest.raises(ValueError, match="made with another eagle_config"):
+        read_finished(work / "eagle3", load_settings(None, other))
 
 
 def test_time_of_generation_over_runs_and_workers(tmp_path: Path) -> None:
