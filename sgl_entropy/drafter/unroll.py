@@ -54,6 +54,19 @@ class Unroll:
         )
         return self.out
 
+    def keep(self, index: Tensor) -> None:
+        """Go on with some chains alone: int64 [batch, kept], columns of ``out``. Padding may
+        repeat any."""
+
+        def kept(x: Tensor) -> Tensor:
+            flat = x.flatten(2)
+            return take_rows(flat, index).view(*index.shape, *x.shape[2:])
+
+        self.starts = self.starts.gather(1, index)
+        self._mask = kept(self._mask)
+        self._own = [(kept(key), kept(value)) for key, value in self._own]
+        self.out = kept(self.out)
+
     def _attend(self, query: Tensor) -> Tensor:
         """[batch, chains, heads, head_dim] -> [batch, chains, heads * head_dim]."""
         batch, chains, heads, head_dim = query.shape

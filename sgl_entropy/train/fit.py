@@ -201,7 +201,10 @@ class Fit:
         return figures
 
     def _shared_losses(self) -> torch.nn.Module:
-        losses = SharedLoss(self.drafter, self.side, self.settings.decay, self.group.size)
+        given = self.settings
+        losses = SharedLoss(
+            self.drafter, self.side, given.decay, self.group.size, given.reached_only
+        )
         if self.group.size == 1:
             return losses
         return torch.nn.parallel.DistributedDataParallel(losses, broadcast_buffers=False)

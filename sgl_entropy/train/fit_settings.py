@@ -26,6 +26,8 @@ class FitSettings:
         max_steps: EDTrain's Step-n instead: steps rise from 1 in the first epoch to this in the
             last. 0 = off, ``steps`` are taken.
         step_rounding: of Step-n between them: floor (the paper) or ceil (the authors' code).
+        reached_only: unroll a chain on only while its drafts are the target's: at inference none
+            gets further. Fewer rows at every step but the first (ours, see ``reached``).
         mask_gamma: EDTrain's Mask-p: epoch t (from 0) of T leaves out the (T - t - 1) *
             ``mask_gamma`` percent of each sample's rows where the target is least certain; the
             paper takes 3. 0 = off.
@@ -70,6 +72,7 @@ class FitSettings:
     steps: tuple[int, ...] = (3,)
     max_steps: int = 0
     step_rounding: str = "floor"
+    reached_only: bool = False
     mask_gamma: float = 0.0
     answer_length: int = 0
     answer_tokens: int = 0

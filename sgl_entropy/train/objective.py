@@ -20,6 +20,7 @@ from sgl_entropy.drafter.model import Drafter
 from sgl_entropy.drafter.unroll import Unroll
 from sgl_entropy.train.batches import Batch
 from sgl_entropy.train.loss import soft_cross_entropy
+from sgl_entropy.train.reached import Chains
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class StepRows:
     def counted(self) -> int:
         return len(self.at)
 
+    def some(self, left: Tensor, rows: int) -> StepRows:
+        """Those of ``left``, bool [counted], among ``rows`` in all."""
+        return StepRows(self.at[left], self.target_row[left], self.label[left], rows)
+
 
 def step_rows(batch: Batch, t2d: Tensor, steps: int) -> list[StepRows]:
     """The rows of each draft step. They do not depend on the drafter: asked for before its work
@@ -90,6 +95,7 @@ def unrolled_loss(
     decay: float = 0.8,
     counts: Sequence[int] | None = None,
     judged: Sequence[StepRows] | None = None,
+    reached_only: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The weighted loss of ``steps`` draft steps.
 
@@ -97,11 +103,15 @@ def unrolled_loss(
         counts: what each step's summed loss is divided by; None = the batch's own counted rows.
             Processes that share a batch pass what they count together.
         judged: ``step_rows`` of the batch; None = they are found here.
+        reached_only: unroll a chain on only while its drafts are the target's. A step's loss is
+            still divided by all the rows that it would count, so that it weighs as much as chains
+            that reach it.
 
     Returns:
         sum_i decay^i * (soft cross-entropy summed over step i's counted rows / its count), and
-        the figures, float64 [steps, 4] as ``StepFigures`` has them, on the device: reading them
-        waits for it. The loss has no gradient where no step counts a row.
+        the figures, float64 [steps, 4] as ``StepFigures`` has them (of the rows that were
+        reached), on the device: reading them waits for it. The loss has no gradient where no step
+        counts a row.
     """
     judged = step_rows(batch, drafter.t2d, steps) if judged is None else judged
     rows = batch.features.shape[1]
@@ -118,24 +128,34 @@ def unrolled_loss(
     total = torch.zeros((), device=embeds.device)
     figures = torch.tensor([[r.counted, 0.0, 0.0, r.rows] for r in judged], dtype=torch.float64)
     figures = figures.to(embeds.device)
+    chains = Chains(batch.chains, batch.starts.shape[1]) if reached_only else None
+    right = judged[0].at  # the chains whose last draft was the target's
     for step, here in enumerate(judged):
-        if step:
-            tokens = batch.following.gather(1, batch.starts + step)
-            unroll.advance(F.embedding(tokens, side.embedding))
-        if not here.counted:
-            continue
         shared = here.counted if counts is None else counts[step]
-        hidden = drafter.norm(unroll.out.flatten(0, 1)[here.at])
-        loss, best = soft_cross_entropy(
-            hidden,
-            drafter.lm_head.weight,
-            working,
-            probability[learned_at[here.target_row]],
-            1.0 / shared,
-        )
-        total = total + decay**step * loss
-        figures[step, 1] = loss.detach().double() * shared
-        figures[step, 2] = (best == here.label).sum()
+        at = here.at
+        if step:
+            if chains is not None:
+                unroll.keep(chains.keep(right, step))
+                left, at = chains.find(at)
+                here = here.some(left, chains.rows())
+                figures[step, 0], figures[step, 3] = here.counted, here.rows
+            tokens = batch.following.gather(1, unroll.starts + step)
+            unroll.advance(F.embedding(tokens, side.embedding))
+        right = here.at[:0]
+        if here.counted:
+            hidden = drafter.norm(unroll.out.flatten(0, 1)[at])
+            loss, best = soft_cross_entropy(
+                hidden,
+                drafter.lm_head.weight,
+                working,
+                probability[learned_at[here.target_row]],
+                1.0 / shared,
+            )
+            total = total + decay**step * loss
+            figures[step, 1] = loss.detach().double() * shared
+            figures[step, 2] = (best == here.label).sum()
+            if chains is not None:
+                right = here.at[best == here.label]
     return total, figures
 
 
@@ -143,10 +163,17 @@ class SharedLoss(nn.Module):
     """``unrolled_loss`` of one process's share of a batch, as a module for
     DistributedDataParallel, which averages gradients where ours are parts of a sum."""
 
-    def __init__(self, drafter: Drafter, side: TargetSide, decay: float, processes: int) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        side: TargetSide,
+        decay: float,
+        processes: int,
+        reached_only: bool = False,
+    ) -> None:
         super().__init__()
         self.drafter, self.side = drafter, side
-        self.decay, self.processes = decay, processes
+        self.decay, self.processes, self.reached_only = decay, processes, reached_only
 
     def forward(
         self,
@@ -168,7 +195,7 @@ class SharedLoss(nn.Module):
         loss, figures = torch.zeros(()), torch.zeros((steps, 4), dtype=torch.float64)
         if batch is not None:
             loss, figures = unrolled_loss(
-                self.drafter, self.side, batch, steps, self.decay, counts, judged
+                self.drafter, self.side, batch, steps, self.decay, counts, judged, self.reached_only
             )
         if self.processes == 1:
             return loss, figures

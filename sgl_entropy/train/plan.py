@@ -18,6 +18,10 @@ from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.plan_lengths import Lengths
 from sgl_entropy.train.schedules import masked_percent
 
+# ``fit.reached_only``: of the chains at a draft step, those that get to the next one, as the small
+# target's trainings of 120k tokens have it over all their epochs. A good drafter's get further.
+REACHED = 0.5
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -67,9 +71,11 @@ def count(
     layer, head = trained_weights(config)
     most = max(fit.steps_in(epoch) for epoch in range(fit.epochs))
     at_step = [sum(max(0, one - step) for one in chains) for step in range(most)]
+    go_on = REACHED if fit.reached_only else 1.0
     rows, head_rows = 0, 0.0
     for epoch in range(fit.epochs):
-        unrolled = sum(at_step[: fit.steps_in(epoch)])
+        shares = [go_on**step for step in range(fit.steps_in(epoch))]
+        unrolled = round(sum(map(math.prod, zip(at_step, shares, strict=False))))
         rows += unrolled
         head_rows += unrolled * (1 - masked_percent(epoch, fit.epochs, fit.mask_gamma) / 100)
     token = 2.0 * (target_matmul(target) + d * int(target["vocab_size"]))

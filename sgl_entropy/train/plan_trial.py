@@ -24,7 +24,7 @@ from sgl_entropy.train.features import features_of
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.generate import Batch
-from sgl_entropy.train.plan import Seconds, held_bytes
+from sgl_entropy.train.plan import REACHED, Seconds, held_bytes
 from sgl_entropy.train.plan_lengths import Lengths
 from sgl_entropy.train.plan_slots import worker_schedule
 from sgl_entropy.train.queues import PREFILL_ROWS, Prompt
@@ -184,7 +184,14 @@ def _fit_seconds(trial: Trial) -> float:
             for epoch, plan in batches.items()
         ]
     chains = sum(chain_count(entry, first) for entry in entries)
-    return float(chains * sum(np.interp(range(fit.epochs), some, cost)))
+    costs = np.interp(range(fit.epochs), some, cost)
+    return float(chains * sum(costs[epoch] * _unrolled(fit, epoch) for epoch in range(fit.epochs)))
+
+
+def _unrolled(fit: FitSettings, epoch: int) -> float:
+    """The share of an epoch's rows that ``reached_only`` leaves."""
+    steps = fit.steps_in(epoch)
+    return sum(REACHED**step for step in range(steps)) / steps if fit.reached_only else 1.0
 
 
 def _width(batch: Sequence[Entry]) -> int:
@@ -223,6 +230,7 @@ def _noise_fit(trial: Trial, batches: Sequence[Sequence[Entry]], folder: Path) -
         replace(
             trial.fit,
             solved_start=False,
+            reached_only=False,  # of noise, nothing would be
             start="",
             validation_every=10**9,
             answer_tokens=0,

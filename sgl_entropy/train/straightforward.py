@@ -70,23 +70,24 @@ class Straightforward:
         assert isinstance(counts, Tensor)
         self.optimizer.zero_grad()
         losses, right = torch.zeros(steps), torch.zeros(steps, dtype=torch.long)
-        for sample, (label, counted, _) in zip(samples, labels, strict=True):
-            loss, found = self._answer_loss(sample, label, counted)
+        rows, reached = torch.zeros_like(counts), torch.zeros_like(counts)
+        for sample, (label, counted, real) in zip(samples, labels, strict=True):
+            loss, found, unrolled = self._answer_loss(sample, label, counted)
             weight = self.settings.decay ** torch.arange(steps) / counts.clamp_min(1)
             (loss * weight).sum().backward()  # type: ignore[no-untyped-call]
             losses += loss.detach()
             right += found
+            rows += (real & unrolled).sum(-1)
+            reached += (counted & unrolled).sum(-1)
         torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step, total) * group["factor"]
         self.optimizer.step()
         self.step += 1
-        rows = sum(real.sum(-1) for _, _, real in labels)
-        assert isinstance(rows, Tensor)
         return [
             StepFigures(*values)
             for values in zip(
-                counts.tolist(), losses.tolist(), right.tolist(), rows.tolist(), strict=True
+                reached.tolist(), losses.tolist(), right.tolist(), rows.tolist(), strict=True
             )
         ]
 
@@ -116,8 +117,12 @@ class Straightforward:
         probability = torch.softmax(logits, dim=-1)[:, self.vocabulary]
         return probability / probability.sum(-1, keepdim=True)
 
-    def _answer_loss(self, sample: Sample, label: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """Each step's loss summed over counted rows, [steps], and rows guessed right."""
+    def _answer_loss(
+        self, sample: Sample, label: Tensor, counted: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each step's loss summed over counted rows, [steps], rows guessed right, and whether a
+        row is unrolled, bool [steps, n]: all are, or with ``reached_only`` those that come after
+        right guesses alone."""
         drafter, steps, n = self.drafter, len(label), len(sample.tokens) - 2
         target = F.pad(self._target(sample), (0, 0, 0, steps))
         following = F.pad(sample.tokens[1:], (0, steps))
@@ -126,7 +131,7 @@ class Straightforward:
         values: list[Tensor] = []
         # What step 0 may see, then each later step its own rows alone.
         masks = [torch.ones(n, n).tril().bool()]
-        losses, right = [], []
+        losses, right, unrolled = [], [], [torch.ones(n).bool()]
         for step in range(steps):
             positions = torch.arange(n)[None] + step
             embeds = F.embedding(following[step : step + n], self.embedding)[None]
@@ -143,9 +148,12 @@ class Straightforward:
             masks.append(torch.eye(n).bool())
             out = drafter.finish(residual, attended)
             loss, best = self._head_loss(out[0], target[step + 1 : step + 1 + n])
-            losses.append((loss * counted[step]).sum())
-            right.append(((best == label[step]) & counted[step]).sum())
-        return torch.stack(losses), torch.stack(right)
+            here = counted[step] & unrolled[-1]
+            found = here & (best == label[step])
+            losses.append((loss * here).sum())
+            right.append(found.sum())
+            unrolled.append(found if self.settings.reached_only else unrolled[-1])
+        return torch.stack(losses), torch.stack(right), torch.stack(unrolled[:steps])
 
     def _head_loss(self, out: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Each row's soft cross-entropy and most likely draft id."""

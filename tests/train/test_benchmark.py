@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,32 @@ def test_both_loops_learn_the_same(settings: TrainSettings, algorithm: str) -> N
         ours.drafter.named_parameters(), plain.drafter.parameters(), strict=True
     ):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("algorithm", ["EDSD", "EAGLE3"])
+def test_both_loops_leave_the_same_chains_behind(settings: TrainSettings, algorithm: str) -> None:
+    """``reached_only``: ours unrolls the chains that are right so far alone, the other all."""
+    given = replace(
+        settings.fit, reached_only=True, steps=(3,), epochs=4, mask_gamma=5.0, learning_rate=5e-3
+    )
+    settings = replace(settings, fit=given)
+    ours, plain = (make_trainer(Job(settings, algorithm, arm)) for arm in (OURS, PLAIN))  # type: ignore[arg-type]
+    reached = torch.zeros(3)
+    for epoch in range(4):
+        for entries in ours.plan(epoch):
+            mine, other = (one.learn(entries, epoch, 10**6) for one in (ours, plain))
+            assert [(f.counted, f.right, f.rows) for f in mine] == [
+                (f.counted, f.right, f.rows) for f in other
+            ]
+            assert [f.loss for f in mine] == pytest.approx([f.loss for f in other], rel=1e-3)
+            assert mine[1].rows <= mine[0].right
+            assert mine[2].rows <= mine[1].right
+            reached += torch.tensor([f.rows for f in mine])
+    assert 0.9 * reached[0] > reached[1] > reached[2] > 10
+    for (name, one), two in zip(
+        ours.drafter.named_parameters(), plain.drafter.parameters(), strict=True
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_no_logits_of_the_whole_vocabulary_are_made(settings: TrainSettings) -> None:

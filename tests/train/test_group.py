@@ -61,14 +61,15 @@ def validations(work: Path) -> list[dict[str, object]]:
     return [row for row in map(json.loads, lines) if "validation" in row]
 
 
+@pytest.mark.parametrize("more", [(), ("fit.reached_only=true",)], ids=["all", "reached"])
 def test_two_processes_learn_what_one_learns(
-    tiny_store: Store, tiny_folder: Path, tmp_path: Path
+    tiny_store: Store, tiny_folder: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     """The same curve, costs and weights, up to the order of float32 sums. (That one goes on from
     the middle of two: ``test_interrupts``.)"""
     one, two = (work_folder(tmp_path / name, tiny_store) for name in ("one", "two"))
-    alone = fit(one, tiny_folder)
-    together = fit(two, tiny_folder, TORCHRUN)
+    alone = fit(one, tiny_folder, more=more)
+    together = fit(two, tiny_folder, TORCHRUN, more)
     assert alone.returncode == 0, alone.stderr
     assert together.returncode == 0, together.stderr
 

@@ -36,9 +36,16 @@ def test_soft_cross_entropy_equals_autograd(spread: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("masked", "prompt_from"),
-    [(0.0, None), (40.0, None), (40.0, 0), (0.0, 4)],
-    ids=["all", "masked", "prompts-masked", "prompts-from-4"],
+    ("masked", "prompt_from", "reached_only"),
+    [
+        (0.0, None, False),
+        (40.0, None, False),
+        (40.0, 0, False),
+        (0.0, 4, False),
+        (10.0, None, True),
+        (0.0, 0, True),
+    ],
+    ids=["all", "masked", "prompts-masked", "prompts-from-4", "reached", "prompts-reached"],
 )
 @pytest.mark.parametrize(
     ("algorithm", "layers"), [("EDSD", (1, 2)), ("EAGLE3", TAPS)], ids=["edsd", "eagle3"]
@@ -50,6 +57,7 @@ def test_unrolled_loss_equals_a_loop_over_rows(
     layers: tuple[int, ...],
     masked: float,
     prompt_from: int | None,
+    reached_only: bool,
 ) -> None:
     """Every chain alone, row by row through the reference forward and its cache."""
     torch.manual_seed(1)
@@ -61,11 +69,18 @@ def test_unrolled_loss_equals_a_loop_over_rows(
     side = TargetSide(tiny_target.embedding, tiny_target.head[chosen], scale)
     samples = [tiny_store.sample(entry, layers) for entry in tiny_store.entries[:3]]
     steps = 3
+    batch = collate(samples, steps, masked, prompt_from)
+    if reached_only:  # what guesses by chance reaches nothing
+        adam = torch.optim.Adam(drafter.parameters(), lr=1e-2)
+        for _ in range(25):
+            adam.zero_grad()
+            unrolled_loss(drafter, side, batch, steps)[0].backward()
+            adam.step()
     with torch.no_grad():
-        batch = collate(samples, steps, masked, prompt_from)
-        loss, figures = unrolled_loss(drafter, side, batch, steps)
+        loss, figures = unrolled_loss(drafter, side, batch, steps, reached_only=reached_only)
 
     sums, counts, right = [0.0] * steps, [0] * steps, [0] * steps
+    rows, reached = [0] * steps, [0] * steps
     with torch.no_grad():
         for s in samples:
             f0 = drafter.fuse_taps(s.features.float() / scale)
@@ -77,20 +92,33 @@ def test_unrolled_loss_equals_a_loop_over_rows(
             for row in range(first, last):
                 embeds = tiny_target.embedding[s.tokens[1 : row + 2]]
                 features = f0[: row + 1]
+                alive = True
                 for step in range(min(steps, last - row)):
                     n = row + 1 + step
                     outs = drafter(embeds[None], features[None], torch.arange(n)[None])
                     label = int(s.best[row + 1 + step])
-                    if bool(drafter.t2d[label]) and row + 1 + step not in left_out:
+                    counts_here = bool(drafter.t2d[label]) and row + 1 + step not in left_out
+                    counts[step] += counts_here
+                    rows[step] += alive
+                    if alive and counts_here:
                         logits = drafter.logits(outs[0, -1])
                         p = torch.softmax(side.head @ s.final[row + 1 + step].float(), -1)
                         sums[step] -= float((p * torch.log_softmax(logits, -1)).sum())
-                        counts[step] += 1
+                        reached[step] += 1
                         right[step] += int(chosen[logits.argmax()]) == label
+                        if reached_only:
+                            alive = int(chosen[logits.argmax()]) == label
+                    elif reached_only:
+                        alive = False
                     token = int(s.tokens[row + 2 + step])
                     embeds = torch.cat([embeds, tiny_target.embedding[token][None]])
                     features = torch.cat([features, outs[0, -1:]])
-    assert figures[:, 0].tolist() == counts
+    assert figures[:, 0].tolist() == reached
+    assert figures[:, 3].tolist() == rows
+    if reached_only:
+        assert rows[0] > rows[1] > rows[2] > 5, "some chains are left behind, some are not"
+    else:
+        assert reached == counts
     assert figures[:, 2].tolist() == right
     assert figures[:, 1].tolist() == pytest.approx(sums, rel=1e-4)
     wanted = sum(0.8**i * sums[i] / counts[i] for i in range(steps))
