@@ -91,7 +91,7 @@ def test_a_store_of_another_target_of_the_same_name_is_refused(
     with pytest.raises(ValueError, match=message):
         make_trainer(Job(settings_of(work, other), "EDSD", OURS))
     with pytest.raises(ValueError, match=message):
-        check(settings_of(work, other), "EDSD", [], print)
+        check(settings_of(work, other), [], print)
     assert pipeline.make_fit(settings_of(work, own), "EDSD").train
     renamed = copied(own, tmp_path / "renamed")
     lines: list[str] = []
