@@ -89,14 +89,20 @@ def test_resumed_equals_unbroken(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("reached_only", [False, True], ids=["all", "reached"])
 @pytest.mark.parametrize("arm", ARMS, ids=["edsd", "eagle3"])
 def test_a_gpu_learns_what_the_cpu_learns(
-    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, arm: tuple[str, tuple[int, ...]]
+    tiny_store: Store,
+    tiny_target: PlainTarget,
+    tmp_path: Path,
+    arm: tuple[str, tuple[int, ...]],
+    reached_only: bool,
 ) -> None:
     """On a machine with CUDA: pytest -m gpu tests/train/test_fit.py"""
-    here = start(tiny_store, tiny_target, tmp_path / "a", arm)
+    given = replace(SETTINGS, reached_only=reached_only)
+    here = start(tiny_store, tiny_target, tmp_path / "a", arm, given)
     here.run(lambda line: None)
-    there = start(tiny_store, tiny_target, tmp_path / "b", arm, group=Group(device=GPU))
+    there = start(tiny_store, tiny_target, tmp_path / "b", arm, given, group=Group(device=GPU))
     there.run(lambda line: None)
     for name, weight in here.drafter.state_dict().items():
         other = there.drafter.state_dict()[name].cpu()
