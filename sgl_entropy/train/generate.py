@@ -21,7 +21,7 @@ from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.interrupts import Interrupt
-from sgl_entropy.train.queues import Prompt, next_prefill
+from sgl_entropy.train.queues import Prompt, next_prefill, to_begin
 from sgl_entropy.train.shards import Sample, write_shard
 
 # Finished sequences a shard holds.
@@ -84,14 +84,14 @@ class Batch:
     def idle(self) -> list[int]:
         return [slot for slot, prompt in enumerate(self.prompts) if prompt is None]
 
-    def written(self) -> int:
-        """Answer tokens of the sequences that have not ended."""
+    def written(self) -> list[int]:
+        """Answer tokens so far of each sequence that has not ended."""
         lengths = self.lengths.tolist()
-        return sum(
+        return [
             length - len(prompt.tokens)
             for length, prompt in zip(lengths, self.prompts, strict=True)
             if prompt is not None
-        )
+        ]
 
     def admit(self, prompts: Sequence[Prompt], slots: Sequence[int]) -> None:
         """Prefill ``prompts`` into idle ``slots`` and append each one's first answer token."""
@@ -193,30 +193,39 @@ def _answer(plan: WorkerPlan, interrupt: Interrupt) -> None:
     longest = max(len(prompt.tokens) for prompt in queue) + plan.max_new_tokens + 1
     batch = Batch(target, min(plan.slots, len(queue)), longest, plan.tap_layers)
     finished: list[Sample] = []
-    store, tokens, started = Path(plan.store), 0, time.monotonic()
+    store, tokens, ended, started = Path(plan.store), 0, 0, time.monotonic()
     while not interrupt.asked:
-        if tokens + batch.written() >= plan.answer_tokens:
-            queue.clear()  # what is begun is finished: else the long answers would be missing
         new = batch.take_finished(plan.max_new_tokens)
         idle = batch.idle()
-        if queue and len(idle) >= min(REFILLED, len(batch.prompts)):
-            _refill(batch, queue, idle)
+        tokens, ended = tokens + _answered(new), ended + len(new)
+        given = (plan.answer_tokens, plan.max_new_tokens)
+        more = to_begin(*given, tokens, ended, batch.written())
+        if queue and more and len(idle) >= min(REFILLED, len(batch.prompts)):
+            _refill(batch, queue, idle[:more])
             new += batch.take_finished(plan.max_new_tokens)  # answers that are empty at once
         finished += new
-        tokens += sum(len(s.tokens) - s.prompt_length for s in new)
         if len(finished) >= SHARD_SEQUENCES:
             flush_shard(store, plan.number, finished, tokens, started)
             finished = []
         idle = batch.idle()
         if len(idle) == len(batch.prompts):
-            if not queue:
+            if not queue or not more:
                 break
             continue
-        if not queue and len(idle) >= max(4, len(batch.prompts) // 4):
+        if not (queue and more) and len(idle) >= shrunk_from(len(batch.prompts)):
             batch.shrink()
         batch.step()
     if finished:
         flush_shard(store, plan.number, finished, tokens, started)
+
+
+def shrunk_from(slots: int) -> int:
+    """So many idle ones of ``slots`` are dropped when nothing is left to fill them with."""
+    return max(4, slots // 4)
+
+
+def _answered(samples: Sequence[Sample]) -> int:
+    return sum(len(s.tokens) - s.prompt_length for s in samples)
 
 
 def _refill(batch: Batch, queue: list[Prompt], idle: list[int]) -> None:

@@ -130,7 +130,9 @@ def _generation_rate(trial: Trial, number: int) -> float:
         batch.lengths.fill_(length)
         batch.step()  # makes room
         steps.append(statistics.median(_seconds(batch.step) for _ in range(_DECODE_STEPS)))
-    return schedule.answer_tokens / (prefill + len(schedule.steps) * statistics.fmean(steps))
+    # A step costs what its slots cost.
+    full = sum(schedule.held) / schedule.slots
+    return schedule.answer_tokens / (prefill + full * statistics.fmean(steps))
 
 
 def _feature_rate(trial: Trial, entries: Sequence[Entry]) -> float:

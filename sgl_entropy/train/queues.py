@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,3 +48,19 @@ def next_prefill(queue: list[Prompt], most: int, rows: int = PREFILL_ROWS) -> li
             break
         part.append(queue.pop(0))
     return part
+
+
+def to_begin(wanted: int, most: int, tokens: int, ended: int, written: Sequence[int]) -> int:
+    """How many more answers to begin: what is begun is finished, as the long ones would be missing
+    else, and so those under way count for what they are likely to become.
+
+    Args:
+        wanted: answer tokens in all, at the end.
+        most: of one answer.
+        tokens, ended: of the answers that have ended.
+        written: so far, of each one under way.
+    """
+    # As long as answers are, and as long as any goes on, if every token may end it alike.
+    mean = min(most, (tokens + sum(written)) / ended) if ended else most
+    expected = tokens + sum(min(most, one + mean) for one in written)
+    return max(0, math.ceil((wanted - expected) / mean))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from sgl_entropy.cli import main
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.generate import WorkerPlan, run_worker
-from sgl_entropy.train.queues import Prompt, in_length_blocks
+from sgl_entropy.train.queues import Prompt, in_length_blocks, to_begin
 from sgl_entropy.train.store import FORMAT, Store, write_meta
 from tests.interrupted import interrupt
 from tests.train.conftest import TAPS, tiny_prompts
@@ -118,13 +119,35 @@ def test_the_token_budget_cuts_no_answer_short(
     """What is begun when the tokens are reached is finished: else long answers would be missing."""
     write_meta(tmp_path, {"format": FORMAT, "tap_layers": [1], "hidden_size": 32})
     prompts = tuple(tiny_prompts())
-    run_worker(WorkerPlan(0, str(tiny_folder), str(tmp_path), prompts, (1,), 20, 24, 60, "float32"))
+    run_worker(
+        WorkerPlan(0, str(tiny_folder), str(tmp_path), prompts, (1,), 20, 24, 150, "float32")
+    )
     store = Store(tmp_path)
-    # All prompts were begun at once; the answers that end first hold the 60 tokens.
-    assert store.answer_tokens() == tiny_store.answer_tokens() > 300
-    assert [store.tokens(e).tolist() for e in store.entries] == [
-        tiny_store.tokens(e).tolist() for e in tiny_store.entries
-    ]
+    assert 150 <= store.answer_tokens() < 150 + 20 < tiny_store.answer_tokens()
+    whole = {e.prompt_id: tiny_store.tokens(e).tolist() for e in tiny_store.entries}
+    for entry in store.entries:
+        assert store.tokens(entry).tolist() == whole[entry.prompt_id]
+
+
+@pytest.mark.parametrize("slots", [1, 12, 96])
+@pytest.mark.parametrize("wanted", [300, 3000, 15_500])
+def test_no_more_is_begun_than_brings_the_tokens(wanted: int, slots: int) -> None:
+    """Answers that end anywhere, two in three at the limit: a worker's loop, without the target."""
+    chance = random.Random(wanted + slots)
+    under_way: list[tuple[int, int]] = []
+    tokens = ended = 0
+    while True:
+        over = [length for written, length in under_way if written >= length]
+        under_way = [one for one in under_way if one[0] < one[1]]
+        tokens, ended = tokens + sum(over), ended + len(over)
+        more = to_begin(wanted, 128, tokens, ended, [written for written, _ in under_way])
+        if not more and not under_way:
+            break
+        for _ in range(min(more, slots - len(under_way))):
+            length = 128 if chance.random() < 0.67 else chance.randint(2, 127)
+            under_way.append((1, length))
+        under_way = [(written + 1, length) for written, length in under_way]
+    assert wanted <= tokens < wanted + 128 + 0.1 * wanted
 
 
 def endless(stage: str, target: Path, work: Path) -> list[str]:
