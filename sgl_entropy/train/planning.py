@@ -16,7 +16,7 @@ from sgl_entropy.train.data import Report, load_prompts
 from sgl_entropy.train.folders import answers_file, stored_layers, target_folder, work_folder
 from sgl_entropy.train.opening import checked_store
 from sgl_entropy.train.pipeline import drafter_config
-from sgl_entropy.train.plan import as_report, count, held_bytes
+from sgl_entropy.train.plan import REACHED, as_report, count, held_bytes
 from sgl_entropy.train.plan_gpu import GPUS, Gpu, bound_by_kernels, fit_kernels, gpu_seconds
 from sgl_entropy.train.plan_lengths import Lengths, expected_lengths
 from sgl_entropy.train.plan_memory import fit_memory, generate_memory, online_memory
@@ -74,6 +74,11 @@ def plan(
         + online_memory(config, fit, lengths, model, wide),
     }
     notes += _held_note(settings, config, lengths)
+    if fit.reached_only:
+        notes.append(
+            f"fit.reached_only: {REACHED:.0%} of the chains at a draft step are taken to go on; a "
+            "good drafter's are more"
+        )
     if gpu is not None:
         notes += _fit_notes(GPUS[gpu], memory)
     figures = as_report(algorithm, lengths, counts, seconds, memory, notes)

@@ -72,7 +72,11 @@ def test_schedules_make_a_plan_cheaper() -> None:
     lengths = Lengths(tuple(drawn(i, 50, 100) for i in range(1000)))
     fixed = load_settings(None, ["fit.epochs=10", "fit.steps=[7]"]).fit
     edtrain = replace(fixed, max_steps=7, mask_gamma=3.0)
-    dear, cheap = (count(lengths, model, 3, config, fit) for fit in (fixed, edtrain))
+    reached = replace(fixed, reached_only=True)
+    dear, cheap, half = (count(lengths, model, 3, config, f) for f in (fixed, edtrain, reached))
+    assert half.fit_rows == pytest.approx(
+        dear.fit_rows * sum(0.5**step for step in range(7)) / 7, rel=0.03
+    )
     assert cheap.fit_rows == pytest.approx(
         dear.fit_rows * sum([1, 1, 2, 3, 3, 4, 5, 5, 6, 7]) / 70, rel=0.03
     )
@@ -187,10 +191,10 @@ def test_a_machine_with_a_gpu_is_told_whose_seconds_these_are(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(planning, "measure_here", lambda trial: Seconds(1.0, 2.0, "of a test"))
-    held = planning.plan(
-        load_settings(None, settings_of(work, tiny_folder, [])), "EDSD", None, lambda line: None
-    )
+    given = load_settings(None, settings_of(work, tiny_folder, ["fit.reached_only=true"]))
+    held = planning.plan(given, "EDSD", None, lambda line: None)
     assert "these seconds are of its CPU" in held["notes"][0]
+    assert held["notes"][1].startswith("fit.reached_only: 50% of the chains")
 
 
 def test_no_stage_is_one_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
