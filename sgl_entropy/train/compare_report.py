@@ -31,10 +31,10 @@ def summarise(
         ``baseline``, ``groups`` and ``arms``: name -> ``tau``, ``interval``, ``tau_by_group``,
         ``tau_by_seed``, ``by_position`` (acceptance of each draft, given that all before it were
         accepted, pooled; None of records that do not hold it), ``seconds``, ``flops``,
-        ``layer_rows``, ``head_rows`` (means over seeds), and
-        for every arm but the baseline ``ratio`` (of tau) with its ``ratio_interval``, ``differs``
-        (the interval excludes 1) and ``seconds_ratio``, ``flops_ratio``. ``curves``: name ->
-        ``curve.foresee`` of the arms that are its points.
+        ``layer_rows``, ``head_rows`` (means over seeds), and for every arm but the baseline
+        ``ratio`` (of tau) with its ``ratio_interval``, ``differs`` (the interval excludes 1) and
+        ``seconds_ratio``, ``flops_ratio``. ``curves``: name -> ``curve.foresee`` of the arms that
+        are its points.
 
     Raises:
         ValueError: arms that were judged on other prompts than the baseline.

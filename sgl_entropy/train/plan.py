@@ -71,10 +71,9 @@ def count(
     layer, head = trained_weights(config)
     most = max(fit.steps_in(epoch) for epoch in range(fit.epochs))
     at_step = [sum(max(0, one - step) for one in chains) for step in range(most)]
-    go_on = REACHED if fit.reached_only else 1.0
     rows, head_rows = 0, 0.0
     for epoch in range(fit.epochs):
-        shares = [go_on**step for step in range(fit.steps_in(epoch))]
+        shares = unrolled_shares(fit, epoch)
         unrolled = round(sum(map(math.prod, zip(at_step, shares, strict=False))))
         rows += unrolled
         head_rows += unrolled * (1 - masked_percent(epoch, fit.epochs, fit.mask_gamma) / 100)
@@ -98,6 +97,12 @@ def count(
         optimizer_steps,
         sum(math.prod(shape) for name, shape in config.tensor_shapes().items() if "2" not in name),
     )
+
+
+def unrolled_shares(fit: FitSettings, epoch: int) -> list[float]:
+    """Of each draft step of an epoch, the share of chains that are unrolled to it."""
+    go_on = REACHED if fit.reached_only else 1.0
+    return [go_on**step for step in range(fit.steps_in(epoch))]
 
 
 def muon_matrices(config: DrafterConfig, fit: FitSettings) -> list[tuple[int, ...]]:

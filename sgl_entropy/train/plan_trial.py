@@ -24,7 +24,7 @@ from sgl_entropy.train.features import features_of
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.generate import Batch
-from sgl_entropy.train.plan import REACHED, Seconds, held_bytes
+from sgl_entropy.train.plan import Seconds, held_bytes, unrolled_shares
 from sgl_entropy.train.plan_lengths import Lengths
 from sgl_entropy.train.plan_slots import worker_schedule
 from sgl_entropy.train.queues import PREFILL_ROWS, Prompt
@@ -187,13 +187,8 @@ def _fit_seconds(trial: Trial) -> float:
         ]
     chains = sum(chain_count(entry, first) for entry in entries)
     costs = np.interp(range(fit.epochs), some, cost)
-    return float(chains * sum(costs[epoch] * _unrolled(fit, epoch) for epoch in range(fit.epochs)))
-
-
-def _unrolled(fit: FitSettings, epoch: int) -> float:
-    """The share of an epoch's rows that ``reached_only`` leaves."""
-    steps = fit.steps_in(epoch)
-    return sum(REACHED**step for step in range(steps)) / steps if fit.reached_only else 1.0
+    shares = [statistics.fmean(unrolled_shares(fit, epoch)) for epoch in range(fit.epochs)]
+    return float(chains * costs.dot(shares))
 
 
 def _width(batch: Sequence[Entry]) -> int:

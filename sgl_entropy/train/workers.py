@@ -76,7 +76,7 @@ def _watch(workers: list[Any], folder: Path, before: int, wanted: int, report: R
                 worker.join(timeout=15 / len(workers))
             stored = stored_answers(folder)[1]
             rate = (stored - before) / (time.monotonic() - began)
-            left = f"{(wanted - stored) / rate / 60:.1f} min" if rate else "unknown"
+            left = f"{max(0.0, (wanted - stored) / rate / 60):.1f} min" if rate else "unknown"
             report(f"{stored} of {wanted} answer tokens, {rate:.0f} tokens/s, left {left}")
     except KeyboardInterrupt:
         for worker in workers:

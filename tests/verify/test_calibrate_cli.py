@@ -89,20 +89,26 @@ def test_a_device_that_cannot_be_used_is_one_message(
     assert not (folder / "device.json").exists()
 
 
+def interrupted_at(prompt: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """An interrupt comes at the n-th prompt that is decoded; returns all that is asked for."""
+    asked: list[Any] = []
+
+    def stopped(*given: Any) -> Any:
+        asked.append(given)
+        if len(asked) == prompt:
+            raise KeyboardInterrupt
+        return decode(*given)
+
+    monkeypatch.setattr(calibrate_sources, "decode", stopped)
+    return asked
+
+
 def test_an_interrupted_calibration_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*models(folder), *texts(folder)]
     plain = calibrate(folder, *words)
-    asked: list[Any] = []
-
-    def failing(*given: Any) -> Any:
-        asked.append(given[2])
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        return decode(*given)
-
-    monkeypatch.setattr(calibrate_sources, "decode", failing)
+    asked = interrupted_at(4, monkeypatch)
     out = folder / "again.json"
     command = ["calibrate", *words, "--out", str(out), "--max-new-tokens", "40"]
     assert main(command) == 130
@@ -120,15 +126,7 @@ def test_an_interrupted_calibration_goes_on(
 def test_a_record_of_other_settings_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Any] = []
-
-    def stopped(*given: Any) -> Any:
-        asked.append(given)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return decode(*given)
-
-    monkeypatch.setattr(calibrate_sources, "decode", stopped)
+    interrupted_at(2, monkeypatch)
     command = ["calibrate", *models(folder), *texts(folder), "--out", str(folder / "odd.json")]
     assert main(command) == 130
     assert main([*command, "--top-n", "3"]) == 2
@@ -139,15 +137,7 @@ def test_prompts_of_another_dtype_are_measured_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The models are the same, their entropies are not."""
-    asked: list[Any] = []
-
-    def stopped(*given: Any) -> Any:
-        asked.append(given)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return decode(*given)
-
-    monkeypatch.setattr(calibrate_sources, "decode", stopped)
+    asked = interrupted_at(3, monkeypatch)
     out = ["--out", str(folder / "mix.json"), "--max-new-tokens", "40"]
     command = ["calibrate", *models(folder), *texts(folder), *out]
     assert main(command) == 130
