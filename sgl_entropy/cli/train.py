@@ -57,9 +57,6 @@ def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
     """0 where every quantity is as planned, else 1."""
     from sgl_entropy.train import plan_check
 
-    if args.gpu is not None:
-        raise ValueError("--gpu: --check compares with a training of this machine")
-
     origin = _origin(args, settings)
     figures = plan_check.check(settings, args.check, _say)
     _write(args, origin, figures, plan_check.page(figures))

@@ -160,6 +160,13 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--concurrency is of requests to a --server, and none is named")
     if args.plan and args.page is not None and not args.check:
         raise ValueError("--page with --plan is the table of --check: name a finished training")
+    if args.check:
+        for name, why in (
+            ("gpu", "compares with a training of this machine"),
+            ("algorithm", "reads it in each checkpoint"),
+        ):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name}: --check {why}")
     if stage == "benchmark" and args.arms is not None and args.algorithm is not None:
         raise ValueError("--arms names a recipe with its own algorithm: leave out --algorithm")
     for name, (_, default) in _BELONGS.items():

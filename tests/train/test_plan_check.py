@@ -33,7 +33,7 @@ def fitted(
 
 
 def test_a_finished_fit_is_compared_by_the_command(
-    work: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    work: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     """Counts that follow from lengths and schedules are as planned, also on part of the store."""
     settings = fitted(work, tiny_folder)
@@ -56,8 +56,6 @@ def test_a_finished_fit_is_compared_by_the_command(
     text = (tmp_path / "c.md").read_text()
     assert "| edsd | parameters |" in text
     assert "Measured 20" in text
-    assert main([*words, "--gpu", "h100"]) == 2
-    assert "--gpu: --check compares" in capsys.readouterr().err
 
 
 def test_what_is_no_finished_fit_of_these_settings_is_refused(

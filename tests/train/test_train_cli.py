@@ -29,6 +29,8 @@ from sgl_entropy.train import pipeline
         (["fit", "--seeds", "0"], "--seeds belongs to compare"),
         (["evaluate", "--page", "p.md"], "--page belongs to compare, benchmark, --plan"),
         (["--plan", "--page", "p.md"], "--page with --plan is the table of --check"),
+        (["--plan", "--check", "w", "--algorithm", "EDSD"], "--algorithm: --check reads it"),
+        (["--plan", "--check", "w", "--gpu", "h100"], "--gpu: --check compares"),
         (["--plan", "--workers", "2"], "--workers belongs to compare, not to --plan"),
         (["benchmark", "--arms", "a", "--algorithm", "EDSD"], "--arms names a recipe with its own"),
         (["fit", "--threads", "0"], "--threads must be at least 1"),
