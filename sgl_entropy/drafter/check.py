@@ -13,6 +13,7 @@ from sgl_entropy.drafter.config import (
     EDSD_ARCHITECTURES,
     DrafterConfig,
     default_eagle3_layer_ids,
+    highest_layer_id,
 )
 from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.findings import Finding, errors_of
@@ -158,8 +159,7 @@ def _sizes(config: DrafterConfig, target: TargetConfig) -> list[Finding]:
 
 def _layers(config: DrafterConfig, target: TargetConfig) -> list[Finding]:
     count = target.num_hidden_layers
-    # SGLang captures the input of layer id + 1, so the last layer's output is out of reach.
-    highest = count - 2
+    highest = highest_layer_id(count)
     ids = config.target_layer_ids
     origin = "target_layer_ids"
     if ids is None:

@@ -34,6 +34,7 @@ __all__ = [
     "DrafterError",
     "default_eagle3_layer_ids",
     "hidden_state_number",
+    "highest_layer_id",
     "target_layer_id",
 ]
 
@@ -73,6 +74,12 @@ def default_eagle3_layer_ids(num_target_layers: int) -> tuple[int, int, int]:
     layers before them.
     """
     return (1, num_target_layers // 2 - 1, num_target_layers - 4)
+
+
+def highest_layer_id(num_target_layers: int) -> int:
+    """The highest ``target_layer_ids`` entry that a server can serve: SGLang captures the input of
+    the layer behind, so the last layer's output is out of reach."""
+    return num_target_layers - 2
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,12 @@ def make_trainer(job: Job) -> Trainer:
     settings = job.settings.fit
     if job.arm != OURS:
         settings = replace(settings, dtype="float32")
+    config = pipeline.drafter_config(job.settings, job.algorithm)
     store = checked_store(job.settings)
     target = PlainTarget.from_folder(target_folder(job.settings))
     with tempfile.TemporaryDirectory() as scratch:
         run = Fit(
-            pipeline.drafter_config(job.settings, job.algorithm),
+            config,
             settings,
             store,
             pipeline.make_vocabulary(job.settings, job.algorithm, store),

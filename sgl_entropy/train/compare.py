@@ -43,10 +43,10 @@ def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, 
         ``prompts``: [group, tokens, cycles] of each evaluated prompt.
     """
     jobs = comparison.jobs()
+    judge = _Judge(comparison, report)  # which asks every arm for its layers
     todo = [job for job in jobs if not job.fitted]
     _make_vocabularies(todo)
     _fit_all(todo, workers, report)
-    judge = _Judge(comparison, report)
     return [judge.row(job) for job in jobs]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from sgl_entropy.drafter.config import Algorithm, highest_layer_id
 from sgl_entropy.target import cache_dir, ensure_small_target
 from sgl_entropy.train.settings import TrainSettings
 
@@ -31,17 +33,44 @@ def stored_layers(settings: TrainSettings, count: int) -> tuple[int, ...]:
     """The layers that are wanted of a target of ``count``.
 
     Raises:
-        ValueError: it has not all of them.
+        ValueError: it has not all of them, or no server can give a drafter one that it taps.
     """
-    layers = tuple(sorted({*settings.drafter.tap_layers(count), *settings.generate.extra_layers}))
-    missing = [layer for layer in layers if not 0 <= layer < count]
+    tapped, extra = settings.drafter.tap_layers(count), settings.generate.extra_layers
+    _refuse_out_of_reach(tapped, count)
+    missing = sorted(layer for layer in {*extra} if layer >= count)
     if missing:
         raise ValueError(
-            f"the target's layers are 0 to {count - 1}, and {missing} are wanted: see "
-            "drafter.edsd_layers, drafter.eagle3_layers, drafter.select_report and "
-            "generate.extra_layers"
+            f"the target's layers are 0 to {count - 1}, generate.extra_layers names {missing}"
+        )
+    return tuple(sorted({*tapped, *extra}))
+
+
+def served_layers(settings: TrainSettings, algorithm: Algorithm, count: int) -> tuple[int, ...]:
+    """The layers that a drafter taps of a target of ``count``: those that ``drafter check`` passes.
+
+    Raises:
+        ValueError: no server can give it one of them, or SGLang's default ones do not rise.
+    """
+    given = settings.drafter
+    layers = given.layers if algorithm == "EDSD" else given.eagle3_taps(count)
+    _refuse_out_of_reach(layers, count)
+    if list(layers) != sorted(set(layers)):  # what is set rises
+        raise ValueError(
+            f"the layers that EAGLE-3 taps must rise without repeats, found {list(layers)}, "
+            f"SGLang's default on a target of {count}: name others in drafter.eagle3_layers"
         )
     return layers
+
+
+def _refuse_out_of_reach(layers: Sequence[int], count: int) -> None:
+    highest = highest_layer_id(count)
+    beyond = sorted(layer for layer in {*layers} if not 0 <= layer <= highest)
+    if beyond:
+        raise ValueError(
+            f"drafters of a target of {count} layers can tap 0 to {highest}, {beyond} are wanted: "
+            "drafter.edsd_layers, drafter.eagle3_layers or drafter.select_report names them "
+            "(SGLang captures a layer's output before the next one, and the last has none)"
+        )
 
 
 def wanted_layers(settings: TrainSettings) -> tuple[int, ...]:

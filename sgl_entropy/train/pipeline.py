@@ -27,7 +27,7 @@ from sgl_entropy.train.batches import shortened, split_validation
 from sgl_entropy.train.data import Report, load_prompts
 from sgl_entropy.train.export import export_drafter, refuse_others
 from sgl_entropy.train.fit import Fit
-from sgl_entropy.train.folders import target_folder, work_folder
+from sgl_entropy.train.folders import served_layers, target_folder, work_folder
 from sgl_entropy.train.group import Group, join_group, leave_group
 from sgl_entropy.train.opening import open_store
 from sgl_entropy.train.settings import TrainSettings
@@ -76,7 +76,11 @@ def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tens
 
 
 def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConfig:
-    """The drafter's sizes: the target's, but for one layer and the draft vocabulary."""
+    """The drafter's sizes: the target's, but for one layer and the draft vocabulary.
+
+    Raises:
+        ValueError: it could not be served: see ``served_layers``.
+    """
     model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
     layers = int(model["num_hidden_layers"])
     edsd = algorithm == "EDSD"
@@ -90,7 +94,7 @@ def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConf
         vocab_size=model["vocab_size"],
         draft_vocab_size=settings.drafter.draft_vocab_size,
         target_hidden_size=model["hidden_size"],
-        target_layer_ids=settings.drafter.layers if edsd else settings.drafter.eagle3_taps(layers),
+        target_layer_ids=served_layers(settings, algorithm, layers),
         rms_norm_eps=model["rms_norm_eps"],
         rope_theta=rotary_of(model)[0],  # plain rotary, whatever the target's scaling
         max_position_embeddings=model["max_position_embeddings"],
@@ -134,8 +138,8 @@ def make_fit(
         accept_changes: see ``Fit``.
     """
     work = work_folder(settings)
-    store = open_store(settings, device=None if group is None else str(group.device))
     config = drafter_config(settings, algorithm)
+    store = open_store(settings, device=None if group is None else str(group.device))
     target = PlainTarget.from_folder(target_folder(settings))
     return Fit(
         config,

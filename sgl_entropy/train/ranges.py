@@ -25,3 +25,13 @@ def no_layers(section: str, name: str, layers: Sequence[int], *, empty: bool) ->
     if (layers or empty) and all(layer >= 0 for layer in layers):
         return []
     return [f"{section}.{name} must list layers from 0, found {list(layers)!r}"]
+
+
+def no_taps(section: str, name: str, layers: Sequence[int], *, empty: bool) -> list[str]:
+    """The same of the layers that a drafter taps, which have to rise."""
+    wrong = no_layers(section, name, layers, empty=empty)
+    found, rising = list(layers), sorted(set(layers))
+    if wrong or found == rising:
+        return wrong
+    mended = str(rising) if len(rising) == len(found) else "name other layers"
+    return [f"{section}.{name} must rise without repeats, found {found!r}: {mended}"]

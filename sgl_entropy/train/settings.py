@@ -19,7 +19,7 @@ from sgl_entropy.drafter.config import default_eagle3_layer_ids
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.train.arithmetic import DTYPES
 from sgl_entropy.train.fit_settings import FitSettings
-from sgl_entropy.train.ranges import no_layers, out_of_range
+from sgl_entropy.train.ranges import no_layers, no_taps, out_of_range
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -97,8 +97,9 @@ class DrafterSettings:
     """The drafters' shape.
 
     Attributes:
-        edsd_layers: the layers (from 0) that EDSD taps: two, or another number for comparison.
-        eagle3_layers: those that EAGLE-3 taps; empty = SGLang's default three.
+        edsd_layers: the layers (from 0, rising, the target's last one excepted) that EDSD taps:
+            two, or another number for comparison.
+        eagle3_layers: those that EAGLE-3 taps, likewise; empty = SGLang's default three.
         select_report: a report of `sgl-entropy select`: its two layers instead of these.
         fuse_size: m of EDFuse; 0 = the target's FFN size.
         fuse_residual, fuse_norm, fuse_tokens: options of EDSD, see ``DrafterConfig``.
@@ -119,8 +120,8 @@ class DrafterSettings:
 
     def __post_init__(self) -> None:
         _refuse(
-            *no_layers("drafter", "edsd_layers", self.edsd_layers, empty=False),
-            *no_layers("drafter", "eagle3_layers", self.eagle3_layers, empty=True),
+            *no_taps("drafter", "edsd_layers", self.edsd_layers, empty=False),
+            *no_taps("drafter", "eagle3_layers", self.eagle3_layers, empty=True),
             *out_of_range("drafter", self, ("fuse_size", "prompt_weight"), 0),
             *out_of_range("drafter", self, ("draft_vocab_size",), 1),
         )

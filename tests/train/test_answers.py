@@ -248,6 +248,7 @@ def work(tmp_path: Path, target: Path, answers: Sequence[Answered]) -> TrainSett
             f"work={tmp_path}",
             f"target={target}",
             "drafter.edsd_layers=[1, 2]",
+            "drafter.draft_vocab_size=96",
             "generate.dtype=float32",
             "generate.max_new_tokens=20",
         ],

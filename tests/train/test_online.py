@@ -243,6 +243,7 @@ def test_each_process_computes_on_its_own_device(
 
     monkeypatch.setattr(PlainTarget, "from_folder", from_folder)
     asked = [f"work={tmp_path}", f"target={tiny_folder}", "drafter.edsd_layers=[1, 2]"]
+    asked += ["drafter.draft_vocab_size=96"]
     settings = load_settings(None, [*asked, "fit.online=true", "generate.dtype=float32"])
     for device in ("cuda:0", "cuda:3"):
         with pytest.raises(InterruptedError):

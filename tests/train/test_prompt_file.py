@@ -208,6 +208,7 @@ def test_too_few_answers_are_said(tiny_store: Store, tiny_folder: Path, tmp_path
     work = work_folder(tmp_path / "work", tiny_store)
     count = len(tiny_store.entries)
     given = [f"work={work}", f"target={tiny_folder}", "fit.validation_every=1"]
+    given += ["drafter.draft_vocab_size=96"]
     message = rf"{count} answers in {work}/.*: none is left to learn from"
     with pytest.raises(ValueError, match=message):
         pipeline.make_fit(load_settings(None, [*given, "drafter.edsd_layers=[1, 2]"]), "EDSD")

@@ -158,6 +158,11 @@ def test_layers_come_from_a_select_report(tmp_path: Path) -> None:
         drafter.tap_layers(30)
 
 
+def test_stored_layers_may_come_in_any_order() -> None:
+    given = load_settings(None, ["generate.extra_layers=[5, 3, 3]"]).generate
+    assert given.extra_layers == (5, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -176,6 +181,9 @@ def test_layers_come_from_a_select_report(tmp_path: Path) -> None:
         ("generate.extra_layers=[-1]", r"generate\.extra_layers must list layers from 0, found"),
         ("drafter.edsd_layers=[]", r"drafter\.edsd_layers must list layers from 0, found \[\]"),
         ("drafter.eagle3_layers=[-2]", r"drafter\.eagle3_layers must list layers from 0, found"),
+        ("drafter.edsd_layers=[27, 14]", r"drafter\.edsd_layers must rise .*: \[14, 27\]"),
+        ("drafter.edsd_layers=[14, 14]", r"must rise .*, found \[14, 14\]: name other layers"),
+        ("drafter.eagle3_layers=[1, 9, 3]", r"drafter\.eagle3_layers must rise without repeats"),
         ("drafter.fuse_size=-1", r"drafter\.fuse_size must be at least 0, found -1"),
         ("drafter.draft_vocab_size=0", r"drafter\.draft_vocab_size must be at least 1, found 0"),
         ("drafter.prompt_weight=-0.5", r"drafter\.prompt_weight must be at least 0, found -0\.5"),
