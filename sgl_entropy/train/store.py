@@ -149,9 +149,12 @@ class Store:
                 self.skipped[shard.name] = problem
         if self.skipped and not skip_damaged:
             lines = [f"{folder / name}: {problem}" for name, problem in self.skipped.items()]
+            given = self.meta.get("answers") == "given"
+            again = "features` reads their" if given else "generate` makes their"
             raise ValueError(
-                "\n".join(lines) + "\nremove these shards (`train generate` makes their answers "
-                "again), or leave them out with --set fit.skip_damaged=true"
+                "\n".join(lines) + f"\nremove these shards, and `train {again} answers again; or "
+                "leave them: `train fit`, `export` and `compare` alone go on without them, with "
+                "--set fit.skip_damaged=true"
             )
         self._shards = [shard for shard in shards if shard.name not in self.skipped]
         self.tap_layers: tuple[int, ...] = tuple(self.meta["tap_layers"])

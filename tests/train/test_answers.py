@@ -273,6 +273,20 @@ def test_the_features_stage_stores_given_answers_and_goes_on(
         data.generate(settings, quiet)
 
 
+def test_a_damaged_shard_of_given_answers_is_made_again_as_the_hint_says(
+    tiny_store: Store, tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = work(tmp_path, tiny_folder, from_store(tiny_store))
+    data.features(settings, quiet)
+    shard = sorted((tmp_path / "store").glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="remove these shards, and `train features` reads"):
+        data.features(settings, quiet)
+    shard.unlink()
+    data.features(settings, quiet)
+    assert from_store(Store(tmp_path / "store", whole=True)) == from_store(tiny_store)
+
+
 def test_foreign_answers_are_refused(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> None:
     """The right prompts with text that another model wrote."""
     foreign = [

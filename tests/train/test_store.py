@@ -83,6 +83,20 @@ def test_a_damaged_shard_is_named_and_skipped_only_when_asked(
     assert list(kept.skipped) == ["b.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("answers", "stage"), [({}, "generate"), ({"answers": "given"}, "features")]
+)
+def test_the_hint_names_the_stage_that_makes_a_damaged_shard_again(
+    folder: Path, answers: dict[str, str], stage: str
+) -> None:
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    (folder / "meta.json").write_text(json.dumps(meta | answers), encoding="utf-8")
+    cut(folder / "b.safetensors")
+    with pytest.raises(ValueError, match=rf"remove these shards, and `train {stage}`") as raised:
+        Store(folder)
+    assert "`train fit`, `export` and `compare` alone go on without them, with" in str(raised.value)
+
+
 def test_sizes_are_checked_even_without_hashing(folder: Path) -> None:
     flip(folder / "a.safetensors")
     assert len(Store(folder).entries) == 4
