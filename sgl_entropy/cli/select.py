@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     from sgl_entropy_bench.provenance import provenance
 
     from sgl_entropy.select.selection import SelectSettings, select_layers
+    from sgl_entropy.train.fingerprint import made_for
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -101,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
     # Files first: a reader of the table may have gone.
     if args.plot is not None:
         draw(found, args.plot)
-    if not write_json({**found.to_dict(), "provenance": origin}, args.json):
+    # As a store records its target: whoever trains on the report asks for the same one.
+    report = {**found.to_dict(), **made_for(args.target), "provenance": origin}
+    if not write_json(report, args.json):
         print(found.table())
     return 0
 

@@ -1,4 +1,5 @@
-"""Which target a work folder was made for: two folders of equal names and sizes are told apart."""
+"""Which target a work folder, or a report, was made for: two folders of equal names and sizes are
+told apart."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.drafter.jsonfile import read_object
 from sgl_entropy.drafter.tensorfile import TensorEntry, read_header
 from sgl_entropy.drafter.weightfiles import target_files
 
@@ -75,8 +77,35 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def made_for(target: Path) -> dict[str, str]:
-    """What a store records of its target."""
+    """What a store, and a report of ``sgl-entropy select``, records of its target."""
     return {"target": target.resolve().name, "target_fingerprint": target_fingerprint(target)}
+
+
+def refuse_other_report(report: Path, target: Path) -> None:
+    """Refuse the layers that ``sgl-entropy select`` chose for another target. Reports from before
+    the fingerprint, and targets whose weights are not there yet, are known by their layers' number
+    alone.
+
+    Args:
+        report: one that ``read_choice`` takes.
+
+    Raises:
+        ValueError: another target.
+    """
+    raw = read_object(report)
+    held = raw.get("target_fingerprint")
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    layers, count = len(raw["profiles"]["curvature"]) - 1, int(config["num_hidden_layers"])
+    same, differ = layers == count, f"{layers} layers, now {count}"
+    if same and held is not None and any(target.glob("*.safetensors")):
+        found = target_fingerprint(target)
+        same, differ = held == found, f"other weights or config: {held}, now {found}"
+    if not same:
+        raise ValueError(
+            f"drafter.select_report {report} was made for another target, "
+            f"{raw.get('target', 'unnamed')}, than {target} ({differ}): give the report of this "
+            "one (`sgl-entropy select`), or name layers in drafter.edsd_layers instead"
+        )
 
 
 def refuse_other_target(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sgl_entropy.drafter.config import Algorithm, highest_layer_id
 from sgl_entropy.target import cache_dir, ensure_small_target
+from sgl_entropy.train.fingerprint import refuse_other_report
 from sgl_entropy.train.settings import TrainSettings
 
 
@@ -33,9 +34,11 @@ def stored_layers(settings: TrainSettings, count: int) -> tuple[int, ...]:
     """The layers that are wanted of a target of ``count``.
 
     Raises:
-        ValueError: it has not all of them, or no server can give a drafter one that it taps.
+        ValueError: it has not all of them, no server can give a drafter one that it taps, or
+            they are of a select report of another target.
     """
     tapped, extra = settings.drafter.tap_layers(count), settings.generate.extra_layers
+    _refuse_other_report(settings)
     _refuse_out_of_reach(tapped, count)
     missing = sorted(layer for layer in {*extra} if layer >= count)
     if missing:
@@ -49,10 +52,13 @@ def served_layers(settings: TrainSettings, algorithm: Algorithm, count: int) -> 
     """The layers that a drafter taps of a target of ``count``: those that ``drafter check`` passes.
 
     Raises:
-        ValueError: no server can give it one of them, or SGLang's default ones do not rise.
+        ValueError: no server can give it one of them, SGLang's default ones do not rise, or they
+            are of a select report of another target.
     """
     given = settings.drafter
     layers = given.layers if algorithm == "EDSD" else given.eagle3_taps(count)
+    if algorithm == "EDSD":
+        _refuse_other_report(settings)
     _refuse_out_of_reach(layers, count)
     if list(layers) != sorted(set(layers)):  # what is set rises
         raise ValueError(
@@ -60,6 +66,12 @@ def served_layers(settings: TrainSettings, algorithm: Algorithm, count: int) -> 
             f"SGLang's default on a target of {count}: name others in drafter.eagle3_layers"
         )
     return layers
+
+
+def _refuse_other_report(settings: TrainSettings) -> None:
+    if settings.drafter.select_report:
+        report = Path(settings.drafter.select_report).expanduser()
+        refuse_other_report(report, target_folder(settings))
 
 
 def _refuse_out_of_reach(layers: Sequence[int], count: int) -> None:

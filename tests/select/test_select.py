@@ -21,6 +21,7 @@ from sgl_entropy.select import bootstrap, calibration
 from sgl_entropy.select.calibration import batches, hidden_states, measure
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.select.samples import load_tokenizer, noisy_ids, sample_texts
+from sgl_entropy.train.fingerprint import target_fingerprint
 from tests.interrupted import interrupt
 from tests.select.conftest import write_target, write_tokenizer
 
@@ -142,6 +143,7 @@ def test_a_gpu_that_is_not_there_is_one_message(
 
 def test_from_texts_to_json_table_and_figure(
     run: Callable[..., int],
+    target_folder: Path,
     texts_file: Texts,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -173,7 +175,8 @@ def test_from_texts_to_json_table_and_figure(
     assert found["texts"]["count"] == 12
     # Reports are committed and sent around: names, no machine's folders.
     assert found["texts"]["file"] == texts.name
-    assert "/" not in found["target"]
+    assert found["target"] == target_folder.name
+    assert found["target_fingerprint"] == target_fingerprint(target_folder)
     assert 0 <= found["seconds"] < 60
     assert found["provenance"]["commit"]
     assert set(found["versions"]) == {"sgl-entropy", "torch", "transformers"}

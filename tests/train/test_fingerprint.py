@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sgl_entropy.train import data, opening, pipeline
 from sgl_entropy.train.benchmark import OURS, Job, make_trainer
 from sgl_entropy.train.fingerprint import made_for, target_fingerprint
+from sgl_entropy.train.folders import wanted_layers
 from sgl_entropy.train.plan_check import check
 from sgl_entropy.train.planning import known_lengths
 from sgl_entropy.train.settings import TrainSettings, load_settings
@@ -98,6 +99,44 @@ def test_a_store_of_another_target_of_the_same_name_is_refused(
     # All that the prompts give is stored already, but for answers of one token.
     data.generate(settings_of(work, renamed, "generate.answer_tokens=1"), lines.append)
     assert "nothing to do" in lines[-1], "the same target under another name goes on"
+
+
+def write_report(path: Path, states: int = 5, **target: str) -> Path:
+    """A report as `sgl-entropy select` writes it, of hidden states 2 and 3."""
+    choice = {"hidden_states": [2, 3], "target_layer_ids": [1, 2]}
+    held = {"choice": choice, "profiles": {"curvature": [0.0] * states}, **target}
+    path.write_text(json.dumps(held))
+    return path
+
+
+def test_a_select_report_of_another_target_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    """By weights and config where the report holds their fingerprint, else by what it does hold;
+    for the store as for the drafter."""
+    other = other_weights(copied(tiny_folder, tmp_path / "other"))
+    path = tmp_path / "select.json"
+
+    def asked(target: Path) -> TrainSettings:
+        return settings_of(tmp_path / "work", target, f"drafter.select_report={path}")
+
+    write_report(path, **made_for(tiny_folder))
+    assert wanted_layers(asked(tiny_folder)) == (0, 1, 2)
+    assert pipeline.drafter_config(asked(tiny_folder), "EDSD").target_layer_ids == (1, 2)
+    message = rf"select_report {path} was made for .*{tiny_folder.name}, than {other} \(other weigh"
+    for refused in (
+        lambda: wanted_layers(asked(other)),
+        lambda: pipeline.make_fit(asked(other), "EDSD"),
+        lambda: data.prepare(asked(other), None, 1, print),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    (other / "model.safetensors").unlink()
+    assert wanted_layers(asked(other)) == (0, 1, 2), "a plan needs no weights"
+
+    write_report(path, target="renamed-since")
+    assert wanted_layers(asked(tiny_folder)) == (0, 1, 2), "from before the fingerprint"
+    write_report(path, states=6, target="deeper")
+    with pytest.raises(ValueError, match=r"another target, deeper, .*\(5 layers, now 4\)"):
+        wanted_layers(asked(tiny_folder))
 
 
 def test_a_new_store_records_its_target(tiny_folder: Path, tmp_path: Path) -> None:
