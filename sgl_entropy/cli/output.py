@@ -77,7 +77,11 @@ def write_json(report: Mapping[str, Any], where: str | Path | None) -> bool:
 
 
 def write_text(text: str, where: str | Path | None) -> bool:
-    """Write a page likewise: a file appears whole or not at all. Returns as ``write_json``."""
+    """Write a page likewise: a file appears whole or not at all. Returns as ``write_json``.
+
+    Raises:
+        OSError: no room, say; names the file.
+    """
     if where is None:
         return False
     if str(where) == "-":
@@ -88,8 +92,13 @@ def write_text(text: str, where: str | Path | None) -> bool:
         path.write_text(text, encoding="utf-8")
         return False
     partial = _partial(path)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:  # a full disk's error does not name the file
+        raise OSError(f"{where}: cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
     return False
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.drafter.config import default_eagle3_layer_ids
+from sgl_entropy.drafter.disk import naming_full_disk, write_whole
 from sgl_entropy.drafter.evaluate import draft_answer, greedy_answers
 from sgl_entropy.drafter.evaluation import chat_prompts
 from sgl_entropy.drafter.model import Drafter, load_drafter
@@ -109,7 +110,7 @@ def measure(
                 rows.append((group, found.tokens, found.cycles))
             held[index, name] = rows
             line = {"key": key, "system": index, "drafter": name, "prompts": rows}
-            with records.open("a", encoding="utf-8") as file:
+            with naming_full_disk(records), records.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
     counts = {
         name: [held[index, name] for index in range(len(question.systems) + 1)]
@@ -153,7 +154,7 @@ def _read(records: Path, key: str) -> dict[tuple[int, str], list[tuple[str, int,
             if row["key"] == key:
                 held[row["system"], row["drafter"]] = [tuple(p) for p in row["prompts"]]
         if text and not text.endswith("\n"):
-            records.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+            write_whole(records.resolve(), text[: text.rfind("\n") + 1])
     return held
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sgl_entropy.drafter.disk import naming_full_disk
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.train.answers import ROUND, drop_cut_line, read_answers
 from sgl_entropy.train.decode import Decoding, decode
-from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.queues import Prompt
 
 Report = Callable[[str], None]

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from sgl_entropy.drafter.disk import naming_full_disk
 from sgl_entropy.train.answers import drop_cut_line, read_answers
-from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.prompts import read_jsonl
 from sgl_entropy.train.queues import Prompt
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from sgl_entropy.drafter.disk import write_whole
 from sgl_entropy.drafter.evaluate import Answer, ChainFigures, draft_answer, greedy_answers
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
@@ -81,15 +82,9 @@ def fit_job(job: Job, report: Report = print) -> None:
         "epochs": fit.costs,
         "flops": flops(fit),
     }
-    _write_whole(job.folder / "fit.json", json.dumps(done))
+    write_whole(job.folder / "fit.json", json.dumps(done) + "\n")
     export_drafter(fit.drafter, fit.side.tap_scale, job.folder / "drafter")
     fit.checkpoints.forget_previous()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _fit_all(todo: Sequence[Job], workers: int, report: Report) -> None:
@@ -159,7 +154,7 @@ class _Judge:
             "prompts": prompts,
             "accepted_at": whole.accepted_at,
         }
-        _write_whole(path, json.dumps(out))
+        write_whole(path, json.dumps(out) + "\n")
         self.report(f"{job.name}: pooled tau {whole.tau:.3f}")
         return out
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sgl_entropy.drafter.disk import naming_full_disk
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.entropy import shannon_entropy
-from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.interrupts import Interrupt
 from sgl_entropy.train.queues import Prompt, next_prefill, to_begin
 from sgl_entropy.train.shards import Sample, write_shard

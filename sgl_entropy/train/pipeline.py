@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig, default_eagle3_layer_ids
+from sgl_entropy.drafter.disk import write_whole
 from sgl_entropy.drafter.evaluate import evaluate_chain, summary
 from sgl_entropy.drafter.evaluation import chat_prompts
 from sgl_entropy.drafter.model import load_drafter
@@ -67,11 +67,8 @@ def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tens
         settings.drafter.prompt_weight,
         end_tokens(target_folder(settings)),
     )
-    # Both drafters may be started at once: a file appears whole or not at all.
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    text = json.dumps({"source": source, "tokens": chosen.tolist()})
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.rename(path)
+    # Both drafters may be started at once.
+    write_whole(path, json.dumps({"source": source, "tokens": chosen.tolist()}) + "\n")
     return chosen
 
 
@@ -208,9 +205,7 @@ def benchmark_prompts(settings: TrainSettings) -> dict[str, list[list[int]]]:
             return prompts
     made = chat_prompts(target, groups, room)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"source": source, "prompts": made}) + "\n", encoding="utf-8")
-    partial.rename(path)
+    write_whole(path, json.dumps({"source": source, "prompts": made}) + "\n")
     return made
 
 

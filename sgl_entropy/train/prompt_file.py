@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.drafter.disk import write_whole
 from sgl_entropy.select.samples import load_tokenizer
-from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.fingerprint import tokenizer_fingerprint
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.queues import Prompt
@@ -55,9 +55,9 @@ def write_prompts(
     refuse_unfit(prompts, target, max_new_tokens, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The record first: there are no prompts of this version without one.
-    _write(record_of(path), json.dumps(_made_of(given, target), indent=1))
+    write_whole(record_of(path), json.dumps(_made_of(given, target), indent=1) + "\n")
     rows = [json.dumps({"prompt_id": p.prompt_id, "tokens": list(p.tokens)}) for p in prompts]
-    _write(path, "\n".join(rows))
+    write_whole(path, "\n".join(rows) + "\n")
     report(f"{len(prompts)} prompts in {path}")
 
 
@@ -195,10 +195,3 @@ def _path(name: str) -> Path | None:
 def _config(target: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((target / "config.json").read_text(encoding="utf-8"))
     return config
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    with naming_full_disk(path):
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.rename(path)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sgl_entropy.train.disk import full_disk, is_full
+from sgl_entropy.drafter.disk import full_disk, is_full
 
 RECORD = ".json"
 

@@ -30,6 +30,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sgl_entropy.drafter.disk import write_whole
 from sgl_entropy.train.shards import Sample, shard_problem
 
 META = "meta.json"
@@ -62,9 +63,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    partial.rename(path)
+    write_whole(path, json.dumps(meta, indent=1) + "\n")
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,16 @@ def test_a_measurement_goes_on_after_an_interrupt(
     assert any(line.startswith(f"| edsd | {taus} | {edsd['mean_drop']:.1%} |") for line in lines)
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert lines[-1].startswith("Measured ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "records.jsonl"
+    records.symlink_to("/dev/full")
+    assert main(words(folder, "--records", str(records))) == 2
+    assert f"the disk is full: {records} could not be written" in capsys.readouterr().err
 
 
 def test_a_prompt_that_is_too_long_under_one_system_prompt_is_left_out_of_all(

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sgl_entropy.drafter.disk import naming_full_disk
 from sgl_entropy.train import shards
-from sgl_entropy.train.disk import naming_full_disk
 from sgl_entropy.train.generate import flush_shard
 from sgl_entropy.train.shards import Sample
 from sgl_entropy.train.store import FORMAT, Store, write_meta

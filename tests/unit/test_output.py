@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -19,6 +20,17 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     path.write_text("old")
     assert write_json({"a": 1}, path) is False
     assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+def test_a_full_disk_is_named_and_leaves_the_old_report(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    (tmp_path / f"a.json.part{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"{path}: cannot be written: No space left"):
+        write_json({"a": 1}, path)
+    assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 

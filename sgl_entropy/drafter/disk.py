@@ -1,9 +1,11 @@
-"""A full disk, told from other errors, with the file that had no room."""
+"""Files that appear whole or not at all, and a full disk, told from other errors by the file that
+had no room."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +39,18 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         if error.errno in _NUMBERS:  # one that is named already has none
             raise OSError(full_disk(path, error)) from error
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all, also where two processes write it at once.
+
+    Raises:
+        OSError: as ``naming_full_disk``; nothing is left of it then.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with naming_full_disk(path):
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""A full disk is told with the file that had no room, whichever stage writes it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sgl_entropy.drafter.disk import write_whole
+from sgl_entropy.train import compare, pipeline
+from sgl_entropy.train.comparison import Arm, Job
+from sgl_entropy.train.settings import TrainSettings, load_settings
+from sgl_entropy.train.store import FORMAT, Store, write_meta
+from tests.train.conftest import VOCAB
+from tests.train.test_group import work_folder
+
+
+def fill(path: Path) -> None:
+    """Leave no room for a file that is written whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f"{path.name}.{os.getpid()}.partial").symlink_to("/dev/full")
+
+
+@pytest.fixture
+def settings(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> TrainSettings:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "x.txt").write_text("Hello\n")
+    given = [f"work={work_folder(tmp_path / 'work', tiny_store)}", f"target={tiny_folder}"]
+    given += ["drafter.edsd_layers=[1, 2]", "drafter.draft_vocab_size=96", "fit.dtype=float32"]
+    given += ["fit.epochs=1", "fit.steps=[1]", f"evaluate.benchmarks={tmp_path / 'benchmarks'}"]
+    return load_settings(None, given)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        (
+            "elsewhere/meta.json",
+            lambda settings, store: write_meta(
+                Path(settings.work) / "elsewhere",
+                {"format": FORMAT, "tap_layers": [1], "hidden_size": 32},
+            ),
+        ),
+        (
+            "vocabulary-96.json",
+            lambda settings, store: pipeline.vocabulary(settings, store, VOCAB),
+        ),
+        ("benchmarks.json", lambda settings, store: pipeline.benchmark_prompts(settings)),
+        (
+            "compare/a/seed-0/fit.json",
+            lambda settings, store: compare.fit_job(Job(Arm("a", "EDSD", settings), 0), print),
+        ),
+    ],
+    ids=["meta", "vocabulary", "benchmarks", "fit"],
+)
+def test_a_stage_names_the_file_that_had_no_room(
+    settings: TrainSettings,
+    tiny_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    stage: Callable[[TrainSettings, Store], object],
+) -> None:
+    monkeypatch.setattr(pipeline, "chat_prompts", lambda target, groups, room: {"x": [[5, 6]]})
+    path = Path(settings.work) / name
+    fill(path)
+    with pytest.raises(OSError, match=rf"the disk is full: {path} could not be written.*kept"):
+        stage(settings, tiny_store)
+    assert not path.exists()
+    assert not list(path.parent.glob("*.partial")), "nothing half-written is left"
+    stage(settings, tiny_store)
+    assert path.stat().st_size > 20
+
+
+def test_a_file_that_is_written_again_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    write_whole(path, "one")
+    write_whole(path, "two")
+    assert [file.name for file in tmp_path.iterdir()] == ["f.json"]
+    assert path.read_text() == "two"
