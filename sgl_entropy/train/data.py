@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -28,6 +29,7 @@ from sgl_entropy.train.generate import WorkerPlan, run_worker
 from sgl_entropy.train.group import device_of
 from sgl_entropy.train.opening import store_for
 from sgl_entropy.train.prompt_file import (
+    make_prompts,
     read_prompts,
     record_of,
     refuse_other_prompts,
@@ -54,10 +56,31 @@ def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt],
     if not path.exists():
         most = settings.generate.max_new_tokens
         write_prompts(path, given, target_folder(settings), most, report)
-    prompts = read_prompts(path)
-    if given.skip >= len(prompts):
-        raise ValueError(f"prompts.skip is {given.skip}, and {path} holds {len(prompts)} prompts")
-    return prompts[given.skip :], hashlib.sha256(path.read_bytes()).hexdigest()
+    prompts = _less_skipped(read_prompts(path), given.skip, path)
+    return prompts, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def planned_prompts(settings: TrainSettings, report: Report) -> list[Prompt]:
+    """The prompts of ``load_prompts``: those of the file, else made now and not kept, so that a
+    plan binds nobody to its settings.
+
+    Raises:
+        ValueError: nothing to make prompts of.
+    """
+    path, given = work_folder(settings) / "prompts.jsonl", settings.prompts
+    if path.exists():
+        prompts = read_prompts(path)
+    else:
+        most = settings.generate.max_new_tokens
+        prompts = make_prompts(path, given, target_folder(settings), most)
+        report(f"{len(prompts)} prompts, made for this plan alone: `train prepare` keeps them")
+    return _less_skipped(prompts, given.skip, path)
+
+
+def _less_skipped(prompts: list[Prompt], skip: int, path: Path) -> list[Prompt]:
+    if skip >= len(prompts):
+        raise ValueError(f"prompts.skip is {skip}, and {path} holds {len(prompts)} prompts")
+    return prompts[skip:]
 
 
 def _prompts_to_answer(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:

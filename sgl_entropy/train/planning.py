@@ -12,7 +12,7 @@ import torch
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.train.answers import ROUND, read_answers
 from sgl_entropy.train.arithmetic import resolve_dtype
-from sgl_entropy.train.data import Report, load_prompts
+from sgl_entropy.train.data import Report, planned_prompts
 from sgl_entropy.train.folders import answers_file, stored_layers, target_folder, work_folder
 from sgl_entropy.train.opening import checked_store
 from sgl_entropy.train.pipeline import drafter_config
@@ -30,7 +30,7 @@ def plan(
     settings: TrainSettings, algorithm: Algorithm, gpu: str | None, report: Report = print
 ) -> dict[str, Any]:
     """What ``prepare``, ``features`` and ``fit`` will cost, before they run; see the module
-    ``plan``. What is answered or stored already costs nothing.
+    ``plan``. What is answered or stored already costs nothing. Nothing is written.
 
     Args:
         gpu: a name of ``GPUS``; None = this machine, where a minute is spent on measuring.
@@ -89,7 +89,7 @@ def plan(
 
 def known_lengths(settings: TrainSettings, report: Report) -> Lengths:
     """The sequences of the store and of the answer file, and those to come."""
-    prompts, _ = load_prompts(settings, report)
+    prompts = planned_prompts(settings, report)
     given, folder = settings.generate, work_folder(settings) / "store"
     answered = read_answers(answers_file(settings))
     if not settings.fit.online:

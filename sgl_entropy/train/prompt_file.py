@@ -28,13 +28,13 @@ def record_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def write_prompts(
-    path: Path, given: PromptSettings, target: Path, max_new_tokens: int, report: Report
-) -> None:
-    """Write the prompts that ``given`` asks for, and their record. Nothing is written unless all
-    of them can be answered.
+def make_prompts(
+    path: Path, given: PromptSettings, target: Path, max_new_tokens: int
+) -> list[Prompt]:
+    """The prompts that ``given`` asks for; nothing is written.
 
     Args:
+        path: where they would be kept, for messages.
         max_new_tokens: of an answer, for which a prompt has to leave room.
 
     Raises:
@@ -53,6 +53,14 @@ def write_prompts(
         raise ValueError(f"{target}: its tokenizer has no chat template to put prompts into")
     prompts = tokenize(tokenizer, texts, given.max_tokens)
     refuse_unfit(prompts, target, max_new_tokens, path)
+    return prompts
+
+
+def write_prompts(
+    path: Path, given: PromptSettings, target: Path, max_new_tokens: int, report: Report
+) -> None:
+    """Write ``make_prompts``, and their record. Nothing is written unless all can be answered."""
+    prompts = make_prompts(path, given, target, max_new_tokens)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The record first: there are no prompts of this version without one.
     write_whole(record_of(path), json.dumps(_made_of(given, target), indent=1) + "\n")

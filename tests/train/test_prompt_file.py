@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sgl_entropy.train import data, pipeline
+from sgl_entropy.train import data, pipeline, planning
 from sgl_entropy.train.settings import TrainSettings, load_settings
 from sgl_entropy.train.store import Store
 from tests.train.conftest import VOCAB
@@ -79,6 +79,24 @@ def test_prompts_of_other_settings_are_refused(settings: Made, change: str, tmp_
         data.prepare(settings(change), None, 1, quiet)
     (tmp_path / "work" / "prompts.json").unlink()
     data.prepare(settings(change), None, 1, quiet)  # older than the record, or brought along
+
+
+def test_a_plan_keeps_no_prompts(settings: Made, tmp_path: Path) -> None:
+    """It says what those will cost that a later stage makes and keeps, and binds none to them."""
+    lines: list[str] = []
+
+    def planned(*more: str) -> dict[str, object]:
+        given = settings("drafter.draft_vocab_size=96", *more)
+        found = planning.plan(given, "EDSD", "h100", lines.append)
+        return {key: found[key] for key in ("lengths", "fit_flops", "generate_flops")}
+
+    first = planned("prompts.skip=3")
+    assert not (tmp_path / "work").exists()
+    assert lines == ["16 prompts, made for this plan alone: `train prepare` keeps them"]
+    data.prepare(settings("prompts.max_tokens=16"), None, 1, quiet)
+    assert planned("prompts.skip=3") == first
+    with pytest.raises(ValueError, match=r"prompts\.skip is 16, and .* holds 16 prompts"):
+        planned("prompts.skip=16")
 
 
 def test_prompts_of_other_texts_are_refused(
