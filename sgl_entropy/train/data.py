@@ -122,6 +122,12 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     if wanted <= 0 or not todo:
         report(f"{stored} answer tokens stored, nothing to do")
         return
+    if torch.cuda.is_available():
+        report(
+            f"answers are decoded here on the CPU, not on the {torch.cuda.get_device_name()}: with "
+            "fit.online=true `train prepare` and `train fit` use it, and `train prepare --server "
+            "URL` takes the answers of a server that does"
+        )
     plans = [
         WorkerPlan(
             number,

@@ -28,7 +28,7 @@ from sgl_entropy.train.data import Report, load_prompts
 from sgl_entropy.train.export import export_drafter, refuse_others
 from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.folders import served_layers, target_folder, work_folder
-from sgl_entropy.train.group import Group, join_group, leave_group
+from sgl_entropy.train.group import Group, device_of, join_group, leave_group
 from sgl_entropy.train.opening import open_store
 from sgl_entropy.train.settings import TrainSettings
 from sgl_entropy.train.store import Samples
@@ -210,11 +210,12 @@ def benchmark_prompts(settings: TrainSettings) -> dict[str, list[list[int]]]:
 
 
 def evaluate(settings: TrainSettings, folder: Path, report: Report = print) -> dict[str, Any]:
-    """tau of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``."""
-    given, target_at = settings.evaluate, target_folder(settings)
+    """tau of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``: on this
+    machine's first GPU, or the CPU."""
+    given, target_at, device = settings.evaluate, target_folder(settings), device_of(0)
     prompts = benchmark_prompts(settings)
-    drafter = load_drafter(folder)
-    target = PlainTarget.from_folder(target_at, getattr(torch, given.dtype))
+    drafter = load_drafter(folder).to(device)
+    target = PlainTarget.from_folder(target_at, getattr(torch, given.dtype), device)
     layers = drafter.config.target_layer_ids or default_eagle3_layer_ids(target.num_layers)
     figures = evaluate_chain(
         target, drafter, prompts, given.depth, given.max_new_tokens, layers, report

@@ -58,8 +58,10 @@ def plan(
         dtypes = [resolve_dtype(given.dtype, made_with(folder)), resolve_dtype(fit.dtype)]
         if torch.cuda.is_available():
             notes.append(
-                f"this machine has a GPU ({torch.cuda.get_device_name()}), which the stages use; "
-                f"these seconds are of its CPU: --gpu {'|'.join(GPUS)} estimates a GPU's"
+                f"this machine has a GPU ({torch.cuda.get_device_name()}): fit, compare and "
+                "evaluate use it, prepare with fit.online=true, and features of answers that are "
+                "there; generate does not. These seconds are of its CPU: --gpu "
+                f"{'|'.join(GPUS)} estimates a GPU's"
             )
             report(notes[-1])
         report("measuring a few steps of each stage, about a minute")

@@ -193,7 +193,8 @@ def test_a_machine_with_a_gpu_is_told_whose_seconds_these_are(
     monkeypatch.setattr(planning, "measure_here", lambda trial: Seconds(1.0, 2.0, "of a test"))
     given = load_settings(None, settings_of(work, tiny_folder, ["fit.reached_only=true"]))
     held = planning.plan(given, "EDSD", None, lambda line: None)
-    assert "these seconds are of its CPU" in held["notes"][0]
+    assert "(NVIDIA H200): fit, compare and evaluate use it, prepare with" in held["notes"][0]
+    assert "generate does not. These seconds are of its CPU" in held["notes"][0]
     assert held["notes"][1].startswith("fit.reached_only: 50% of the chains")
 
 

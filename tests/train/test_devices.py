@@ -1,0 +1,56 @@
+"""Stages compute on the GPU where there is one, or say that they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.train import data, pipeline
+from sgl_entropy.train.settings import load_settings
+from tests.train.conftest import tiny_prompts
+
+
+def test_tau_is_measured_where_a_drafter_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Target and drafter on the device that ``device_of`` names; torch's meta stands for a GPU."""
+    drafter = torch.nn.Linear(1, 1)
+
+    def from_folder(folder: Path, dtype: torch.dtype, device: str = "cpu") -> PlainTarget:
+        raise RuntimeError(f"{folder.name} on {device}")
+
+    monkeypatch.setattr(pipeline, "device_of", lambda number: "meta")
+    monkeypatch.setattr(pipeline, "benchmark_prompts", lambda settings: {})
+    monkeypatch.setattr(pipeline, "load_drafter", lambda folder: drafter)
+    monkeypatch.setattr(PlainTarget, "from_folder", from_folder)
+    with pytest.raises(RuntimeError, match="target on meta"):
+        pipeline.evaluate(load_settings(None, [f"target={tmp_path / 'target'}"]), tmp_path)
+    assert drafter.weight.is_meta
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_decoding_here_says_that_it_leaves_the_gpu_idle(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    rows = [{"prompt_id": p.prompt_id, "tokens": p.tokens} for p in tiny_prompts()]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"work={tmp_path}", f"target={tiny_folder}", "drafter.edsd_layers=[1, 2]"]
+    given += ["generate.dtype=float32", "generate.max_new_tokens=20"]
+
+    def begun(*plans: object) -> None:
+        raise RuntimeError("begun")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(data, "work", begun)
+    for stage in (data.generate, data.features):
+        lines: list[str] = []
+        with pytest.raises(RuntimeError, match="begun"):
+            stage(load_settings(None, given), lines.append)
+        said = [line for line in lines if "on the CPU, not on the NVIDIA H200" in line]
+        assert len(said) == gpu
+        assert all("fit.online=true" in line and "--server URL" in line for line in said)
