@@ -23,6 +23,7 @@ from sgl_entropy.drafter.evaluate import (
 )
 from sgl_entropy.drafter.model import Drafter, load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.drafter.tokenizer import chat_tokenizer
 from sgl_entropy.drafter.uncertainty import FirstDrafts, by_decile, heat_map, ratio_interval
 
 # (group, its figures) of one prompt
@@ -43,13 +44,10 @@ def chat_prompts(
         system: a system message before each; None = what the template says by itself.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or a group keeps no prompt.
+        ValueError: the tokenizer has no chat template or knows more tokens than the target, or a
+            group keeps no prompt.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    if not tokenizer.chat_template:
-        raise ValueError(f"{target}: its tokenizer has no chat template to put prompts into")
+    tokenizer = chat_tokenizer(target)
     before = [] if system is None else [{"role": "system", "content": system}]
     out: dict[str, list[list[int]]] = {}
     for name, texts in groups.items():

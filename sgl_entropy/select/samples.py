@@ -102,24 +102,3 @@ def noisy_ids(
 def encode(tokenizer: Any, text: str, max_tokens: int) -> list[int]:
     """The first ``max_tokens`` token ids, as the tokenizer makes them by default."""
     return list(tokenizer(text).input_ids)[:max_tokens]
-
-
-def load_tokenizer(folder: Path, embedding_rows: int) -> Any:
-    """The target's tokenizer.
-
-    Raises:
-        ValueError: none there, or one that knows more tokens than the target has embeddings.
-    """
-    from transformers import AutoTokenizer
-
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if not any((folder / name).is_file() for name in names):
-        raise ValueError(f"{folder}: no tokenizer there (looked for {', '.join(names)})")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= embedding_rows:
-        raise ValueError(
-            f"{folder}: its tokenizer's vocabulary goes up to token {highest:,}, but the target "
-            f"embeds {embedding_rows:,} tokens: they do not belong together"
-        )
-    return tokenizer

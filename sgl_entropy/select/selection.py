@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.drafter.tokenizer import load_tokenizer
 from sgl_entropy.select.against import against, check_tapped, read_trained
 from sgl_entropy.select.bootstrap import (
     curvature_profiles,
@@ -22,13 +23,7 @@ from sgl_entropy.select.choice import check_layers, choose, win_share
 from sgl_entropy.select.noise import RATE
 from sgl_entropy.select.probe import HELD_OUT, LEARNED, collect, probe
 from sgl_entropy.select.report import SelectReport
-from sgl_entropy.select.samples import (
-    MIN_COUNT,
-    MIN_TOKENS,
-    load_tokenizer,
-    noisy_ids,
-    sample_texts,
-)
+from sgl_entropy.select.samples import MIN_COUNT, MIN_TOKENS, noisy_ids, sample_texts
 
 CHOOSERS = ("metrics", "probe")
 

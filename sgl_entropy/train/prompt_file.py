@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.drafter.disk import write_whole
-from sgl_entropy.select.samples import load_tokenizer
+from sgl_entropy.drafter.tokenizer import load_tokenizer
 from sgl_entropy.train.fingerprint import tokenizer_fingerprint
 from sgl_entropy.train.prompts import collect_texts, read_jsonl, tokenize
 from sgl_entropy.train.queues import Prompt

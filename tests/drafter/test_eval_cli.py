@@ -198,3 +198,32 @@ def test_a_foreign_target_is_refused(
         file.write_text(json.dumps(settings))
         words = (str(folder / "edsd"), "--target", str(target))
         assert message in refused(capsys, *words, "--texts", str(folder / "lines.txt"))
+
+
+def test_a_tokenizer_of_more_tokens_than_the_target_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, texts = tmp_path / "target", tmp_path / "texts.txt"
+    shutil.copytree(folder / "target", target)
+    tokenizer = json.loads((target / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["H"] = pair.VOCABULARY + 7
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer))
+    texts.write_text("Hello\n")
+    rest = ["--target", str(target), "--texts", str(texts), "--max-new-tokens", "9"]
+    drafter = str(folder / "edsd")
+    for words in (
+        ["drafter", "eval", drafter, *rest],
+        [
+            "drafter",
+            "robustness",
+            f"edsd={drafter}",
+            *rest,
+            "--systems",
+            str(texts),
+            "--records",
+            str(tmp_path / "records.jsonl"),
+        ],
+        ["calibrate", "--drafter", drafter, *rest, "--out", str(tmp_path / "easd.json")],
+    ):
+        assert main(words) == 2
+        assert f"goes up to token {pair.VOCABULARY + 7}, but" in capsys.readouterr().err
