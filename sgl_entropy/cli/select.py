@@ -13,7 +13,7 @@ from sgl_entropy.plots import require_plots
 EPILOG = """examples:
   sgl-entropy select TARGET --texts prompts.jsonl
   sgl-entropy select TARGET --texts prompts.jsonl --json layers.json --plot layers.png
-  sgl-entropy select TARGET --texts prompts.jsonl --fix-b 27
+  sgl-entropy select TARGET --texts prompts.jsonl more.txt FOLDER --fix-b 27
   sgl-entropy select TARGET --texts prompts.jsonl --by probe --json layers.json
   sgl-entropy select TARGET --texts prompts.jsonl --by probe --against layers-compared.json
 
@@ -30,10 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--texts",
         type=Path,
+        nargs="+",
         required=True,
         metavar="FILE",
         help="calibration texts: .jsonl rows with turns, conversations, question or text; any "
-        "other file: a text a line",
+        "other file: a text a line; a folder stands for its files",
     )
     add = parser.add_argument
     add("--count", type=int, help="texts, a seeded sample (default: 128, or what the file has)")

@@ -24,7 +24,7 @@ class SelectReport:
 
     Attributes:
         target: the folder's name.
-        texts: file, its sha256, texts used, texts passed over as too short, tokens.
+        texts: file (or files), their sha256, texts used, texts passed over as too short, tokens.
         settings: of the selection, as they were used.
         curvature: radians; lidar: nats.
         curvature_interval, lidar_interval: of each hidden state, see ``bootstrap.interval``.

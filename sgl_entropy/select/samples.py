@@ -1,10 +1,10 @@
-"""The calibration texts as tokens: a seeded sample of a file, and noisy views of it."""
+"""The calibration texts as tokens: a seeded sample of files, and noisy views of it."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Sample:
         texts: cut to what can become tokens.
         ids: of each text, special tokens of the tokenizer included, cut to a length.
         short: texts that were passed over for having fewer than ``MIN_TOKENS`` tokens.
-        sha256: of the file.
+        sha256: of the files' bytes, one behind the other.
     """
 
     texts: list[str]
@@ -38,14 +38,14 @@ class Sample:
 
 
 def sample_texts(
-    path: Path,
+    files: Sequence[Path],
     tokenizer: Any,
     count: int | None,
     max_tokens: int,
     seed: int,
     report: Callable[[str], None],
 ) -> Sample:
-    """A seeded sample of ``path``'s texts; of a conversation, its first question and answer.
+    """A seeded sample of the files' texts; of a conversation, its first question and answer.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -53,12 +53,14 @@ def sample_texts(
         max_tokens: longer texts are cut.
 
     Raises:
-        ValueError: no such file, not readable as texts, or too few usable ones.
+        ValueError: not readable as texts, or too few usable ones.
     """
-    if not path.is_file():
-        raise ValueError(f"--texts {path}: no such file")
     # Half a surrogate pair, as JSON may hold, is nothing that a tokenizer takes.
-    texts = [text.whole.encode("utf-8", "replace").decode() for text in read_texts(path)]
+    texts = [
+        text.whole.encode("utf-8", "replace").decode()
+        for file in files
+        for text in read_texts(file)
+    ]
     random.Random(seed).shuffle(texts)
     wanted = DEFAULT_COUNT if count is None else count
     kept: list[str] = []
@@ -75,8 +77,8 @@ def sample_texts(
         kept.append(text)
         ids.append(tokens)
     found = (
-        f"--texts {path}: {len(kept)} usable texts of {len(texts)} ({short} under {MIN_TOKENS} "
-        "tokens)"
+        f"--texts {' '.join(map(str, files))}: {len(kept)} usable texts of {len(texts)} "
+        f"({short} under {MIN_TOKENS} tokens)"
     )
     if len(kept) < MIN_COUNT:
         raise ValueError(f"{found}; at least {MIN_COUNT} are needed")
@@ -84,7 +86,10 @@ def sample_texts(
         raise ValueError(f"{found}, but --count asks for {count}")
     if len(kept) < wanted:
         report(f"warning: {found} instead of the usual {DEFAULT_COUNT}: profiles are less sure")
-    return Sample(kept, ids, short, hashlib.sha256(path.read_bytes()).hexdigest())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return Sample(kept, ids, short, digest.hexdigest())
 
 
 def noisy_ids(

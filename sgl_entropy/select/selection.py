@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sgl_entropy.select.noise import RATE
 from sgl_entropy.select.probe import HELD_OUT, LEARNED, collect, probe
 from sgl_entropy.select.report import SelectReport
 from sgl_entropy.select.samples import MIN_COUNT, MIN_TOKENS, noisy_ids, sample_texts
+from sgl_entropy.texts import text_files
 
 CHOOSERS = ("metrics", "probe")
 
@@ -91,7 +92,7 @@ class SelectSettings:
 
 def select_layers(
     target_folder: Path,
-    texts: Path,
+    texts: Sequence[Path],
     settings: SelectSettings,
     report: Callable[[str], None],
     device: torch.device | str = "cpu",
@@ -101,7 +102,7 @@ def select_layers(
 
     Args:
         target_folder: a Hugging Face llama folder with its tokenizer.
-        texts: see ``samples.sample_texts``.
+        texts: files, or folders of them; see ``samples.sample_texts``.
         report: called with progress and warning lines.
         device: where target and metrics are computed.
         comparison: a report of trained pairs to hold the scores against.
@@ -110,8 +111,7 @@ def select_layers(
         DrafterError: the target is no plain llama.
         ValueError: texts, tokenizer or a fixed layer do not do; says which and why.
     """
-    if not texts.is_file():  # before a large target is read
-        raise ValueError(f"--texts {texts}: no such file")
+    files = text_files(texts)  # before a large target is read
     trained = [] if comparison is None else read_trained(comparison)
     began = time.monotonic()
     target = PlainTarget.from_folder(target_folder, getattr(torch, settings.dtype), device)
@@ -125,7 +125,7 @@ def select_layers(
         )
     tokenizer = load_tokenizer(target_folder, target.embedding.shape[0])
     seed = settings.seed
-    sample = sample_texts(texts, tokenizer, settings.count, settings.max_tokens, seed, report)
+    sample = sample_texts(files, tokenizer, settings.count, settings.max_tokens, seed, report)
     views = noisy_ids(
         tokenizer, sample.texts, settings.views, settings.view_tokens, seed, settings.noise
     )
@@ -152,7 +152,7 @@ def select_layers(
     return SelectReport(
         target=target_folder.resolve().name,
         texts={
-            "file": texts.name,
+            "file": ", ".join(file.name for file in files),
             "sha256": sample.sha256,
             "count": len(sample.ids),
             "short": sample.short,

@@ -95,7 +95,7 @@ def test_batches_hold_every_text_once_and_keep_their_bounds() -> None:
 @pytest.fixture
 def run(target_folder: Path, tmp_path: Path) -> Callable[..., int]:
     def run(texts: Path, *words: str, target: Path = target_folder) -> int:
-        return main(["select", str(target), "--texts", str(texts), *QUICK, *words])
+        return main(["select", str(target), *QUICK, "--texts", str(texts), *words])
 
     return run
 
@@ -211,22 +211,45 @@ def test_samples(
     with path.open("a") as file:
         file.write(json.dumps({"text": "abc"}) + "\n")
         file.write(json.dumps({"text": "half \ud83d a pair"}) + "\n")
-    sample = sample_texts(path, tokenizer, None, 16, 0, said.append)
+    sample = sample_texts([path], tokenizer, None, 16, 0, said.append)
     assert len(sample.ids) == 41
     assert sample.short == 1
     assert len(said) == 1
     assert max(map(len, sample.ids)) == 16
     assert "half ? a pair" in sample.texts
-    fewer = sample_texts(path, tokenizer, 10, 16, 0, said.append)
+    fewer = sample_texts([path], tokenizer, 10, 16, 0, said.append)
     assert fewer.texts == sample.texts[:10]  # the seed's order
-    assert fewer.texts != sample_texts(path, tokenizer, 10, 16, 1, said.append).texts
+    assert fewer.texts != sample_texts([path], tokenizer, 10, 16, 1, said.append).texts
     assert len(said) == 1
     views = noisy_ids(tokenizer, fewer.texts, 3, 9, 0, 0.3)
     assert [len(text) for text in views] == [3] * 10
     assert all(4 <= len(view) <= 9 for text in views for view in text)
     plain = tmp_path / "lines.txt"
     plain.write_text("".join(f"line number {i}\n\n" for i in range(9)))
-    assert len(sample_texts(plain, tokenizer, 9, 16, 0, said.append).ids) == 9
+    assert len(sample_texts([plain], tokenizer, 9, 16, 0, said.append).ids) == 9
+    both = sample_texts([path, plain], tokenizer, 50, 16, 0, said.append)
+    assert len(both.ids) == 41 + 9
+    assert both.sha256 == hashlib.sha256(path.read_bytes() + plain.read_bytes()).hexdigest()
+
+
+def test_several_files_or_a_folder_of_them(
+    run: Callable[..., int], texts_file: Texts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    texts_file(6).rename(folder / "a.jsonl")
+    (folder / "b.txt").write_text("".join(f"line number {i}\n" for i in range(5)))
+    reports = []
+    for words in ((folder,), (folder / "a.jsonl", str(folder / "b.txt"))):
+        assert run(*words, "--json", str(tmp_path / "r.json")) == 0
+        reports.append(json.loads((tmp_path / "r.json").read_text()))
+    one, other = reports
+    assert one["texts"]["count"] == 11
+    assert one["texts"]["file"] == "a.jsonl, b.txt"
+    assert (one["texts"], one["profiles"]) == (other["texts"], other["profiles"])
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    refused(capsys, run(tmp_path / "empty"), "empty: a folder without .jsonl or .txt files")
 
 
 def copied(folder: Path, to: Path, **changes: Any) -> Path:
