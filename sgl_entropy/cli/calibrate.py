@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--top-n", type=int, metavar="N", help="tokens compared (default: 10, or the server's)")
     add("--overlap", type=float, default=0.5, help="least share in common (default: 0.5)")
     add_sizes(parser, max_prompt_tokens=1024)
-    add_device(parser, "the plain models compute")
+    add_device(parser, "the plain models compute", dtype=None)
     add("--plot", type=Path, metavar="FILE", help="draw it, .png or .svg (needs matplotlib)")
 
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from sgl_entropy.verify.identity import Identity
     from sgl_entropy.verify.observations import Observations
 
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or 1)
     source = on_server(args) if args.server else offline(args)
     identities = Identity.of(source.target), Identity.of(source.drafter)
     held = chat_prompts(source.target, groups, args.max_prompt_tokens)
@@ -220,8 +220,6 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
     check_file("--out", args.out)
     if not args.server and (args.target is None or args.drafter is None):
         raise ValueError("expected --target and --drafter, or --server")
-    if args.server and args.device is not None:
-        raise ValueError("--device is of plain models: leave out --server")
     found = []
     for name in ("target", "draft"):
         value = getattr(args, f"{name}_percentile")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sgl_entropy_bench.client import Client, ServerError
 
 from sgl_entropy.cli.devices import checked_device
+from sgl_entropy.cli.served import Served
 from sgl_entropy.drafter.easd_reference import decode
 from sgl_entropy.drafter.evaluation import load_pair
 from sgl_entropy.verify.rule import EasdRule
@@ -66,19 +66,11 @@ def on_server(args: argparse.Namespace) -> Source:
     Raises:
         ValueError: not there, or it serves nothing that can be calibrated; says what to do.
     """
-    where = f"--server {args.server}"
-    client = Client.from_url(args.server)
-    try:
-        info = client.get("/get_server_info")
-    except (ServerError, OSError) as error:
-        raise ValueError(f"{where}: {error}") from None
-    info = info if isinstance(info, dict) else {}
-    rule = info.get("easd")
-    if not isinstance(rule, dict):
-        raise ValueError(
-            f"{where} records no traces: start it with --speculative-verify-mode easd (and a "
-            "patched SGLang: `sgl-entropy patch apply`)"
-        )
+    served = Served.at(args.server)
+    where, info = served.where, served.info
+    if served.untraced:
+        raise ValueError(served.untraced)
+    rule = info.get("easd") or {}
     for flag, there in (
         ("--easd-normalised", rule.get("normalised")),
         ("--easd-relaxed-below", info.get("easd_relaxed_below")),
@@ -93,29 +85,11 @@ def on_server(args: argparse.Namespace) -> Source:
         _folder(where, flag, getattr(args, flag), info.get(key))
         for flag, key in (("target", "model_path"), ("drafter", "speculative_draft_model_path"))
     )
-    depth = int(info.get("speculative_num_draft_tokens", args.depth + 1)) - 1
-    asked = {"custom_params": {"spec_trace": True, "easd": False}}
 
     def measure(prompt: list[int]) -> list[CycleRecord]:
-        try:
-            done = client.generate(
-                input_ids=prompt, max_new_tokens=args.max_new_tokens, sampling=asked
-            )
-        except (ServerError, OSError) as error:
-            raise ValueError(f"{where}: {error}") from None
-        # The first token comes from the prefill: a cycle is behind every further one.
-        traces = done.meta.get("spec_trace", [] if done.completion_tokens < 2 else None)
-        if not isinstance(traces, list):
-            raise ValueError(
-                f"{where} returned no spec_trace: it records chains alone, so start it with "
-                "--speculative-eagle-topk 1"
-            )
-        try:
-            return [CycleRecord.from_dict(trace, depth) for trace in traces]
-        except ValueError as error:
-            raise ValueError(f"{where}: spec_trace: {error}") from None
+        return served.cycles(served.ask(prompt, args.max_new_tokens, traced=True))
 
-    return Source(target, drafter, top_n, depth, "a server's", measure)
+    return Source(target, drafter, top_n, served.depth, "a server's", measure)
 
 
 def _folder(where: str, flag: str, given: Path | None, served: object) -> Path:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 
 
-def add_device(parser: argparse.ArgumentParser, what: str) -> None:
-    """Both options. ``what`` computes there: the help's words."""
+def add_device(parser: argparse.ArgumentParser, what: str, dtype: str | None = "float32") -> None:
+    """Both options.
+
+    Args:
+        what: computes there: the help's words.
+        dtype: what ``--dtype`` is where it is not given; None = left to ``check_sizes``.
+    """
     parser.add_argument(
         "--device",
         metavar="DEVICE",
@@ -15,7 +20,7 @@ def add_device(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        default="float32",
+        default=dtype,
         help="of the target (default: float32)",
     )
 

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.plots import require_plots
 from sgl_entropy.texts import read_texts, text_files
 
-# A prompt's number, its group and counts, and offline its first drafts.
-_Judged = tuple[int, tuple[str, Any], Any]
+if TYPE_CHECKING:
+    from sgl_entropy.cli.drafter_eval_server import ServedDrafter
+    from sgl_entropy.drafter.evaluation import Counted
+    from sgl_entropy.drafter.uncertainty import FirstDrafts
+
+EPILOG = """examples:
+  sgl-entropy drafter eval DRAFTER --target TARGET --texts mt_bench.jsonl gsm8k.jsonl
+  sgl-entropy drafter eval DRAFTER --target TARGET --texts FOLDER --depth 6 --plot acceptance.png
+  sgl-entropy drafter eval DRAFTER --target TARGET --texts FOLDER --server http://HOST:PORT
+
+Greedy, by ordinary verification. The deciles and the plot are of the first draft of each cycle. A
+server tells its entropies if it was started with --speculative-verify-mode easd, which is off for
+these requests; any other that was patched tells the rest."""
+
+# What only a measurement in plain torch takes: a server has its own.
+OFFLINE = {"depth": 4, "dtype": "float32", "threads": 1}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of ``drafter eval``."""
+    parser.epilog = EPILOG
     parser.add_argument("drafter", type=Path, help="the drafter's folder")
     parser.add_argument(
         "--target", type=Path, required=True, help="the target's folder (its tokenizer, too)"
@@ -34,18 +50,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--server", metavar="URL", help="ask this server instead, which drafts")
     add_sizes(parser, max_prompt_tokens=2048)
-    add_device(parser, "target and drafter compute, offline")
+    add_device(parser, "target and drafter compute, offline", dtype=None)
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE.png",
-        help="draw acceptance against uncertainty (offline)",
+        help="draw acceptance against uncertainty",
     )
 
 
 def add_sizes(parser: argparse.ArgumentParser, max_prompt_tokens: int) -> None:
     """Options of every measurement on texts; ``check_sizes`` checks them."""
-    parser.add_argument("--depth", type=int, default=4, help="of the chain, offline (default: 4)")
+    parser.add_argument("--depth", type=int, help="of the chain, offline (default: 4)")
     parser.add_argument(
         "--max-prompts", type=int, default=20, metavar="N", help="of each file (default: 20)"
     )
@@ -59,19 +75,27 @@ def add_sizes(parser: argparse.ArgumentParser, max_prompt_tokens: int) -> None:
         metavar="N",
         help=f"leave out longer prompts (default: {max_prompt_tokens})",
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    parser.add_argument("--threads", type=int, help="torch threads, offline (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
 
 
 def check_sizes(args: argparse.Namespace) -> None:
-    """
+    """Also fills in what was not given of ``OFFLINE``, where no server is asked.
+
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or beside a server what is of offline measurements.
     """
+    server = getattr(args, "server", None)
+    for name in ("device", *OFFLINE):
+        if server and getattr(args, name) is not None:
+            raise ValueError(f"--{name} is of offline measurements: leave out --server, or it")
+    for name, usual in OFFLINE.items():
+        if not server and getattr(args, name) is None:
+            setattr(args, name, usual)
     for name in ("depth", "max_prompts", "max_new_tokens", "max_prompt_tokens", "threads"):
-        if getattr(args, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 1, found {getattr(args, name)}")
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,12 +103,6 @@ def run(args: argparse.Namespace) -> int:
     check_sizes(args)
     if args.plot is not None:
         require_plots(args.plot)
-        if args.server:
-            raise ValueError(
-                "--plot needs the entropies, which a server does not report: leave out --server"
-            )
-    if args.device is not None and args.server:
-        raise ValueError("--device is of offline measurements: leave out --server")
     files = text_files(args.texts)
     groups = {f.stem: [text.prompt for text in read_texts(f, args.max_prompts)] for f in files}
     if len(groups) < len(files):
@@ -95,12 +113,15 @@ def run(args: argparse.Namespace) -> int:
     from sgl_entropy.drafter.evaluation import chat_prompts, report
     from sgl_entropy.drafter.uncertainty import FirstDrafts
 
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or 1)
+    served = _served(args) if args.server else None
     prompts = chat_prompts(args.target, groups, args.max_prompt_tokens)
-    found: list[_Judged] = []
+    origin = _provenance(args, served)
+    found: list[tuple[int, Counted, FirstDrafts]] = []
     interrupted: KeyboardInterrupt | ValueError | None = None
     try:
-        for one in _ask_server(args, prompts) if args.server else _offline(args, prompts):
+        asked = served.judged(prompts, args.max_new_tokens) if served else _offline(args, prompts)
+        for one in asked:
             found.append(one)
     except KeyboardInterrupt as error:
         if not any(figures.cycles for _, (_, figures), _ in found):
@@ -115,15 +136,21 @@ def run(args: argparse.Namespace) -> int:
             raise interrupted from None
     found.sort(key=lambda one: one[0])
     counted = [one[1] for one in found]
-    drafts = None if args.server else FirstDrafts.joined([one[2] for one in found])
+    told = served is None or served.untraced is None
+    drafts = FirstDrafts.joined([one[2] for one in found]) if told else None
     of = sum(map(len, prompts.values()))
     figures = {
         "drafter": str(args.drafter),
         "target": str(args.target),
         "source": args.server or "offline",
-        "max_new_tokens": args.max_new_tokens,
+        **_settings(args, served),
+        "texts": {
+            f.stem: {"file": f.name, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()}
+            for f in files
+        },
         **({"partial": {"judged": len(found), "of": of}} if interrupted is not None else {}),
         **report(counted, drafts),
+        "provenance": origin,
     }
     if args.plot is not None:
         from sgl_entropy.drafter.plot import draw
@@ -131,6 +158,8 @@ def run(args: argparse.Namespace) -> int:
         draw(figures, args.plot)
     if not write_json(figures, args.json):
         print(_table(figures))
+    if served is not None:
+        served.warn()
     if interrupted is not None:
         raise interrupted
     return 0
@@ -140,7 +169,9 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _offline(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> Iterator[_Judged]:
+def _offline(
+    args: argparse.Namespace, prompts: Mapping[str, list[list[int]]]
+) -> Iterator[tuple[int, Counted, FirstDrafts]]:
     import torch
 
     from sgl_entropy.drafter.evaluation import judged
@@ -151,45 +182,41 @@ def _offline(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> I
     return judged(args.target, args.drafter, prompts, *sizes, dtype, _progress, device)
 
 
-def _ask_server(args: argparse.Namespace, prompts: dict[str, list[list[int]]]) -> Iterator[_Judged]:
-    """The server's own counters of each prompt, greedy, one prompt at a time.
-
-    Raises ValueError where the server counts no cycles.
+def _served(args: argparse.Namespace) -> ServedDrafter:
     """
-    from sgl_entropy_bench.client import Client, ServerError
+    Raises:
+        ValueError: a server that cannot be asked, or not for ``--plot``.
+    """
+    from sgl_entropy.cli.drafter_eval_server import ServedDrafter
 
-    from sgl_entropy.drafter.evaluate import ChainFigures
+    served = ServedDrafter(args.server, args.drafter, args.target, _progress)
+    if served.untraced and args.plot is not None:
+        raise ValueError(f"--plot needs the entropies: {served.untraced}")
+    if served.untraced:
+        _progress(f"without entropies: {served.untraced}")
+    return served
 
-    client = Client.from_url(args.server)
-    try:
-        info = client.get("/get_server_info")
-    except (ServerError, OSError) as error:
-        raise ValueError(f"--server {args.server}: {error}") from None
-    served = info.get("speculative_draft_model_path")
-    if not served:
-        raise ValueError(f"--server {args.server}: it serves no drafter")
-    if Path(served).name != args.drafter.name:
-        raise ValueError(f"--server {args.server} drafts with {served}, not with {args.drafter}")
-    done = 0
-    depth = int(info["speculative_num_steps"])
-    total = sum(map(len, prompts.values()))
-    for group, held in prompts.items():
-        for ids in held:
-            meta = client.generate(input_ids=ids, max_new_tokens=args.max_new_tokens).meta
-            if meta["completion_tokens"] > 1 and "spec_cycles" not in meta:
-                raise ValueError(
-                    f"--server {args.server} does not count cycles: patch its SGLang "
-                    f"(`sgl-entropy patch apply`); for EAGLE-3 on a GPU also set "
-                    f"SGL_ENTROPY_COUNTERS=1"
-                )
-            accepted = meta.get("spec_accepted_by_position") or [0] * depth
-            figures = ChainFigures(
-                meta.get("spec_emitted", 0), meta.get("spec_cycles", 0), tuple(accepted)
-            )
-            yield done, (group, figures), None
-            done += 1
-            if done % 10 == 0 or done == total:
-                _progress(f"server: {done} of {total} prompts")
+
+def _settings(args: argparse.Namespace, served: ServedDrafter | None) -> dict[str, Any]:
+    """What the figures depend on beside models and texts."""
+    sizes = {
+        "max_new_tokens": args.max_new_tokens,
+        "max_prompts": args.max_prompts,
+        "max_prompt_tokens": args.max_prompt_tokens,
+    }
+    if served is not None:
+        return {"depth": served.depth, **sizes, **served.facts()}
+    device = checked_device(args.device)
+    return {"depth": args.depth, "dtype": args.dtype, "device": device, **sizes}
+
+
+def _provenance(args: argparse.Namespace, served: ServedDrafter | None) -> dict[str, Any]:
+    from sgl_entropy_bench.provenance import provenance
+
+    if served is None:
+        return provenance(args.threads, {"target": args.target, "drafter": args.drafter})
+    # The server's threads are its own, and so are its weights, which may lie elsewhere.
+    return {key: value for key, value in provenance(0).items() if key != "threads"}
 
 
 def _table(figures: dict[str, Any]) -> str:

@@ -163,7 +163,7 @@ def chain_figures(drafter: Drafter, embedding: Tensor, answer: Answer, depth: in
 def draft_answer(
     drafter: Drafter, embedding: Tensor, answer: Answer, depth: int
 ) -> tuple[ChainFigures, FirstDrafts]:
-    """What a greedy chain of ``depth`` drafts accepts on one answer, and its first drafts.
+    """What a greedy chain of ``depth`` drafts accepts on one answer, and each cycle's first draft.
 
     A cycle that would emit more tokens than the answer has left counts what is left.
 
@@ -184,25 +184,32 @@ def draft_answer(
     logits = drafter.logits(unroll.out)[0]
     drafted = [drafter.target_ids(logits.argmax(-1))]
     truth = answer.tokens[start + 1 :]
-    first = FirstDrafts(answer.entropy, shannon_entropy(logits), drafted[0] == truth)
     for _ in range(depth - 1):
         unroll.advance(F.embedding(drafted[-1], embedding).to(dtype)[None])
         drafted.append(drafter.target_ids(drafter.logits(unroll.out)[0].argmax(-1)))
-    return walk(torch.stack(drafted, dim=1), truth), first
+    figures, begun = walk(torch.stack(drafted, dim=1), truth)
+    at = torch.tensor(begun, device=truth.device)
+    accepted = drafted[0][at] == truth[at]
+    return figures, FirstDrafts(answer.entropy[at], shannon_entropy(logits[at]), accepted)
 
 
-def walk(drafted: Tensor, truth: Tensor) -> ChainFigures:
+def walk(drafted: Tensor, truth: Tensor) -> tuple[ChainFigures, list[int]]:
     """The verify loop over an answer.
 
     Args:
         drafted: int64 [m, depth]: row k holds the chain that starts where ``truth[k]`` is due.
         truth: int64 [m]: the answer's tokens but the first.
+
+    Returns:
+        Its counts, and the rows at which its cycles began.
     """
     chains, wanted = drafted.tolist(), truth.tolist()
     depth = drafted.shape[1]
     accepted_at = [0] * depth
-    at = cycles = 0
+    at = 0
+    begun: list[int] = []
     while at < len(wanted):
+        begun.append(at)
         accepted = 0
         while (
             accepted < depth
@@ -212,8 +219,7 @@ def walk(drafted: Tensor, truth: Tensor) -> ChainFigures:
             accepted_at[accepted] += 1
             accepted += 1
         at += accepted + 1
-        cycles += 1
-    return ChainFigures(len(wanted), cycles, tuple(accepted_at))
+    return ChainFigures(len(wanted), len(begun), tuple(accepted_at)), begun
 
 
 def evaluate_chain(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sgl_entropy.verify.trace import CycleRecord
+
 
 @dataclass(frozen=True)
 class FirstDrafts:
-    """The first draft of the chain at every answer position, whether a cycle started there or not.
+    """The first draft of each of m draft-verify cycles, greedy.
 
     Attributes:
         target_entropy, draft_entropy: float32 [m], nats; the draft's is over its own vocabulary.
-        accepted: bool [m], the draft is the target's greedy token.
+        accepted: bool [m], the draft is the target's token.
     """
 
     target_entropy: Tensor
@@ -29,8 +31,18 @@ class FirstDrafts:
         return FirstDrafts(*(part.to(device) for part in here))
 
     @staticmethod
+    def of(cycles: Iterable[CycleRecord]) -> FirstDrafts:
+        """Those of a server's traces. Cycles that verified no draft have none."""
+        held = [cycle for cycle in cycles if cycle.verified]
+        return FirstDrafts(
+            torch.tensor([cycle.target_entropy[0] for cycle in held], dtype=torch.float32),
+            torch.tensor([cycle.draft_entropy[0] for cycle in held], dtype=torch.float32),
+            torch.tensor([cycle.accepted > 0 for cycle in held], dtype=torch.bool),
+        )
+
+    @staticmethod
     def joined(parts: Sequence[FirstDrafts]) -> FirstDrafts:
-        """All positions of several answers."""
+        """Those of several answers."""
         return FirstDrafts(
             torch.cat([part.target_entropy for part in parts]),
             torch.cat([part.draft_entropy for part in parts]),

@@ -29,18 +29,29 @@ def refuse_other_server(info: Mapping[str, Any], target: Path, url: str, report:
     Raises:
         ValueError: it serves another model, or another tokenizer with it.
     """
-    served = str(info.get("model_path") or "")
-    problem = _other_model(info, served, target) or _other_tokenizer(info, served, target)
+    served, problem = str(info.get("model_path") or ""), other_target(info, target)
     if problem:
         raise ValueError(
             f"{url} does not serve the target {target}: {problem}. Start it with --model-path "
             f"{target}, or give train what it serves (--target)"
         )
-    if not _here(served) and Path(served).name.lower() != target.resolve().name.lower():
+    if not comparable(info, target):
         report(
             f"{url} serves {served or 'a model that it does not name'}, which cannot be compared "
             f"with {target} from here; `train features`, or `fit`, will compare its answers"
         )
+
+
+def other_target(info: Mapping[str, Any], target: Path) -> str | None:
+    """What tells the served model, or its tokenizer, from ``target``; None = nothing does."""
+    served = str(info.get("model_path") or "")
+    return _other_model(info, served, target) or _other_tokenizer(info, served, target)
+
+
+def comparable(info: Mapping[str, Any], target: Path) -> bool:
+    """Whether the weights, or at least the names, say that ``target`` is served."""
+    served = str(info.get("model_path") or "")
+    return weights_here(served) or Path(served).name.lower() == target.resolve().name.lower()
 
 
 def within_vocabulary(ask: Ask, target: Path) -> Ask:
@@ -66,7 +77,7 @@ def _other_model(info: Mapping[str, Any], served: str, target: Path) -> str | No
         told, own = info.get(key), config.get(key)
         if told and own and told != own:
             return f"its {key} is {told}, the target's {own}"
-    if not _here(served) or Path(served).resolve() == target.resolve():
+    if not weights_here(served) or Path(served).resolve() == target.resolve():
         return None
     if target_fingerprint(Path(served)) != target_fingerprint(target):
         return f"it serves {served}, whose weights or config are others"
@@ -84,7 +95,7 @@ def _other_tokenizer(info: Mapping[str, Any], served: str, target: Path) -> str 
     return None
 
 
-def _here(served: str) -> bool:
+def weights_here(served: str) -> bool:
     """Whether the weights that it serves are files of this machine."""
     folder = Path(served)
     return (

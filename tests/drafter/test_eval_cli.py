@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sgl_entropy_bench.client import Client
 
 from sgl_entropy.cli import main
 from sgl_entropy.drafter import evaluation
 from tests.engine import pair
+from tests.traced_server import TracedServer, running
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +57,12 @@ def test_figures_add_up(folder: Path, drafter: str, capsys: pytest.CaptureFixtur
     low, high = found["interval"]
     assert low <= found["acceptance_length"] <= high
     assert len(found["by_position"]) == 4
-    # Every answer token but the first is a position, in the deciles and in the map.
+    # Every cycle's first draft is a position, in the deciles and in the map.
     deciles = found["by_target_entropy_decile"]
-    assert sum(row["positions"] for row in deciles) == found["tokens"]
-    assert sum(map(sum, found["heat_map"]["positions"])) == found["tokens"]
+    assert sum(row["positions"] for row in deciles) == found["cycles"]
+    assert sum(map(sum, found["heat_map"]["positions"])) == found["cycles"]
+    accepted = sum(map(sum, found["heat_map"]["accepted"])) / found["cycles"]
+    assert accepted == pytest.approx(found["by_position"][0], abs=1e-4)
     assert deciles[0]["acceptance"] > deciles[-1]["acceptance"], "certain tokens are easier"
     table = capsys.readouterr().out
     assert f"{groups['chat']['acceptance_length']:.3f}" in table
@@ -86,18 +92,18 @@ def test_a_plot_is_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 10_000
     words = (str(folder / "edsd"), "--target", str(folder / "target"), "--texts", str(folder))
-    for plot, more, message in (
-        ("f.svg", [], "end the name in .png"),
-        ("none/f.png", [], "no such folder"),
-        ("f.png", ["--server", "http://127.0.0.1:9"], "--plot needs the entropies"),
+    for plot, message in (
+        ("f.svg", "end the name in .png"),
+        ("none/f.png", "no such folder"),
     ):
-        assert message in refused(capsys, *words, "--plot", str(folder / plot), *more)
+        assert message in refused(capsys, *words, "--plot", str(folder / plot))
 
 
 def test_fewer_and_deeper(folder: Path) -> None:
     found = evaluate(folder, "edsd", "--max-prompts", "1", "--depth", "2", "--max-new-tokens", "9")
     assert found["prompts"] == 2
-    assert len(found["by_position"]) == 2
+    assert len(found["by_position"]) == found["depth"] == 2
+    assert (found["max_prompts"], found["max_new_tokens"]) == (1, 9)
     assert found["tokens"] <= 2 * 8
 
 
@@ -175,8 +181,10 @@ def test_bad_input_is_one_message(folder: Path, capsys: pytest.CaptureFixture[st
     assert "http://HOST:PORT" in refused(capsys, *base, "--server", "localhost:3")
     assert "--server http://127.0.0.1:9" in refused(capsys, *base, "--server", "http://127.0.0.1:9")
     assert "--device abacus: cannot compute there" in refused(capsys, *base, "--device", "abacus")
-    server = ("--server", "http://127.0.0.1:9", "--device", "cpu")
-    assert "--device is of offline measurements" in refused(capsys, *base, *server)
+    server = ("--server", "http://127.0.0.1:9")
+    for given in ("--device=cpu", "--depth=4", "--dtype=bfloat16", "--threads=2"):
+        message = f"{given.split('=')[0]} is of offline measurements: leave out --server"
+        assert message in refused(capsys, *base, *server, given)
     twice = str(folder / "other" / "lines.txt")
     (folder / "other").mkdir()
     shutil.copy(texts, twice)
@@ -227,3 +235,133 @@ def test_a_tokenizer_of_more_tokens_than_the_target_is_refused(
     ):
         assert main(words) == 2
         assert f"goes up to token {pair.VOCABULARY + 7}, but" in capsys.readouterr().err
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[TracedServer]:
+    with running(folder) as server:
+        yield server
+
+
+COUNTS = ("acceptance_length", "interval", "by_position", "cycles", "tokens", "groups")
+
+
+def test_a_server_that_records_traces_tells_what_the_plain_models_do(
+    folder: Path, server: TracedServer
+) -> None:
+    plain = evaluate(folder, "edsd", "--max-new-tokens", "40")
+    plot = folder / "served.png"
+    more = ("--max-new-tokens", "40", "--plot", str(plot))
+    found = evaluate(folder, "edsd", "--server", server.url, *more)
+    assert {name: found[name] for name in COUNTS} == {name: plain[name] for name in COUNTS}
+    assert found["heat_map"] == plain["heat_map"]
+    ours, theirs = (one["by_target_entropy_decile"] for one in (plain, found))
+    for row, other in zip(ours, theirs, strict=True):
+        assert row["entropy"] == pytest.approx(other["entropy"], abs=2e-4)
+        assert row["positions"] == other["positions"]
+        assert row["acceptance"] == other["acceptance"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    params = [body["sampling_params"] for body in server.asked]
+    assert all(one["custom_params"] == {"spec_trace": True, "easd": False} for one in params)
+    # What it takes to repeat it.
+    digest = hashlib.sha256((folder / "lines.txt").read_bytes()).hexdigest()
+    for one in (plain, found):
+        assert one["texts"]["lines"] == {"file": "lines.txt", "sha256": digest}
+        assert (one["depth"], one["max_prompts"], one["max_prompt_tokens"]) == (4, 20, 2048)
+        assert one["provenance"]["commit"]
+    assert (plain["dtype"], "dtype" in found) == ("float32", False)
+    assert set(plain["provenance"]["inputs"]) == {"target", "drafter"}
+    assert found["server"]["model_path"] == str(folder / "target")
+    assert "unverified" not in found
+
+
+def test_a_server_without_traces_tells_counts_alone(
+    folder: Path, server: TracedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.info["easd"] = None
+    found = evaluate(folder, "edsd", "--server", server.url, "--max-new-tokens", "9")
+    assert "by_target_entropy_decile" not in found
+    assert "heat_map" not in found
+    assert "custom_params" not in server.asked[0]["sampling_params"]
+    assert "without entropies: " in capsys.readouterr().err
+    asked = len(server.asked)
+    words = [str(folder / "edsd"), "--target", str(folder / "target"), "--server", server.url]
+    words += ["--texts", str(folder / "lines.txt"), "--plot", str(folder / "none.png")]
+    message = refused(capsys, *words)
+    assert "--plot needs the entropies: " in message
+    assert "start it with --speculative-verify-mode easd" in message
+    assert len(server.asked) == asked, "found out before any prompt was paid for"
+
+
+def test_chains_that_were_not_verified_whole_are_noted(
+    folder: Path, server: TracedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.info["easd"] = None
+    server.meta = {"spec_drafted": 2}
+    found = evaluate(folder, "edsd", "--server", server.url, "--max-new-tokens", "9")
+    held = found["unverified"]
+    assert (held["verified"], held["of"]) == (2 * 6, 4 * found["cycles"])
+    assert "SGL_ENTROPY_CPU_CYCLE_ROWS=inf" in held["to_verify_all"]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert f"verified 12 of the {held['of']} tokens of whole chains" in line
+    assert "SGL_ENTROPY_CPU_CYCLE_ROWS=inf" in line
+
+
+def test_a_copy_of_both_models_is_the_same_and_another_is_refused(
+    folder: Path, server: TracedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("target", "edsd"):
+        shutil.copytree(folder / name, tmp_path / f"{name}-copy")
+    paths = ("model_path", "speculative_draft_model_path")
+    server.info |= {
+        key: str(tmp_path / f"{name}-copy")
+        for key, name in zip(paths, ("target", "edsd"), strict=True)
+    }
+    more = ("--max-prompts", "1", "--max-new-tokens", "9", "--server", server.url)
+    assert evaluate(folder, "edsd", *more)["cycles"] > 0
+    for name in ("target", "edsd"):
+        weights = load_file(tmp_path / f"{name}-copy" / "model.safetensors")
+        moved = {key: v + 1 if v.is_floating_point() else v for key, v in weights.items()}
+        save_file(moved, tmp_path / f"{name}-copy" / "model.safetensors")
+    words = [str(folder / "edsd"), "--target", str(folder / "target"), *more]
+    words += ["--texts", str(folder / "lines.txt")]
+    assert "whose weights or config are others" in refused(capsys, *words)
+    server.info["model_path"] = str(folder / "target")
+    assert "its weights are others" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("info", "meta", "message"),
+    [
+        ({"model_type": "qwen2"}, {}, "its model_type is qwen2, the target's llama"),
+        ({"speculative_draft_model_path": None}, {}, "it serves no drafter"),
+        ({"speculative_draft_model_path": "org/other"}, {}, "not with"),
+        ({"speculative_eagle_topk": 3}, {}, "drafts trees of 3 branches"),
+        ({"speculative_second_draft_model_path": "small"}, {}, "drafts with two drafters"),
+        ({"speculative_num_draft_tokens": None}, {}, "does not say how many tokens it drafts"),
+        ({}, {"spec_cycles": None}, "does not count cycles: patch its SGLang"),
+        ({}, {"spec_trace": None}, "returned no spec_trace"),
+    ],
+)
+def test_servers_of_something_else_are_refused(
+    folder: Path,
+    server: TracedServer,
+    capsys: pytest.CaptureFixture[str],
+    info: dict[str, Any],
+    meta: dict[str, Any],
+    message: str,
+) -> None:
+    server.info |= info
+    server.meta = meta
+    words = [str(folder / "edsd"), "--target", str(folder / "target"), "--server", server.url]
+    more = ["--texts", str(folder / "lines.txt"), "--max-new-tokens", "5"]
+    assert message in refused(capsys, *words, *more)
+
+
+def test_what_cannot_be_compared_is_said(
+    folder: Path, server: TracedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.info |= {"model_path": "org/model", "speculative_draft_model_path": "org/edsd"}
+    more = ("--max-prompts", "1", "--max-new-tokens", "9", "--server", server.url)
+    assert evaluate(folder, "edsd", *more)["cycles"] > 0
+    assert "serves org/model, which cannot be compared with" in capsys.readouterr().err

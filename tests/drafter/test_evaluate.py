@@ -71,7 +71,8 @@ def test_walk_counts_a_loop_done_by_hand() -> None:
             [9, 1, 1],  # one accepted, and the answer is over
         ]
     )
-    found = walk(drafted, truth)
+    found, begun = walk(drafted, truth)
+    assert begun == [0, 3, 4]
     assert found == ChainFigures(tokens=5, cycles=3, accepted_at=(2, 1, 0))
     assert found.tau == pytest.approx(5 / 3)
     assert found.acceptance == pytest.approx([2 / 3, 1 / 2, 0.0])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sgl_entropy.drafter.uncertainty import FirstDrafts, by_decile, heat_map, ratio_interval
+from sgl_entropy.verify.trace import CycleRecord
 
 
 def test_deciles_sort_and_split() -> None:
@@ -17,6 +18,19 @@ def test_deciles_sort_and_split() -> None:
     ]
     assert len(by_decile(entropy, accepted, 10)) == 4
     assert by_decile(entropy[:0], accepted[:0]) == []
+
+
+def test_first_drafts_of_traces() -> None:
+    """A cycle that verified nothing has none; one that ended its request within the draft has."""
+    one = CycleRecord((0.5, 2.0), (0.9, 0.4), (1.0, 1.0), (0.9, 0.1), (0.25, 1.0, 3.0), 1, 2)
+    none = CycleRecord((), (), (), (), (7.0,), 0, 1)
+    wrong = CycleRecord((1.5,), (0.4,), (0.2,), (0.1,), (2.5, 1.0), 0, 1)
+    ended = CycleRecord((0.125,), (0.4,), (0.2,), (0.1,), (0.75, 1.0), 1, 1)
+    found = FirstDrafts.of([one, none, wrong, ended])
+    assert found.target_entropy.tolist() == [0.25, 2.5, 0.75]
+    assert found.draft_entropy.tolist() == [0.5, 1.5, 0.125]
+    assert found.accepted.tolist() == [True, False, True]
+    assert len(FirstDrafts.joined([found, FirstDrafts.of([])]).accepted) == 3
 
 
 def test_heat_map_counts_every_position_once() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import torch
 
 from sgl_entropy.cli import calibrate_sources, main
 from sgl_entropy.drafter.easd_reference import decode
-from sgl_entropy.drafter.evaluation import load_pair
 from sgl_entropy.verify.calibration import Calibration
 from tests.engine import pair
+from tests.traced_server import TracedServer, running
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +79,11 @@ def test_a_device_that_cannot_be_used_is_one_message(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = ["--out", str(folder / "device.json")]
-    elsewhere = ["--server", "http://127.0.0.1:9", "--device", "cpu"]
-    assert main(["calibrate", *texts(folder), *out, *elsewhere]) == 2
-    assert "--device is of plain models: leave out --server" in capsys.readouterr().err
+    server = ["--server", "http://127.0.0.1:9"]
+    for given in ("--device=cpu", "--depth=3", "--dtype=float32", "--threads=1"):
+        assert main(["calibrate", *texts(folder), *out, *server, given]) == 2
+        name = given.split("=")[0]
+        assert f"{name} is of offline measurements: leave out --server" in capsys.readouterr().err
     assert main(["calibrate", *models(folder), *texts(folder), *out, "--device", "mars"]) == 2
     assert "--device mars: cannot compute there" in capsys.readouterr().err
     assert not (folder / "device.json").exists()
@@ -169,64 +169,13 @@ def test_plots_are_pictures(folder: Path) -> None:
     assert (folder / "f.svg").read_bytes() == (folder / "g.svg").read_bytes()
 
 
-class Server:
-    """A server whose traces are those of the plain models; ``info`` and ``meta`` change replies."""
-
-    def __init__(self, folder: Path) -> None:
-        target, drafter, layers = load_pair(folder / "target", folder / "edsd")
-        self.asked: list[dict[str, Any]] = []
-        self.meta: dict[str, Any] = {}
-        self.info: dict[str, Any] = {
-            "model_path": str(folder / "target"),
-            "speculative_draft_model_path": str(folder / "edsd"),
-            "speculative_num_draft_tokens": 5,
-            "easd": {"top_n": 10},
-        }
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.answer(json.dumps(server.info).encode())
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.asked.append(body)
-                new = body["sampling_params"]["max_new_tokens"]
-                one = decode(target, drafter, [body["input_ids"]], [None], 4, new, layers)[0]
-                meta = {
-                    "prompt_tokens": len(body["input_ids"]),
-                    "completion_tokens": len(one.tokens),
-                    "finish_reason": {"type": "length"},
-                    "spec_trace": [cycle.to_dict(4) for cycle in one.cycles],
-                    **server.meta,
-                }
-                meta = {key: value for key, value in meta.items() if value is not None}
-                event = {"text": "", "output_ids": one.tokens, "meta_info": meta}
-                self.answer(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode())
-
-            def answer(self, body: bytes) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-
 @pytest.fixture
-def server(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
-    threading.Thread(target=server.http.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+def server(folder: Path) -> Iterator[TracedServer]:
+    with running(folder) as server:
+        yield server
 
 
-def test_a_servers_traces_give_the_same(folder: Path, server: Server) -> None:
+def test_a_servers_traces_give_the_same(folder: Path, server: TracedServer) -> None:
     plain = calibrate(folder, *models(folder), *texts(folder))
     found = calibrate(folder, "--server", server.url, *texts(folder), out="server.json")
     settings = {"source": "server", "dtype": None}
@@ -263,7 +212,7 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> st
 )
 def test_servers_that_cannot_be_asked(
     folder: Path,
-    server: Server,
+    server: TracedServer,
     capsys: pytest.CaptureFixture[str],
     info: dict[str, Any],
     meta: dict[str, Any],
@@ -276,7 +225,7 @@ def test_servers_that_cannot_be_asked(
 
 
 def test_a_trace_with_nan_and_another_top_n(
-    folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
+    folder: Path, server: TracedServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = {"draft_entropy": [float("nan")] * 4, "draft_prob": [0.5] * 4, "overlap": [0.5] * 4}
     row |= {"target_prob": [0.5] * 4, "target_entropy": [1.0] * 5}
