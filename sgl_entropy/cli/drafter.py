@@ -15,6 +15,8 @@ from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.info import drafter_info
 from sgl_entropy.drafter.layouts import LAYOUTS
 
+_AsWritten = argparse.RawDescriptionHelpFormatter
+
 EPILOG = """examples:
   sgl-entropy drafter info DRAFTER
   sgl-entropy drafter check DRAFTER --target TARGET
@@ -23,6 +25,21 @@ EPILOG = """examples:
   sgl-entropy drafter robustness edsd=DIR eagle3=DIR --target TARGET --texts DIR --systems FILE
   sgl-entropy drafter convert EAGLE3_FROM_VLLM DRAFTER --to published
   sgl-entropy drafter trim DRAFTER SMALLER --size 8192 --answers WORK/answers.jsonl"""
+
+
+CHECK_EPILOG = """examples:
+  sgl-entropy drafter check DRAFTER --target TARGET
+  sgl-entropy drafter check DRAFTER --target TARGET --json report.json || echo "does not fit"
+
+Everything is looked at: tensors and their values, sizes, tapped layers, rope, positions, tokenizer.
+A drafter that fits gets the command to launch a server with it."""
+
+TRIM_EPILOG = """examples:
+  sgl-entropy drafter trim DRAFTER SMALLER --size 8192 --answers WORK/answers.jsonl
+  sgl-entropy drafter eval SMALLER --target TARGET --texts FOLDER
+
+Fewer tokens make drafting faster and acceptance lower, where a token left out was meant: compare
+both drafters before serving the smaller one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,19 +52,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     info.set_defaults(action_function=_info)
 
     check = actions.add_parser(
-        "check", help="does it fit the target, and how to launch it; exit code 1 if it does not"
+        "check",
+        help="does it fit the target, and how to launch it; exit code 1 if it does not",
+        epilog=CHECK_EPILOG,
+        formatter_class=_AsWritten,
     )
     check.add_argument("drafter", help="the drafter's folder")
     check.add_argument("--target", required=True, help="the target's Hugging Face folder")
     _add_json(check)
     check.set_defaults(action_function=_check)
 
-    evaluate = actions.add_parser("eval", help="tau and acceptance, offline or from a server")
+    evaluate = actions.add_parser(
+        "eval", help="tau and acceptance, offline or from a server", formatter_class=_AsWritten
+    )
     drafter_eval.configure(evaluate)
     evaluate.set_defaults(action_function=drafter_eval.run)
 
     robust = actions.add_parser(
-        "robustness", help="how much acceptance foreign system prompts cost each drafter"
+        "robustness",
+        help="how much acceptance foreign system prompts cost each drafter",
+        formatter_class=_AsWritten,
     )
     drafter_robustness.configure(robust)
     robust.set_defaults(action_function=drafter_robustness.run)
@@ -62,7 +86,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rename.set_defaults(action_function=_convert)
 
     fewer = actions.add_parser(
-        "trim", help="leave rare tokens out of the draft vocabulary: a smaller, faster head"
+        "trim",
+        help="leave rare tokens out of the draft vocabulary: a smaller, faster head",
+        epilog=TRIM_EPILOG,
+        formatter_class=_AsWritten,
     )
     fewer.add_argument("source", help="the drafter's folder")
     fewer.add_argument("destination", help="a new folder")

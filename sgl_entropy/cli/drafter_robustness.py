@@ -11,9 +11,19 @@ from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import write_json, write_text
 from sgl_entropy.texts import read_texts, text_files
 
+EPILOG = """examples:
+  sgl-entropy drafter robustness edsd=DIR eagle3=DIR --target TARGET --texts FOLDER \\
+      --systems systems.txt --page robustness.md
+  sgl-entropy drafter robustness edsd=DIR --target TARGET --texts mt_bench.jsonl \\
+      --systems systems.jsonl --max-prompts 5 --json robustness.json
+
+Each prompt is answered with the template's own system prompt and with each of the foreign ones.
+Repeated after an interrupt, the command goes on with what is missing (--records)."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of ``drafter robustness``."""
+    parser.epilog = EPILOG
     parser.add_argument(
         "drafters", nargs="+", metavar="NAME=DIR", help="drafters of one target, compared"
     )

@@ -365,3 +365,11 @@ def test_what_cannot_be_compared_is_said(
     more = ("--max-prompts", "1", "--max-new-tokens", "9", "--server", server.url)
     assert evaluate(folder, "edsd", *more)["cycles"] > 0
     assert "serves org/model, which cannot be compared with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["eval", "robustness", "check", "trim"])
+def test_every_action_has_examples(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["drafter", action, "--help"])
+    shown = capsys.readouterr().out
+    assert f"examples:\n  sgl-entropy drafter {action} " in shown
