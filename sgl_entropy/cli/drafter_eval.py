@@ -215,8 +215,10 @@ def _provenance(args: argparse.Namespace, served: ServedDrafter | None) -> dict[
 
     if served is None:
         return provenance(args.threads, {"target": args.target, "drafter": args.drafter})
-    # The server's threads are its own, and so are its weights, which may lie elsewhere.
-    return {key: value for key, value in provenance(0).items() if key != "threads"}
+    # The server's threads are its own; its drafter was compared with this one.
+    held = next(args.drafter.glob("*.safetensors"), None) is not None
+    found = provenance(0, {"drafter": args.drafter} if held else None)
+    return {key: value for key, value in found.items() if key != "threads"}
 
 
 def _table(figures: dict[str, Any]) -> str:
