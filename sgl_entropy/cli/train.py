@@ -27,10 +27,17 @@ def _say(line: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run one stage."""
     check_flags(args)
+    if args.settings:
+        from sgl_entropy.train.reference import settings_file
+
+        print(settings_file(), end="")
+        return 0
     overrides = list(args.set)
     for key in ("target", "work"):
         if getattr(args, key):
             overrides.append(f"{key}={json.dumps(getattr(args, key))}")
+    if args.online:
+        overrides.append("fit.online=true")
     if args.stage == "compare":
         return _compare(args, overrides)
     if args.stage == "benchmark":
@@ -44,10 +51,8 @@ def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
 
     if args.check:
         return _check(args, settings)
-    if args.gpu is not None and args.gpu not in plan_gpu.GPUS:
-        raise ValueError(f"--gpu must be one of {', '.join(plan_gpu.GPUS)}, found {args.gpu!r}")
-
-    figures = planning.plan(settings, args.algorithm, args.gpu, _say)
+    gpu = None if args.gpu is None else plan_gpu.gpu_named(args.gpu)
+    figures = planning.plan(settings, args.algorithm, gpu, _say)
     if not write_json(figures, args.json):
         print(plan.table(figures, args.gpu or "this machine"))
     return 0

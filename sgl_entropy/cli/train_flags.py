@@ -23,11 +23,13 @@ _BELONGS: dict[str, tuple[tuple[str, ...], object]] = {
     "drafter": (("evaluate",), None),
     "server": (("prepare",), None),
     "concurrency": (("prepare",), 64),
-    "threads": ((*STAGES, PLAN), 1),
+    "threads": (("prepare", "fit", "export", "evaluate", "benchmark"), 1),
+    "online": (("prepare", "fit", "export", "compare", PLAN), False),
     "workers": (("compare",), 2),
     "json": (("evaluate", "compare", "benchmark", PLAN), None),
 }
 EXAMPLES = """examples:
+  sgl-entropy train --settings > train.toml
   sgl-entropy train --plan --config train.toml --gpu h100
   sgl-entropy train --plan --config train.toml --check WORK/edsd
   sgl-entropy train prepare --config train.toml --server http://127.0.0.1:30000
@@ -68,7 +70,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "storage, time and memory",
     )
     parser.add_argument(
-        "--gpu", metavar="NAME", help="estimate for this GPU instead of this machine (--plan)"
+        "--settings",
+        action="store_true",
+        help="print every setting with its default and what it does, as a settings file",
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME|FILE",
+        help="estimate for this GPU instead of this machine: a100, h100, h200, l40s, rtx4090, or a "
+        "TOML file with bfloat16_tflops, float32_tflops, bandwidth_gb_s and memory_gb (--plan)",
     )
     parser.add_argument(
         "--check",
@@ -85,6 +95,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="override one setting; may be repeated",
+    )
+    parser.add_argument(
+        "--online",
+        action="store_true",
+        default=None,
+        help="without a feature store: prepare writes the answers (here, on a GPU too, or by "
+        "--server), fit computes their features; the same as fit.online=true",
     )
     parser.add_argument("--target", metavar="DIR", help="the target; default: the small real one")
     parser.add_argument("--work", metavar="DIR", help="where prompts, features, checkpoints go")
@@ -125,7 +142,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="an SGLang server of the target, with or without a drafter, that answers (prepare)",
     )
     parser.add_argument("--concurrency", type=int, help="requests at once (prepare; default: 64)")
-    parser.add_argument("--threads", type=int, help="torch threads (default: 1)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="torch threads (default: 1; features, generate and compare use one a process)",
+    )
     parser.add_argument("--workers", type=int, help="drafters fitted at once (compare; default: 2)")
     parser.add_argument(
         "--json",
@@ -141,12 +162,14 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a flag of another stage, or a number below 1.
     """
+    if args.settings and (args.stage is not None or args.plan):
+        raise ValueError("--settings prints the settings and does nothing else")
     if args.plan and args.stage not in (None, *PLANNED):
         raise ValueError(
             f"--plan estimates {', '.join(PLANNED)}, not {args.stage}: leave out one of them"
         )
-    if args.stage is None and not args.plan:
-        raise ValueError(f"name a stage ({', '.join(STAGES)}) or --plan")
+    if args.stage is None and not args.plan and not args.settings:
+        raise ValueError(f"name a stage ({', '.join(STAGES)}), --plan or --settings")
     stage = PLAN if args.plan else args.stage
     for name, (stages, default) in _BELONGS.items():
         if getattr(args, name) is None:

@@ -30,11 +30,12 @@ def summarise(
     Returns:
         ``baseline``, ``groups`` and ``arms``: name -> ``tau``, ``interval``, ``tau_by_group``,
         ``tau_by_seed``, ``by_position`` (acceptance of each draft, given that all before it were
-        accepted, pooled; None of records that do not hold it), ``seconds``, ``flops``,
-        ``layer_rows``, ``head_rows`` (means over seeds), and for every arm but the baseline
-        ``ratio`` (of tau) with its ``ratio_interval``, ``differs`` (the interval excludes 1) and
-        ``seconds_ratio``, ``flops_ratio``. ``curves``: name -> ``curve.foresee`` of the arms that
-        are its points.
+        accepted, pooled; None of records that do not hold it), ``seconds`` (of the optimizer
+        steps), ``flops``, ``layer_rows`` and ``head_rows`` (that pass the drafter's layer and its
+        head; means over seeds), ``seconds_by_seed``, and for every arm but the baseline ``ratio``
+        (of tau) with its ``ratio_interval``, ``differs`` (the interval excludes 1) and
+        ``seconds_ratio``, ``flops_ratio``, ``rows_ratio``. ``curves``: name -> ``curve.foresee``
+        of the arms that are its points.
 
     Raises:
         ValueError: arms that were judged on other prompts than the baseline.
@@ -79,6 +80,7 @@ def summarise(
             ],
             "by_position": _by_position([row for row in rows if row["arm"] == name]),
             "seconds": round(sum(fit["seconds"] for fit in held) / len(held), 1),
+            "seconds_by_seed": [fit["seconds"] for fit in held],
             "flops": sum(fit["flops"] for fit in held) / len(held),
             **{
                 key: round(
@@ -98,6 +100,7 @@ def summarise(
             "differs": not low <= 1.0 <= high,
             "seconds_ratio": round(arms[name]["seconds"] / max(plain["seconds"], 1e-9), 4),
             "flops_ratio": round(arms[name]["flops"] / max(plain["flops"], 1e-9), 4),
+            "rows_ratio": round(arms[name]["layer_rows"] / max(plain["layer_rows"], 1), 4),
         }
     return {
         "baseline": baseline,
@@ -172,9 +175,11 @@ def page(
         f"chains by the plain drafter. Seeds: {', '.join(map(str, seeds))}; answer tokens: "
         f"{', '.join(map(str, tokens))}. Intervals: 95 %, over prompts (and seeds); differences "
         f"are paired by prompt. Seconds are of one training on {' or '.join(devices)}, "
-        f"{at_once} at a time.",
+        f"{at_once} at a time, in its optimizer steps: the start, held-out answers and "
+        "checkpoints, alike for all, are left out.",
         _markdown(header, rows),
         _markdown(["tau", *summary["groups"]], by_group),
+        _markdown(*_costs(summary)),
     ]
     positions = {name: arm["by_position"] for name, arm in summary["arms"].items()}
     if all(positions.values()):
@@ -217,6 +222,30 @@ def _rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _costs(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row an arm: what it processed and took, and how much more or less than the
+    baseline."""
+    against = f"against {summary['baseline']}: "
+    header = ["cost", "rows, 1000s", "of them judged", "TFLOP", "seconds by seed"]
+    header += [f"{against}rows", "FLOPs", "seconds"]
+    rows = []
+    for name, arm in summary["arms"].items():
+        rows.append(
+            [
+                name,
+                f"{arm['layer_rows'] / 1e3:,.0f}",
+                f"{arm['head_rows'] / 1e3:,.0f}",
+                f"{arm['flops'] / 1e12:.1f}",
+                ", ".join(f"{one:.0f}" for one in arm["seconds_by_seed"]),
+                *(
+                    f"{100 * (arm[key] - 1):+.1f} %" if key in arm else ""
+                    for key in ("rows_ratio", "flops_ratio", "seconds_ratio")
+                ),
+            ]
+        )
+    return header, rows
 
 
 def _resampled(counts: Tensor, weight: Tensor, drawn_prompts: Sequence[Tensor]) -> Tensor:

@@ -43,8 +43,9 @@ class FitSettings:
         optimizer: adamw, or muon: the attention's and the MLP's matrices move along orthogonalised
             momentum, the rest by AdamW (``optimizer``). Fifteen matmuls of each matrix a step:
             little on a GPU, as much as the batch itself on a CPU.
-        learning_rate: peak; warm-up is the first ``warmup`` of all steps, then a cosine down to
-            ``final_rate`` of the peak.
+        learning_rate: at its peak.
+        warmup: the share of all optimizer steps in which the rate rises to its peak.
+        final_rate: the share of the peak that a cosine falls to from there.
         solved_rate: ``fc`` and EDFuse learn at this fraction of the rate: their least-squares
             start has small entries, which full-size steps would wipe out.
         head_rate: the draft head likewise: rows of rare tokens, which start as the target's own,
@@ -53,7 +54,7 @@ class FitSettings:
         noise: of training batches' tapped features: uniform within this many tap scales, the same
             for a step of a seed whenever it is run (EAGLE's augmentation; 0 = none).
         clip: largest gradient norm; infinite = any.
-        decay: weight of draft step i is decay^i; from 0 to 1.
+        decay: the loss of draft step i (from 0) weighs decay^i; from 0 to 1.
         solved_start: start from least squares (``initial``) instead of random weights.
         start: a drafter's folder to start from instead: a second round on data that it has not
             seen. Its draft vocabulary is kept. Empty = none.
@@ -65,7 +66,7 @@ class FitSettings:
             many GB hold them; 0 = compute them anew every epoch.
         skip_damaged: fit (export, compare) without the shards that are not what was written,
             instead of refusing them; other stages refuse them all the same.
-        checkpoint_seconds: time between checkpoints.
+        checkpoint_seconds: between two checkpoints.
         seed: of weights and batch order.
     """
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.plan import Counts, Seconds, kv_width, muon_matrices, target_matmul
 from sgl_entropy.train.plan_lengths import Lengths
+from sgl_entropy.train.settings import read_settings
 
 # Fractions of a GPU's peaks that a plan counts on.
 GPU_COMPUTE, GPU_BANDWIDTH = 0.35, 0.6
@@ -47,6 +49,43 @@ GPUS = {
     "l40s": Gpu(362e12, 0.864e12, 48e9, 91.6e12),
     "rtx4090": Gpu(165e12, 1.0e12, 24e9, 82.6e12),
 }
+
+# What a file that describes one says, and by how much each number is to be multiplied.
+_DESCRIBED = {
+    "bfloat16_tflops": ("flops", 1e12),
+    "float32_tflops": ("float32", 1e12),
+    "bandwidth_gb_s": ("bandwidth", 1e9),
+    "memory_gb": ("memory", 1e9),
+}
+
+
+def gpu_named(given: str) -> Gpu:
+    """A GPU of ``GPUS``, or the one that a TOML or JSON file describes by ``bfloat16_tflops`` and
+    ``float32_tflops`` (dense peaks), ``bandwidth_gb_s`` and ``memory_gb``, each above 0.
+
+    Raises:
+        ValueError: neither; says which names there are, or what is wrong with the file.
+    """
+    if given in GPUS:
+        return GPUS[given]
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"--gpu must be one of {', '.join(GPUS)} or a file with {', '.join(_DESCRIBED)}, "
+            f"found {given!r}"
+        )
+    held = read_settings(path)
+    wrong = [f"unknown key {key}" for key in sorted(set(held) - set(_DESCRIBED))]
+    values = {}
+    for key, (name, unit) in _DESCRIBED.items():
+        value = held.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            wrong.append(f"{key} must be a number above 0, found {value!r}")
+        else:
+            values[name] = value * unit
+    if wrong:
+        raise ValueError("\n".join(f"--gpu {path}: {line}" for line in wrong))
+    return Gpu(**values)
 
 
 def fit_kernels(

@@ -27,13 +27,13 @@ from sgl_entropy.train.store import made_with
 
 
 def plan(
-    settings: TrainSettings, algorithm: Algorithm, gpu: str | None, report: Report = print
+    settings: TrainSettings, algorithm: Algorithm, gpu: Gpu | None, report: Report = print
 ) -> dict[str, Any]:
     """What ``prepare``, ``features`` and ``fit`` will cost, before they run; see the module
     ``plan``. What is answered or stored already costs nothing. Nothing is written.
 
     Args:
-        gpu: a name of ``GPUS``; None = this machine, where a minute is spent on measuring.
+        gpu: a described one; None = this machine, where a minute is spent on measuring.
     """
     target, folder = target_folder(settings), work_folder(settings) / "store"
     model = json.loads((target / "config.json").read_text(encoding="utf-8"))
@@ -48,8 +48,8 @@ def plan(
         held = fit.online and held_bytes(config, lengths, fit) <= fit.hold_gb * 1e9
         under = int(model["num_hidden_layers"]) if fit.online and not held else 0
         kernels = fit_kernels(config, fit, counts.optimizer_steps, under)
-        seconds = gpu_seconds(GPUS[gpu], counts, lengths, model, given.slots, kernels)
-        if bound_by_kernels(GPUS[gpu], counts, kernels):
+        seconds = gpu_seconds(gpu, counts, lengths, model, given.slots, kernels)
+        if bound_by_kernels(gpu, counts, kernels):
             notes.append(
                 "fit is bound by small kernels: trainings side by side on this GPU take turns, and "
                 "more fit.rows are nearly free"
@@ -82,10 +82,10 @@ def plan(
             "good drafter's are more"
         )
     if gpu is not None:
-        notes += _fit_notes(GPUS[gpu], memory)
+        notes += _fit_notes(gpu, memory)
     figures = as_report(algorithm, lengths, counts, seconds, memory, notes)
     if gpu is not None:
-        figures["fits"] = max(memory.values()) <= GPUS[gpu].memory
+        figures["fits"] = max(memory.values()) <= gpu.memory
     return figures
 
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
-from sgl_entropy.drafter.config import default_eagle3_layer_ids
+from sgl_entropy.drafter.config import Algorithm, default_eagle3_layer_ids
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.train.arithmetic import DTYPES
 from sgl_entropy.train.fit_settings import FitSettings
@@ -97,17 +97,23 @@ class DrafterSettings:
     """The drafters' shape.
 
     Attributes:
+        algorithms: whose layers are stored (or computed online): EDSD, EAGLE3 or both, to compare
+            them on the same store. What EDSD alone needs takes three fifths of the space of both.
         edsd_layers: the layers (from 0, rising, the target's last one excepted) that EDSD taps:
             two, or another number for comparison.
         eagle3_layers: those that EAGLE-3 taps, likewise; empty = SGLang's default three.
         select_report: a report of `sgl-entropy select`: its two layers instead of these.
         fuse_size: m of EDFuse; 0 = the target's FFN size.
-        fuse_residual, fuse_norm, fuse_tokens: options of EDSD, see ``DrafterConfig``.
+        fuse_residual: EDSD adds the fused features to what EDFuse makes of them (ours; higher
+            acceptance length wherever it was tried).
+        fuse_norm: EDFuse normalises the token embedding (the paper).
+        fuse_tokens: EDSD's attention reads the token's embedding beside the fused state (ours).
         draft_vocab_size: tokens a drafter can propose.
         prompt_weight: how much the prompts weigh against the answers, as a whole, when the draft
             vocabulary is chosen.
     """
 
+    algorithms: tuple[str, ...] = get_args(Algorithm)
     edsd_layers: tuple[int, ...] = (14, 27)
     eagle3_layers: tuple[int, ...] = ()
     select_report: str = ""
@@ -119,7 +125,14 @@ class DrafterSettings:
     prompt_weight: float = 0.3
 
     def __post_init__(self) -> None:
+        wrong = []
+        if not self.algorithms or any(name not in get_args(Algorithm) for name in self.algorithms):
+            wrong.append(
+                f"drafter.algorithms must list some of {list(get_args(Algorithm))}, found "
+                f"{list(self.algorithms)!r}"
+            )
         _refuse(
+            *wrong,
             *no_taps("drafter", "edsd_layers", self.edsd_layers, empty=False),
             *no_taps("drafter", "eagle3_layers", self.eagle3_layers, empty=True),
             *out_of_range("drafter", self, ("fuse_size", "prompt_weight"), 0),
@@ -138,8 +151,12 @@ class DrafterSettings:
         return self.eagle3_layers or default_eagle3_layer_ids(num_target_layers)
 
     def tap_layers(self, num_target_layers: int) -> tuple[int, ...]:
-        """The layers whose outputs both drafters need."""
-        return tuple(sorted({*self.layers, *self.eagle3_taps(num_target_layers)}))
+        """The layers whose outputs the drafters ``algorithms`` need."""
+        wanted = {
+            *(self.layers if "EDSD" in self.algorithms else ()),
+            *(self.eagle3_taps(num_target_layers) if "EAGLE3" in self.algorithms else ()),
+        }
+        return tuple(sorted(wanted))
 
 
 @dataclass(frozen=True)
@@ -252,6 +269,12 @@ def _value(text: str) -> Any:
 
 
 _Section = TypeVar("_Section")
+# A list's type -> what its items become, what they may be in a file, and their name.
+_LISTS: dict[Any, tuple[Any, tuple[type, ...], str]] = {
+    tuple[int, ...]: (int, (int,), "integers"),
+    tuple[float, ...]: (float, (int, float), "numbers"),
+    tuple[str, ...]: (str, (str,), "names"),
+}
 
 
 def _build(
@@ -275,14 +298,12 @@ def _build(
             if not fits:
                 wrong.append(f"{name} must be {hint.__name__}, found {value!r}")
             values[key] = float(value) if fits and hint is float else value
-        else:  # a tuple of numbers
-            whole = hint == tuple[int, ...]
-            kinds = (int,) if whole else (int, float)
+        else:  # a tuple
+            of, kinds, kind_name = _LISTS[hint]
             fits = isinstance(value, list) and all(type(item) in kinds for item in value)
             if not fits:
-                kind_name = "integers" if whole else "numbers"
                 wrong.append(f"{name} must be a list of {kind_name}, found {value!r}")
-            values[key] = tuple(map(int if whole else float, value)) if fits else ()
+            values[key] = tuple(map(of, value)) if fits else ()
     if wrong:
         return None
     try:

@@ -15,7 +15,12 @@ from sgl_entropy.train.compare_report import page, summarise, table
 from sgl_entropy.train.comparison import load_comparison
 from tests.engine import pair
 
-FIT = {"seconds": 10.0, "flops": 1e12, "epochs": {"1": {"layer_rows": 5, "head_rows": 4}}}
+FIT = {
+    "answer_tokens": 9,
+    "seconds": 10.0,
+    "flops": 1e12,
+    "epochs": {"1": {"layer_rows": 5, "head_rows": 4}},
+}
 
 
 def row(arm: str, seed: int, prompts: list[tuple[str, int, int]], **fit: Any) -> dict[str, Any]:
@@ -66,10 +71,22 @@ def test_acceptance_by_position_is_pooled_over_seeds() -> None:
 
 def test_costs_are_compared_too() -> None:
     prompts = [("x", 2, 1)]
-    rows = [row("a", 0, prompts), row("b", 0, prompts, seconds=7.0, flops=6e11)]
-    arm = summarise(rows, "a")["arms"]["b"]
-    assert (arm["seconds_ratio"], arm["flops_ratio"]) == (0.7, 0.6)
-    assert (arm["layer_rows"], arm["head_rows"]) == (5, 4)
+    fewer = {"1": {"layer_rows": 4000, "head_rows": 2000}}
+    rows = [row("a", 0, prompts), row("b", 0, prompts, seconds=7.0, flops=6e11, epochs=fewer)]
+    rows += [row("a", 1, prompts, seconds=30.0), row("b", 1, prompts, seconds=9.0, flops=6e11)]
+    rows[0]["fit"]["epochs"] = rows[2]["fit"]["epochs"] = {
+        "1": {"layer_rows": 3000, "head_rows": 2000},
+        "2": {"layer_rows": 5000, "head_rows": 3000},
+    }
+    rows[3]["fit"]["epochs"] = fewer
+    figures = summarise(rows, "a")
+    arm = figures["arms"]["b"]
+    assert (arm["seconds"], arm["seconds_by_seed"]) == (8.0, [7.0, 9.0])
+    assert (arm["seconds_ratio"], arm["flops_ratio"], arm["rows_ratio"]) == (0.4, 0.6, 0.5)
+    assert (arm["layer_rows"], arm["head_rows"]) == (4000, 2000)
+    text = page(figures, rows, "t", 1)
+    assert "| a | 8 | 5 | 1.0 | 10, 30 |  |  |  |" in text
+    assert "| b | 4 | 2 | 0.6 | 7, 9 | -50.0 % | -40.0 % | -60.0 % |" in text
 
 
 def test_other_prompts_are_not_compared() -> None:

@@ -132,7 +132,7 @@ def test_what_is_answered_already_is_not_generated_again(
 
     def planned(*more: str) -> dict[str, Any]:
         return planning.plan(
-            load_settings(None, [*given, *more]), "EDSD", "h100", lambda line: None
+            load_settings(None, [*given, *more]), "EDSD", GPUS["h100"], lambda line: None
         )
 
     stored = planned()

@@ -21,7 +21,7 @@ from sgl_entropy.train.fit import Fit
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.online import OnlineStore
 from sgl_entropy.train.plan import count
-from sgl_entropy.train.plan_gpu import GPUS, fit_kernels, gpu_seconds
+from sgl_entropy.train.plan_gpu import GPUS, Gpu, fit_kernels, gpu_named, gpu_seconds
 from sgl_entropy.train.plan_lengths import Lengths, drawn
 from sgl_entropy.train.settings import load_settings
 from sgl_entropy.train.store import Store
@@ -235,3 +235,44 @@ def test_a_plan_says_what_does_not_fit(
         capsys.readouterr().out
     )
     assert json.loads((tmp_path / "plan.json").read_text())["fits"] is False
+
+
+DESCRIBED = """bfloat16_tflops = 1979
+float32_tflops = 134
+bandwidth_gb_s = 8_000
+memory_gb = 192
+"""
+
+
+def test_a_gpu_can_be_described_in_a_file(
+    tiny_store: Store, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "gpu.toml"
+    file.write_text(DESCRIBED)
+    assert gpu_named(str(file)) == Gpu(1979e12, 8e12, 192e9, 134e12)
+    work = work_folder(tmp_path / "work", tiny_store)
+    words = ["train", "--plan", "--gpu", str(file)]
+    for one in settings_of(work, tiny_folder, []):
+        words += ["--set", one]
+    assert main(words) == 0
+    assert f"on {file}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (DESCRIBED.replace("192", "0"), "memory_gb must be a number above 0, found 0"),
+        (DESCRIBED.replace("192", "nan"), "memory_gb must be a number above 0, found nan"),
+        (DESCRIBED.replace("192", "inf"), "memory_gb must be a number above 0, found inf"),
+        (DESCRIBED.replace("192", "true"), "memory_gb must be a number above 0, found True"),
+        (DESCRIBED.replace("192", "'192'"), "memory_gb must be a number above 0, found '192'"),
+        (DESCRIBED.replace("memory_gb = 192\n", ""), "memory_gb must be a number above 0"),
+        (DESCRIBED + "cores = 3\n", "unknown key cores"),
+        ("bfloat16_tflops = ", "not valid TOML"),
+    ],
+)
+def test_a_gpu_that_is_described_wrongly_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "gpu.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=why):
+        gpu_named(str(file))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -12,8 +13,17 @@ import torch
 
 from sgl_entropy.train import arithmetic, data, pipeline
 from sgl_entropy.train.arithmetic import resolve_dtype
+from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.prompts import tokenize
-from sgl_entropy.train.settings import load_settings
+from sgl_entropy.train.reference import attributes, settings_file
+from sgl_entropy.train.settings import (
+    DrafterSettings,
+    EvaluateSettings,
+    GenerateSettings,
+    PromptSettings,
+    TrainSettings,
+    load_settings,
+)
 from sgl_entropy.train.store import Entry, Samples, Store
 from sgl_entropy.train.vocabulary import draft_vocabulary
 from tests.train.conftest import VOCAB, tiny_prompts
@@ -25,6 +35,32 @@ def test_file_and_overrides(tmp_path: Path) -> None:
     settings = load_settings(path, ["fit.epochs=2", "generate.workers=1", "target=/t"])
     assert (settings.fit.epochs, settings.fit.steps, settings.work) == (2, (1, 2), "w")
     assert (settings.generate.workers, settings.target) == (1, "/t")
+
+
+def test_the_printed_settings_are_the_defaults_and_say_what_each_is(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text(settings_file())
+    assert load_settings(path) == TrainSettings()
+    keys = {line.split(" = ")[0] for line in path.read_text().splitlines() if " = " in line}
+    for kind in (PromptSettings, GenerateSettings, DrafterSettings, FitSettings, EvaluateSettings):
+        names = [field.name for field in fields(kind)]
+        assert keys >= {*names}
+        assert all(len(attributes(kind)[name]) > 5 for name in names)
+    assert "# the share of all optimizer steps in which the rate rises to its peak.\nwarmup" in (
+        path.read_text()
+    )
+
+
+def test_a_store_of_one_drafter_takes_its_layers_alone() -> None:
+    def taps(*given: str) -> tuple[int, ...]:
+        return load_settings(None, ["drafter.edsd_layers=[3, 9]", *given]).drafter.tap_layers(30)
+
+    assert taps() == (1, 3, 9, 14, 26)
+    assert taps('drafter.algorithms=["EDSD"]') == (3, 9)
+    assert taps('drafter.algorithms=["EAGLE3"]') == (1, 14, 26)
+    for wrong in ("[]", '["EAGLE"]', "[3]", "EDSD"):
+        with pytest.raises(ValueError, match=r"drafter\.algorithms must (list some|be a list)"):
+            taps(f"drafter.algorithms={wrong}")
 
 
 def test_everything_wrong_is_named_at_once(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ from sgl_entropy.train import pipeline
         (["--plan", "--check", "w", "--gpu", "h100"], "--gpu: --check compares"),
         (["--plan", "--workers", "2"], "--workers belongs to compare, not to --plan"),
         (["benchmark", "--arms", "a", "--algorithm", "EDSD"], "--arms names a recipe with its own"),
+        (["features", "--threads", "2"], "--threads belongs to prepare, fit, export, evaluate"),
+        (["features", "--online"], "--online belongs to prepare, fit, export, compare, --plan"),
+        (["fit", "--settings"], "--settings prints the settings and does nothing else"),
         (["fit", "--threads", "0"], "--threads must be at least 1"),
         (["benchmark", "--batches", "0"], "--batches must be at least 1"),
     ],
@@ -70,3 +73,16 @@ def test_stdout_holds_the_figures_alone(
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"tau": 2.0}
     assert "1 of 2 prompts" in printed.err
+
+
+def test_online_is_a_setting_by_another_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr(pipeline, "fit", lambda given, *_, **__: found.append(given.fit.online))
+    assert main(["train", "fit", "--online"]) == 0
+    assert main(["train", "fit"]) == 0
+    assert main(["train", "fit", "--online", "--set", "fit.online=false"]) == 0
+    assert found == [True, False, True]
+    assert main(["train", "--settings"]) == 0
+    assert "\nonline = false\n" in capsys.readouterr().out
