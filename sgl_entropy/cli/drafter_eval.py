@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   sgl-entropy drafter eval DRAFTER --target TARGET --texts mt_bench.jsonl gsm8k.jsonl
   sgl-entropy drafter eval DRAFTER --target TARGET --texts FOLDER --depth 6 --plot acceptance.png
+  sgl-entropy drafter eval OTHER --target TARGET --texts FOLDER --against first.json
   sgl-entropy drafter eval DRAFTER --target TARGET --texts FOLDER --server http://HOST:PORT
 
 Greedy, by ordinary verification. The deciles and the plot are of the first draft of each cycle. A
@@ -47,6 +48,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="prompts, a group a file: JSON Lines with turns, conversations, question or text, "
         "or plain lines; a folder stands for its files",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE.json",
+        help="another drafter's report of the same prompts: the ratio of both taus, paired",
     )
     parser.add_argument("--server", metavar="URL", help="ask this server instead, which drafts")
     add_sizes(parser, max_prompt_tokens=2048)
@@ -111,12 +118,24 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from sgl_entropy.drafter.evaluation import chat_prompts, report
+    from sgl_entropy.drafter.paired import paired_ratio, read_earlier
     from sgl_entropy.drafter.uncertainty import FirstDrafts
 
     torch.set_num_threads(args.threads or 1)
     served = _served(args) if args.server else None
     prompts = chat_prompts(args.target, groups, args.max_prompt_tokens)
-    origin = _provenance(args, served)
+    head = {
+        "drafter": str(args.drafter),
+        "target": str(args.target),
+        "source": args.server or "offline",
+        **_settings(args, served),
+        "texts": {
+            f.stem: {"file": f.name, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()}
+            for f in files
+        },
+        "provenance": _provenance(args, served),
+    }
+    earlier = read_earlier(args.against, head) if args.against is not None else None
     found: list[tuple[int, Counted, FirstDrafts]] = []
     interrupted: KeyboardInterrupt | ValueError | None = None
     try:
@@ -140,18 +159,15 @@ def run(args: argparse.Namespace) -> int:
     drafts = FirstDrafts.joined([one[2] for one in found]) if told else None
     of = sum(map(len, prompts.values()))
     figures = {
-        "drafter": str(args.drafter),
-        "target": str(args.target),
-        "source": args.server or "offline",
-        **_settings(args, served),
-        "texts": {
-            f.stem: {"file": f.name, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()}
-            for f in files
-        },
+        **head,
         **({"partial": {"judged": len(found), "of": of}} if interrupted is not None else {}),
         **report(counted, drafts),
-        "provenance": origin,
     }
+    if earlier is not None and interrupted is None:
+        figures["against"] = {
+            "drafter": earlier["drafter"],
+            **paired_ratio(figures["per_prompt"], earlier["per_prompt"]),
+        }
     if args.plot is not None:
         from sgl_entropy.drafter.plot import draw
 
@@ -239,6 +255,12 @@ def _table(figures: dict[str, Any]) -> str:
     if partial := figures.get("partial"):
         lines.append(f"partial: {partial['judged']} of {partial['of']} prompts")
     lines.append(f"mean of the groups: {figures['mean_of_groups']:.3f}")
+    if against := figures.get("against"):
+        low, high = (100 * (one - 1) for one in against["interval"])
+        lines.append(
+            f"against {against['drafter']}: {100 * (against['ratio'] - 1):+.1f} % "
+            f"({low:+.1f} to {high:+.1f}){'' if against['differs'] else ', no difference'}"
+        )
     if deciles := figures.get("by_target_entropy_decile"):
         lines.append("first draft accepted, by target entropy (nats):")
         for row in deciles:

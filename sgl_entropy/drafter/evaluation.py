@@ -144,8 +144,8 @@ def report(counted: Sequence[Counted], drafts: FirstDrafts | None = None) -> dic
     Returns:
         ``acceptance_length`` (pooled), its ``interval`` (95 %, over prompts), ``by_position``
         (acceptance given that all before it were accepted), ``cycles``, ``tokens``, the same of
-        each of the ``groups``, ``mean_of_groups``; with ``drafts``, also
-        ``by_target_entropy_decile`` and ``heat_map``.
+        each of the ``groups``, ``mean_of_groups``, ``per_prompt`` (group, tokens, cycles); with
+        ``drafts``, also ``by_target_entropy_decile`` and ``heat_map``.
 
     Raises:
         ValueError: no cycle was counted.
@@ -157,6 +157,7 @@ def report(counted: Sequence[Counted], drafts: FirstDrafts | None = None) -> dic
         **_figures([one for _, one in counted]),
         "mean_of_groups": round(sum(means) / len(means), 4),
         "groups": groups,
+        "per_prompt": [[group, one.tokens, one.cycles] for group, one in counted],
     }
     if drafts is not None:
         out["by_target_entropy_decile"] = by_decile(drafts.target_entropy, drafts.accepted)
