@@ -9,9 +9,8 @@ is what a row-by-row loop counts; a test compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -220,62 +219,6 @@ def walk(drafted: Tensor, truth: Tensor) -> tuple[ChainFigures, list[int]]:
             accepted += 1
         at += accepted + 1
     return ChainFigures(len(wanted), len(begun), tuple(accepted_at)), begun
-
-
-def evaluate_chain(
-    target: PlainTarget,
-    drafter: Drafter,
-    prompts: Mapping[str, Sequence[Sequence[int]]],
-    depth: int = 4,
-    max_new_tokens: int = 96,
-    tap_layers: Sequence[int] | None = None,
-    report: Callable[[str], None] | None = None,
-) -> dict[str, ChainFigures]:
-    """Figures of greedy chains, by group of prompts (a benchmark each, say).
-
-    Args:
-        prompts: group -> prompts as token ids.
-        tap_layers: the drafter's taps; None = ``config.target_layer_ids``.
-    """
-    layers = drafter.config.target_layer_ids if tap_layers is None else tuple(tap_layers)
-    if layers is None:
-        raise ValueError("the drafter's config names no target_layer_ids: pass tap_layers")
-    flat = [(group, prompt) for group, held in prompts.items() for prompt in held]
-    answers = greedy_answers(
-        target, [prompt for _, prompt in flat], max_new_tokens, layers, report=report
-    )
-    return figures_by_group(drafter, target.embedding, [g for g, _ in flat], answers, depth)
-
-
-def figures_by_group(
-    drafter: Drafter,
-    embedding: Tensor,
-    groups: Sequence[str],
-    answers: Sequence[Answer],
-    depth: int,
-) -> dict[str, ChainFigures]:
-    """``chain_figures`` of each answer, added up by its group."""
-    out: dict[str, ChainFigures] = {}
-    for group, answer in zip(groups, answers, strict=True):
-        found = chain_figures(drafter, embedding, answer, depth)
-        out[group] = out[group] + found if group in out else found
-    return out
-
-
-def summary(figures: Mapping[str, ChainFigures]) -> dict[str, Any]:
-    """tau of each group, the mean of the groups' taus, and the pooled figures."""
-    groups = list(figures.values())
-    pooled = groups[0]
-    for one in groups[1:]:
-        pooled = pooled + one
-    return {
-        "tau": {group: round(one.tau, 4) for group, one in figures.items()},
-        "mean_of_groups": round(sum(one.tau for one in groups) / len(groups), 4),
-        "pooled": round(pooled.tau, 4),
-        "cycles": pooled.cycles,
-        "tokens": pooled.tokens,
-        "acceptance_by_position": [round(a, 4) for a in pooled.acceptance],
-    }
 
 
 def _beside(out: TargetOutput) -> Tensor:

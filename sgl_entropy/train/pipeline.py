@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_entropy.drafter.config import Algorithm, DrafterConfig, default_eagle3_layer_ids
+from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.drafter.disk import write_whole
-from sgl_entropy.drafter.evaluate import evaluate_chain, summary
-from sgl_entropy.drafter.evaluation import chat_prompts
+from sgl_entropy.drafter.evaluation import chat_prompts, judged
+from sgl_entropy.drafter.evaluation import report as figures_of
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.drafter.rotary import rotary_of
 from sgl_entropy.drafter.target_config import end_tokens
+from sgl_entropy.drafter.uncertainty import FirstDrafts
 from sgl_entropy.texts import read_texts, text_files
 from sgl_entropy.train.batches import shortened, split_validation
 from sgl_entropy.train.data import Report, load_prompts
@@ -210,14 +211,18 @@ def benchmark_prompts(settings: TrainSettings) -> dict[str, list[list[int]]]:
 
 
 def evaluate(settings: TrainSettings, folder: Path, report: Report = print) -> dict[str, Any]:
-    """tau of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``: on this
-    machine's first GPU, or the CPU."""
-    given, target_at, device = settings.evaluate, target_folder(settings), device_of(0)
-    prompts = benchmark_prompts(settings)
-    drafter = load_drafter(folder).to(device)
-    target = PlainTarget.from_folder(target_at, getattr(torch, given.dtype), device)
-    layers = drafter.config.target_layer_ids or default_eagle3_layer_ids(target.num_layers)
-    figures = evaluate_chain(
-        target, drafter, prompts, given.depth, given.max_new_tokens, layers, report
+    """Acceptance of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``, as
+    `drafter eval` reports it (``evaluation.report``): on this machine's first GPU, or the CPU."""
+    given = settings.evaluate
+    found = judged(
+        target_folder(settings),
+        folder,
+        benchmark_prompts(settings),
+        given.depth,
+        given.max_new_tokens,
+        getattr(torch, given.dtype),
+        report,
+        device_of(0),
     )
-    return summary(figures)
+    parts = sorted(found, key=lambda one: one[0])
+    return figures_of([one[1] for one in parts], FirstDrafts.joined([one[2] for one in parts]))

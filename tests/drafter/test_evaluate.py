@@ -15,9 +15,9 @@ from sgl_entropy.drafter.evaluate import (
     answered_together,
     chain_figures,
     greedy_answers,
-    summary,
     walk,
 )
+from sgl_entropy.drafter.evaluation import report
 from sgl_entropy.drafter.model import DraftCache, Drafter, build_drafter, draft_chain
 from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.drafter.unroll import Unroll
@@ -78,14 +78,12 @@ def test_walk_counts_a_loop_done_by_hand() -> None:
     assert found.acceptance == pytest.approx([2 / 3, 1 / 2, 0.0])
 
 
-def test_summary_means_groups_and_pools_tokens() -> None:
-    figures = {"a": ChainFigures(30, 10, (20,)), "b": ChainFigures(10, 10, (0,))}
-    found = summary(figures)
-    assert found["mean_of_groups"] == 2.0
-    assert found["pooled"] == 2.0
-    uneven = summary({"a": ChainFigures(90, 30, (60,)), "b": ChainFigures(10, 10, (0,))})
+def test_a_report_means_groups_and_pools_tokens() -> None:
+    even = report([("a", ChainFigures(30, 10, (20,))), ("b", ChainFigures(10, 10, (0,)))])
+    assert even["mean_of_groups"] == even["acceptance_length"] == 2.0
+    uneven = report([("a", ChainFigures(90, 30, (60,))), ("b", ChainFigures(10, 10, (0,)))])
     assert uneven["mean_of_groups"] == 2.0
-    assert uneven["pooled"] == 2.5
+    assert uneven["acceptance_length"] == 2.5
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -295,7 +295,8 @@ def test_a_comparison_from_end_to_end(
     words = ["train", "evaluate", "--config", str(tmp_path / "base.json"), "--json", str(report)]
     assert main([*words, "--drafter", str(folder)]) == 0
     evaluated = json.loads(report.read_text())
-    assert list(evaluated["tau"]) == ["x", "y"]
+    assert list(evaluated["groups"]) == ["x", "y"]
+    assert evaluated["per_prompt"] == found["runs"][-1]["prompts"]
     assert [evaluated["tokens"], evaluated["cycles"]] == [
         sum(counts[at] for counts in found["runs"][-1]["prompts"]) for at in (1, 2)
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.drafter import evaluation
 from sgl_entropy.train import data, pipeline
 from sgl_entropy.train.settings import load_settings
 from tests.train.conftest import tiny_prompts
@@ -17,19 +17,17 @@ from tests.train.conftest import tiny_prompts
 def test_tau_is_measured_where_a_drafter_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Target and drafter on the device that ``device_of`` names; torch's meta stands for a GPU."""
-    drafter = torch.nn.Linear(1, 1)
+    """Both models on the device that ``device_of`` names; torch's meta stands for a GPU."""
 
-    def from_folder(folder: Path, dtype: torch.dtype, device: str = "cpu") -> PlainTarget:
-        raise RuntimeError(f"{folder.name} on {device}")
+    def load_pair(target: Path, drafter: Path, dtype: torch.dtype, device: str) -> None:
+        raise RuntimeError(f"{target.name} and {drafter.name} on {device}")
 
     monkeypatch.setattr(pipeline, "device_of", lambda number: "meta")
     monkeypatch.setattr(pipeline, "benchmark_prompts", lambda settings: {})
-    monkeypatch.setattr(pipeline, "load_drafter", lambda folder: drafter)
-    monkeypatch.setattr(PlainTarget, "from_folder", from_folder)
-    with pytest.raises(RuntimeError, match="target on meta"):
-        pipeline.evaluate(load_settings(None, [f"target={tmp_path / 'target'}"]), tmp_path)
-    assert drafter.weight.is_meta
+    monkeypatch.setattr(evaluation, "load_pair", load_pair)
+    settings = load_settings(None, [f"target={tmp_path / 'target'}"])
+    with pytest.raises(RuntimeError, match="target and edsd on meta"):
+        pipeline.evaluate(settings, tmp_path / "edsd")
 
 
 @pytest.mark.parametrize("gpu", [True, False])
