@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -94,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
     figures = robustness.measure(question, records, report, checked_device(args.device))
     figures |= {
         "systems": len(systems),
+        "systems_sha256": hashlib.sha256(args.systems.read_bytes()).hexdigest(),
+        "texts_sha256": {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in text_files(args.texts)
+        },
         "depth": args.depth,
         "max_new_tokens": args.max_new_tokens,
         "dtype": args.dtype,

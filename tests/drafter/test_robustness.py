@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -95,6 +96,8 @@ def test_a_measurement_goes_on_after_an_interrupt(
     assert len(calls) == 4, "its own, broken off, and two foreign ones"
     found = json.loads(out.read_text())
     assert (found["systems"], found["prompts"]) == (2, 4)
+    assert found["systems_sha256"] == hashlib.sha256(b"Be brief.\n0 1 2 3\n").hexdigest()
+    assert list(found["texts_sha256"]) == ["chat.txt", "lines.txt"]
     for name in ("edsd", "eagle3"):
         held = [json.loads(line) for line in records.read_text().splitlines()]
         groups = {"chat": ["Hello", "The quick brown fox", "x" * 60], "lines": ["abc abc abc"]}
