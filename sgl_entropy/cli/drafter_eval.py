@@ -160,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
     of = sum(map(len, prompts.values()))
     figures = {
         **head,
+        **_settings(args, served),  # a server's facts grow with what it was asked
         **({"partial": {"judged": len(found), "of": of}} if interrupted is not None else {}),
         **report(counted, drafts),
     }
