@@ -14,9 +14,9 @@ from typing import Any, get_args
 
 from sgl_entropy.drafter.config import Algorithm
 from sgl_entropy.train import folders
+from sgl_entropy.train.drafter_settings import DrafterSettings
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.settings import (
-    DrafterSettings,
     TrainSettings,
     load_settings,
     read_settings,

@@ -13,11 +13,11 @@ import torch
 
 from sgl_entropy.train import arithmetic, data, pipeline
 from sgl_entropy.train.arithmetic import resolve_dtype
+from sgl_entropy.train.drafter_settings import DrafterSettings
 from sgl_entropy.train.fit_settings import FitSettings
 from sgl_entropy.train.prompts import tokenize
 from sgl_entropy.train.reference import attributes, settings_file
 from sgl_entropy.train.settings import (
-    DrafterSettings,
     EvaluateSettings,
     GenerateSettings,
     PromptSettings,
