@@ -14,7 +14,7 @@ from sgl_entropy_bench import quality
 from sgl_entropy_bench.processes import session_members
 from sgl_entropy_bench.quality.sandbox import Limits, Sandbox, SandboxError, open_sandbox
 
-LIMITS = Limits(cpu_s=1, wall_s=2.5, memory_bytes=256 * 2**20)
+LIMITS = Limits(cpu_s=1, wall_s=5.0, memory_bytes=256 * 2**20)
 BENCH = Path(quality.__file__).parents[2]
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 

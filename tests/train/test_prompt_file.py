@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy.train import data, pipeline, planning
+from sgl_entropy.train.plan_gpu import GPUS
 from sgl_entropy.train.settings import TrainSettings, load_settings
 from sgl_entropy.train.store import Store
 from tests.train.conftest import VOCAB
@@ -87,7 +88,7 @@ def test_a_plan_keeps_no_prompts(settings: Made, tmp_path: Path) -> None:
 
     def planned(*more: str) -> dict[str, object]:
         given = settings("drafter.draft_vocab_size=96", *more)
-        found = planning.plan(given, "EDSD", "h100", lines.append)
+        found = planning.plan(given, "EDSD", GPUS["h100"], lines.append)
         return {key: found[key] for key in ("lengths", "fit_flops", "generate_flops")}
 
     first = planned("prompts.skip=3")
