@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -151,21 +150,16 @@ def _server(url: str, settings: TrainSettings) -> Ask:
     Raises:
         ValueError: there is no server, or one of another model.
     """
-    from sgl_entropy_bench.client import Client, ServerError
+    from sgl_entropy_bench.client import ServerError
 
+    from sgl_entropy.cli.served import Served
     from sgl_entropy.train.asking import Refused
     from sgl_entropy.train.folders import target_folder
     from sgl_entropy.train.queues import Prompt
     from sgl_entropy.train.served import refuse_other_server
 
-    client = Client.from_url(url)
-    try:
-        info = client.get("/get_server_info") or {}
-        # The other route tells the architecture; not every server has it.
-        with contextlib.suppress(ServerError):
-            info = {**(client.get("/get_model_info") or {}), **info}
-    except (ServerError, OSError) as error:
-        raise ValueError(f"--server {url}: {error}") from None
+    served = Served.at(url)
+    client, info = served.client, served.info
     _say(f"{url} serves {info.get('model_path')}; dtype {info.get('dtype')}")
     refuse_other_server(info, target_folder(settings), url, _say)
     most = settings.generate.max_new_tokens
