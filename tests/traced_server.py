@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy.drafter.easd_reference import decode
-from sgl_entropy.drafter.evaluation import load_pair
+from sgl_entropy.evaluate.easd_decode import decode
+from sgl_entropy.evaluate.report import load_pair
 
 
 class TracedServer:

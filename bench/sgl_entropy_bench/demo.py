@@ -14,12 +14,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.arms import Arm, Engine
-from sgl_entropy_bench.chat import ChatTemplate
-from sgl_entropy_bench.client import Client, Generation
-from sgl_entropy_bench.progress import Progress
-from sgl_entropy_bench.servers import Server, free_port
-from sgl_entropy_bench.tables import text_table
+from sgl_entropy.base.progress import Progress
+from sgl_entropy.base.tables import text_table
+from sgl_entropy_bench.http.chat import ChatTemplate
+from sgl_entropy_bench.http.client import Client, Generation
+from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.launch import Server, free_port
 
 ROUTES = ("chat", "generate")
 # First guesses for the estimate of the time left, measured on two cores.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sgl_entropy.cli.output import check_folder, write_json
 
 if TYPE_CHECKING:
-    from sgl_entropy_bench.load.campaign import Campaign
+    from sgl_entropy_bench.load.run.campaign import Campaign
 
 VERBS = {
     "latency": "open loop: latency at given arrival rates (Table 5)",
@@ -172,9 +172,9 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print tables; see EPILOG for exit codes."""
-    from sgl_entropy_bench.client import ServerError
-    from sgl_entropy_bench.load.pool import ClientError
-    from sgl_entropy_bench.servers import StartError
+    from sgl_entropy_bench.http.client import ServerError
+    from sgl_entropy_bench.load.run.pool import ClientError
+    from sgl_entropy_bench.server.launch import StartError
 
     check_folder("--out", getattr(args, "out", None))
     if args.what in ("report", "merge", "judge"):
@@ -206,14 +206,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
     """The campaign that the arguments ask for, and what runs it. Raises ValueError."""
-    from sgl_entropy_bench.load import verbs
-    from sgl_entropy_bench.load.arms import parse_arms, read_arms
-    from sgl_entropy_bench.load.arrivals import ArrivalLaw
-    from sgl_entropy_bench.load.campaign import Campaign
-    from sgl_entropy_bench.load.measure import Plan
-    from sgl_entropy_bench.load.metrics import Slo
-    from sgl_entropy_bench.load.routes import Output
-    from sgl_entropy_bench.load.workload import load_workload
+    from sgl_entropy_bench.http.routes import Output
+    from sgl_entropy_bench.load.judge.metrics import Slo
+    from sgl_entropy_bench.load.run import verbs
+    from sgl_entropy_bench.load.run.arms import parse_arms, read_arms
+    from sgl_entropy_bench.load.run.campaign import Campaign
+    from sgl_entropy_bench.load.run.measure import Plan
+    from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw
+    from sgl_entropy_bench.load.schedule.workload import load_workload
 
     _at_least(args, "num_requests", 2)
     _at_least(args, "max_tokens", 1)
@@ -323,12 +323,12 @@ def _numbers(flag: str, text: str, kind: Any) -> list[Any]:
 
 
 def _tables(report: dict[str, Any]) -> str:
-    from sgl_entropy_bench.load.report import text_tables
+    from sgl_entropy_bench.load.page.report import text_tables
 
     return text_tables(report)
 
 
 def _after(args: argparse.Namespace) -> int:
-    from sgl_entropy_bench.load import report
+    from sgl_entropy_bench.load.page import report
 
     return report.main(args.what, args.folders, getattr(args, "out", Path()))

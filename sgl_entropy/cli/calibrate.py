@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_entropy import __version__
+from sgl_entropy.base.plots import require_plots
+from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.cli.devices import add_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import check_file, write_json
-from sgl_entropy.plots import require_plots
-from sgl_entropy.texts import read_texts, text_files
 
 if TYPE_CHECKING:
     from sgl_entropy.cli.calibrate_sources import Source
+    from sgl_entropy.target.identity import Identity
     from sgl_entropy.verify.calibration import Calibration
-    from sgl_entropy.verify.identity import Identity
     from sgl_entropy.verify.observations import Observations
     from sgl_entropy.verify.rule import EasdRule
     from sgl_entropy.verify.trace import CycleRecord
@@ -91,9 +91,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from sgl_entropy.cli.calibrate_sources import offline, on_server
-    from sgl_entropy.drafter.evaluation import chat_prompts
+    from sgl_entropy.evaluate.report import chat_prompts
+    from sgl_entropy.target.identity import Identity
     from sgl_entropy.verify.calibration import Calibration
-    from sgl_entropy.verify.identity import Identity
     from sgl_entropy.verify.observations import Observations
 
     torch.set_num_threads(args.threads or 1)
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     write_json(calibration.to_dict(), args.out)
     record.unlink()
     if args.plot is not None:
-        from sgl_entropy.drafter.calibration_plot import draw
+        from sgl_entropy.evaluate.calibration_plot import draw
 
         draw(calibration, seen, args.plot)
     if not write_json(calibration.to_dict(), args.json):

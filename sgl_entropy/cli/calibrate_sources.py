@@ -11,8 +11,8 @@ import torch
 
 from sgl_entropy.cli.devices import checked_device
 from sgl_entropy.cli.served import Served
-from sgl_entropy.drafter.easd_reference import decode
-from sgl_entropy.drafter.evaluation import load_pair
+from sgl_entropy.evaluate.easd_decode import decode
+from sgl_entropy.evaluate.report import load_pair
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import CycleRecord
 

@@ -7,10 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sgl_entropy_bench.arms import Arm, Engine, default_threads
 from sgl_entropy_bench.demo import details, run_demo, summary, table
-from sgl_entropy_bench.provenance import provenance
+from sgl_entropy_bench.server.arms import Arm, Engine, default_threads
 
+from sgl_entropy.base.provenance import provenance
 from sgl_entropy.cli.output import write_json
 
 DRAFTERS = Path(__file__).resolve().parents[2] / "bench" / "drafters"
@@ -62,7 +62,7 @@ def resolve(args: argparse.Namespace) -> tuple[Path, Path, Path, int]:
     target: Path | None = args.target
     if target is None:
         # Late: the conversion needs packages that a client machine may lack.
-        from sgl_entropy.target import ensure_small_target
+        from sgl_entropy.target.smollm2 import ensure_small_target
 
         target = ensure_small_target()
     if not (target / "config.json").is_file():

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.cli import drafter_eval, drafter_robustness
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.drafter.check import check_drafter
 from sgl_entropy.drafter.convert import convert
-from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.info import drafter_info
 from sgl_entropy.drafter.layouts import LAYOUTS
 
@@ -156,8 +156,8 @@ def _trim(args: argparse.Namespace) -> int:
     from sgl_entropy.drafter.checkpoint import load_tensors
     from sgl_entropy.drafter.trim import most_frequent, trim
     from sgl_entropy.drafter.values import draft_to_target_ids
-    from sgl_entropy.train.answers import read_answers
-    from sgl_entropy.train.vocabulary import count_tokens
+    from sgl_entropy.train.answers.file import read_answers
+    from sgl_entropy.train.prompts.draft_vocabulary import count_tokens
 
     config, tensors = load_tensors(args.source)
     answers = read_answers(Path(args.answers))

@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgl_entropy.base.plots import require_plots
+from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.output import write_json
-from sgl_entropy.plots import require_plots
-from sgl_entropy.texts import read_texts, text_files
 
 if TYPE_CHECKING:
     from sgl_entropy.cli.drafter_eval_server import ServedDrafter
-    from sgl_entropy.drafter.evaluation import Counted
-    from sgl_entropy.drafter.uncertainty import FirstDrafts
+    from sgl_entropy.evaluate.report import Counted
+    from sgl_entropy.evaluate.uncertainty import FirstDrafts
 
 EPILOG = """examples:
   sgl-entropy drafter eval DRAFTER --target TARGET --texts mt_bench.jsonl gsm8k.jsonl
@@ -117,9 +117,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from sgl_entropy.drafter.evaluation import chat_prompts, report
-    from sgl_entropy.drafter.paired import paired_ratio, read_earlier
-    from sgl_entropy.drafter.uncertainty import FirstDrafts
+    from sgl_entropy.evaluate.paired import paired_ratio, read_earlier
+    from sgl_entropy.evaluate.report import chat_prompts, report
+    from sgl_entropy.evaluate.uncertainty import FirstDrafts
 
     torch.set_num_threads(args.threads or 1)
     served = _served(args) if args.server else None
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
             **paired_ratio(figures["per_prompt"], earlier["per_prompt"]),
         }
     if args.plot is not None:
-        from sgl_entropy.drafter.plot import draw
+        from sgl_entropy.evaluate.plot import draw
 
         draw(figures, args.plot)
     if not write_json(figures, args.json):
@@ -191,7 +191,7 @@ def _offline(
 ) -> Iterator[tuple[int, Counted, FirstDrafts]]:
     import torch
 
-    from sgl_entropy.drafter.evaluation import judged
+    from sgl_entropy.evaluate.report import judged
 
     dtype = getattr(torch, args.dtype)
     sizes = (args.depth, args.max_new_tokens)
@@ -228,7 +228,7 @@ def _settings(args: argparse.Namespace, served: ServedDrafter | None) -> dict[st
 
 
 def _provenance(args: argparse.Namespace, served: ServedDrafter | None) -> dict[str, Any]:
-    from sgl_entropy_bench.provenance import provenance
+    from sgl_entropy.base.provenance import provenance
 
     if served is None:
         return provenance(args.threads, {"target": args.target, "drafter": args.drafter})

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.cli.served import Served
-from sgl_entropy.drafter.evaluate import ChainFigures
-from sgl_entropy.drafter.evaluation import Counted
-from sgl_entropy.drafter.uncertainty import FirstDrafts
-from sgl_entropy.train.served import comparable, other_target, weights_here
-from sgl_entropy.verify.identity import Identity
+from sgl_entropy.evaluate.report import Counted
+from sgl_entropy.evaluate.uncertainty import FirstDrafts
+from sgl_entropy.evaluate.walk import ChainFigures
+from sgl_entropy.target.identity import Identity
+from sgl_entropy.train.answers.same_target import comparable, other_target, weights_here
 from sgl_entropy.verify.trace import CycleRecord
 
 Report = Callable[[str], None]

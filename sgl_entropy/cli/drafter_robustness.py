@@ -7,10 +7,10 @@ import hashlib
 import sys
 from pathlib import Path
 
+from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import write_json, write_text
-from sgl_entropy.texts import read_texts, text_files
 
 EPILOG = """examples:
   sgl-entropy drafter robustness edsd=DIR eagle3=DIR --target TARGET --texts FOLDER \\
@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
     }
 
     import torch
-    from sgl_entropy_bench.provenance import footer, provenance
 
-    from sgl_entropy.drafter import robustness
-    from sgl_entropy.target import cache_dir
+    from sgl_entropy.base.provenance import footer, provenance
+    from sgl_entropy.evaluate import robustness
+    from sgl_entropy.target.smollm2 import cache_dir
 
     torch.set_num_threads(args.threads)
     records = args.records or cache_dir() / "robustness.jsonl"

@@ -79,11 +79,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, score, print; see EPILOG for exit codes."""
-    from sgl_entropy_bench.client import ServerError
+    from sgl_entropy_bench.http.client import ServerError
     from sgl_entropy_bench.quality.page import text
     from sgl_entropy_bench.quality.report import baseline_of, result_of, write_result
     from sgl_entropy_bench.quality.sandbox import SandboxError
-    from sgl_entropy_bench.servers import StartError
+    from sgl_entropy_bench.server.launch import StartError
 
     check_folder("--out", args.out)
     evaluation = _prepared(args)

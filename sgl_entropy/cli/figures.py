@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.arms import Arm, Engine
 from sgl_entropy_bench.figures.plan import Plan, write_results
+from sgl_entropy_bench.server.arms import Arm, Engine
 
 from sgl_entropy.cli.demo import add_drafter_options, resolve
 from sgl_entropy.cli.output import check_folder
@@ -102,7 +102,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, print the page; 1 where the figure is a check and fails."""
-    from sgl_entropy.target import cache_dir
+    from sgl_entropy.target.smollm2 import cache_dir
 
     if args.peer_path is not None and args.name != "clients":
         raise ValueError(f"--peer-path: of the figure clients, not of {args.name}")
@@ -174,7 +174,7 @@ def matmuls(target: Path, threads: int) -> tuple[dict[str, Any], str]:
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # read when the engine is imported
     import torch
 
-    from sgl_entropy.runtime.v0_5_6.cpu import rates
+    from sgl_entropy.figures import matmuls as rates
 
     torch.set_num_threads(threads)
     data = rates.measure(target)
@@ -185,7 +185,7 @@ def entropy_cost(threads: int, quick: bool) -> tuple[dict[str, Any], str]:
     """The figure that runs functions of EASD's rule alone."""
     import torch
 
-    from sgl_entropy.verify import cost
+    from sgl_entropy.figures import entropy_cost as cost
 
     torch.set_num_threads(threads)
     data = cost.measure(tries=11) if quick else cost.measure()

@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _policies() -> str:
     # Brings torch along, so only once this verb is asked for.
-    from sgl_entropy.verify.replay import POLICIES
+    from sgl_entropy.verify.replay.run import POLICIES
 
     width = max(map(len, POLICIES))
     return "policies:\n" + "\n".join(
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from sgl_entropy.verify.ledger import Costs
-    from sgl_entropy.verify.replay import replay
+    from sgl_entropy.verify.replay.ledger import Costs
+    from sgl_entropy.verify.replay.run import replay
 
     costs = None
     if args.draft_cost is not None:

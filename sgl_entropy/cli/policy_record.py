@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy.texts import read_texts, text_files
+from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 from sgl_entropy.verify.trace_file import TraceWriter
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     groups = {f.stem: [text.prompt for text in read_texts(f, args.max_prompts)] for f in files}
     if len(groups) < len(files):
         raise ValueError("two of the files have the same name: rename one, names are the groups")
-    from sgl_entropy_bench.client import Client, ServerError
+    from sgl_entropy_bench.http.client import Client, ServerError
 
     client = Client.from_url(args.server)
     try:
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise ValueError(f"--server {args.server}: {error}") from None
 
-    from sgl_entropy.drafter.evaluation import chat_prompts
+    from sgl_entropy.evaluate.report import chat_prompts
 
     tokenizer = args.tokenizer or info.get("tokenizer_path") or header.target
     if tokenizer is None:
@@ -156,7 +156,7 @@ def header_of(
 def _stop(given: Any) -> dict[str, Any] | None:
     """From an object with ``name``, or from ``name:key=value,...``; off and null are None."""
     if isinstance(given, str):
-        from sgl_entropy.verify.replay_policy import Options
+        from sgl_entropy.verify.replay.policy import Options
 
         options = Options.parse(given)
         given = {"name": options.name, **options.given}
@@ -174,7 +174,7 @@ def _record(
     questions: Sequence[_Question],
     trace: TraceWriter,
 ) -> None:
-    from sgl_entropy_bench.progress import Progress
+    from sgl_entropy.base.progress import Progress
 
     progress = Progress(expected_s=len(questions) * args.max_new_tokens * 0.02)
     for done, (question, meta) in enumerate(_answers(args, client, questions), 1):

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from sgl_entropy.base.plots import require_plots
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.output import write_json
-from sgl_entropy.plots import require_plots
 
 EPILOG = """examples:
   sgl-entropy select TARGET --texts prompts.jsonl
@@ -88,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threads must be at least 1, found {args.threads}")
 
     import torch
-    from sgl_entropy_bench.provenance import provenance
 
+    from sgl_entropy.base.provenance import provenance
     from sgl_entropy.select.selection import SelectSettings, select_layers
-    from sgl_entropy.train.fingerprint import made_for
+    from sgl_entropy.target.fingerprint import made_for
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)

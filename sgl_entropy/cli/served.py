@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_entropy_bench.client import Client, ServerError
+from sgl_entropy_bench.http.client import Client, ServerError
 
 from sgl_entropy.verify.trace import CycleRecord
 

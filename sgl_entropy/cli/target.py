@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sgl_entropy.cli.output import check_folder
-from sgl_entropy.target import FOLDER_NAME, cache_dir, ensure_small_target
+from sgl_entropy.target.smollm2 import FOLDER_NAME, cache_dir, ensure_small_target
 
 EXAMPLES = """examples:
   sgl-entropy target                 # prints the folder; converts on first use (540 MB)

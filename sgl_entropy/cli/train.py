@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.cli.output import check_folder, write_json, write_text
 from sgl_entropy.cli.train_flags import check_flags, configure
-from sgl_entropy.train.settings import TrainSettings, load_settings
+from sgl_entropy.train.settings.file import TrainSettings, load_settings
 
 if TYPE_CHECKING:
-    from sgl_entropy.train.asking import Ask
+    from sgl_entropy.train.answers.from_server import Ask
 
 __all__ = ["configure", "run"]
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Run one stage."""
     check_flags(args)
     if args.settings:
-        from sgl_entropy.train.reference import settings_file
+        from sgl_entropy.train.settings.template import settings_file
 
         print(settings_file(), end="")
         return 0
@@ -46,20 +46,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
-    from sgl_entropy.train import plan, plan_gpu, planning
+    from sgl_entropy.train.plan import counts, estimate
+    from sgl_entropy.train.plan import gpu as plan_gpu
 
     if args.check:
         return _check(args, settings)
     gpu = None if args.gpu is None else plan_gpu.gpu_named(args.gpu)
-    figures = planning.plan(settings, args.algorithm, gpu, _say)
+    figures = estimate.plan(settings, args.algorithm, gpu, _say)
     if not write_json(figures, args.json):
-        print(plan.table(figures, args.gpu or "this machine"))
+        print(counts.table(figures, args.gpu or "this machine"))
     return 0
 
 
 def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
     """0 where every quantity is as planned, else 1."""
-    from sgl_entropy.train import plan_check
+    from sgl_entropy.figures import plan_check
 
     origin = _origin(args, settings)
     figures = plan_check.check(settings, args.check, _say)
@@ -70,8 +71,8 @@ def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
 def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
     import torch
 
-    from sgl_entropy.train import benchmark, benchmark_report
-    from sgl_entropy.train.comparison import load_comparison
+    from sgl_entropy.figures import train_throughput, train_throughput_page
+    from sgl_entropy.train.compare.file import load_comparison
 
     torch.set_num_threads(args.threads)
 
@@ -88,16 +89,15 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
         )
         settings, algorithm = arm.settings, arm.algorithm
     origin = _origin(args, settings)
-    figures = benchmark.measure(settings, algorithm, args.batches, _say)
-    _write(args, origin, figures, benchmark_report.page(figures))
+    figures = train_throughput.measure(settings, algorithm, args.batches, _say)
+    _write(args, origin, figures, train_throughput_page.page(figures))
     return 0
 
 
 def _origin(args: argparse.Namespace, settings: TrainSettings) -> dict[str, Any]:
     """Where a figure comes from; asked before it is measured, for the machine's load."""
-    from sgl_entropy_bench.provenance import provenance
-
-    from sgl_entropy.train.folders import target_folder
+    from sgl_entropy.base.provenance import provenance
+    from sgl_entropy.train.workspace import target_folder
 
     return provenance(args.threads, {"target": target_folder(settings)})
 
@@ -106,7 +106,7 @@ def _write(
     args: argparse.Namespace, origin: dict[str, Any], figures: dict[str, Any], text: str
 ) -> None:
     """A figure to --json and --page, else printed."""
-    from sgl_entropy_bench.provenance import footer
+    from sgl_entropy.base.provenance import footer
 
     taken = write_json({**figures, "provenance": origin}, args.json)
     taken = write_text(f"{text}\n\n{footer(origin)}\n", args.page) or taken
@@ -117,7 +117,7 @@ def _write(
 def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
     import torch
 
-    from sgl_entropy.train import data, pipeline
+    from sgl_entropy.train.stages import data, drafter
 
     torch.set_num_threads(args.threads)
 
@@ -129,17 +129,17 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
     elif args.stage == "generate":
         data.generate(settings, _say)
     elif args.stage == "fit":
-        pipeline.fit(settings, args.algorithm, _say, accept_changes=args.accept_changes)
+        drafter.fit(settings, args.algorithm, _say, accept_changes=args.accept_changes)
     elif args.stage == "export":
         if args.out is None:
             raise ValueError("export needs --out DIR")
         check_folder("--out", args.out)
-        pipeline.export(settings, args.algorithm, args.out, _say)
+        drafter.export(settings, args.algorithm, args.out, _say)
         print(f"wrote {args.out}")
     else:
         if args.drafter is None:
             raise ValueError("evaluate needs --drafter DIR")
-        figures = pipeline.evaluate(settings, args.drafter, _say)
+        figures = drafter.evaluate(settings, args.drafter, _say)
         write_json(figures, args.json or "-")
     return 0
 
@@ -150,13 +150,13 @@ def _server(url: str, settings: TrainSettings) -> Ask:
     Raises:
         ValueError: there is no server, or one of another model.
     """
-    from sgl_entropy_bench.client import ServerError
+    from sgl_entropy_bench.http.client import ServerError
 
     from sgl_entropy.cli.served import Served
-    from sgl_entropy.train.asking import Refused
-    from sgl_entropy.train.folders import target_folder
-    from sgl_entropy.train.queues import Prompt
-    from sgl_entropy.train.served import refuse_other_server
+    from sgl_entropy.train.answers.from_server import Refused
+    from sgl_entropy.train.answers.same_target import refuse_other_server
+    from sgl_entropy.train.prompts.order import Prompt
+    from sgl_entropy.train.workspace import target_folder
 
     served = Served.at(url)
     client, info = served.client, served.info
@@ -184,11 +184,12 @@ def _seeds(text: str) -> list[int]:
 
 def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     import torch
-    from sgl_entropy_bench.provenance import footer, provenance
 
-    from sgl_entropy.train import compare, folders
-    from sgl_entropy.train.compare_report import page, summarise, table
-    from sgl_entropy.train.comparison import load_comparison
+    from sgl_entropy.base.provenance import footer, provenance
+    from sgl_entropy.train import workspace
+    from sgl_entropy.train.compare import run as compare
+    from sgl_entropy.train.compare.file import load_comparison
+    from sgl_entropy.train.compare.report import page, summarise, table
 
     if args.config is None:
         raise ValueError("compare needs --config FILE, which names the arms (see --help)")
@@ -201,7 +202,7 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     )
     rows = compare.run(comparison, args.workers, _say)
     figures = summarise(rows, comparison.baseline)
-    origin = provenance(1, {"target": folders.target_folder(comparison.arms[0].settings)})
+    origin = provenance(1, {"target": workspace.target_folder(comparison.arms[0].settings)})
     taken = write_json({**figures, "runs": rows, "provenance": origin}, args.json)
     text = page(figures, rows, f"Training comparison: {args.config.stem}", args.workers)
     taken = write_text(f"{text}\n\n{footer(origin)}\n", args.page) or taken

@@ -17,7 +17,7 @@ from sgl_entropy.doctor.report import Check, Report, fail, ok, warn
 from sgl_entropy.drafter.check import check_drafter
 from sgl_entropy.drafter.checkpoint import inspect_checkpoint
 from sgl_entropy.patching import PatchError, SglangInstall
-from sgl_entropy.runtime.v0_5_6 import contract
+from sgl_entropy.runtime.v0_5_6.contract import table
 
 _LEVELS: Mapping[str, Any] = {"ok": "ok", "warn": "warn", "error": "FAIL"}
 
@@ -72,14 +72,14 @@ def _checks(
 
     yield software.check_python(machine)
     yield host.check_sglang(install)
-    yield from software.check_packages(machine, contract.TESTED_PACKAGES)
+    yield from software.check_packages(machine, table.TESTED_PACKAGES)
     yield software.check_numpy(machine)
-    yield software.check_kernels(machine, contract.TESTED_KERNELS)
+    yield software.check_kernels(machine, table.TESTED_KERNELS)
     yield software.check_shadowing(machine)
-    if isinstance(install, SglangInstall) and install.version == contract.SGLANG:
+    if isinstance(install, SglangInstall) and install.version == table.SGLANG:
         yield from host.check_patches(install)
-        count = len(contract.CONTRACT)
-        yield from host.check_functions(install, contract.check_contract, count)
+        count = len(table.CONTRACT)
+        yield from host.check_functions(install, table.check_contract, count)
     yield hardware.check_device(machine, launch=bool(words))
     yield hardware.check_cpu(machine)
     yield hardware.check_threads(machine)

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.doctor.machine import Machine
 from sgl_entropy.doctor.report import Check, fail, ok, warn
 from sgl_entropy.drafter.check import algorithm_mismatch
 from sgl_entropy.drafter.checkpoint import read_config
-from sgl_entropy.drafter.errors import DrafterError
 
 Flags = Mapping[str, Any]
 _OURS = ("EAGLE", "EAGLE3", "EDSD")

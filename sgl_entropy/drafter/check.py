@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.checkpoint.errors import DrafterError
+from sgl_entropy.checkpoint.findings import Finding, errors_of
+from sgl_entropy.checkpoint.raw_config import read_raw_config
 from sgl_entropy.drafter.checkpoint import inspect_checkpoint, inspect_values, read_config
 from sgl_entropy.drafter.config import (
     EAGLE3_ARCHITECTURES,
@@ -15,10 +18,7 @@ from sgl_entropy.drafter.config import (
     default_eagle3_layer_ids,
     highest_layer_id,
 )
-from sgl_entropy.drafter.errors import DrafterError
-from sgl_entropy.drafter.findings import Finding, errors_of
-from sgl_entropy.drafter.rawconfig import read_raw_config
-from sgl_entropy.drafter.target_config import TargetConfig, tokenizer_digest
+from sgl_entropy.target.config import TargetConfig, tokenizer_digest
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sgl_entropy.checkpoint.files import SINGLE_NAME, WeightFiles, read_weight_files
+from sgl_entropy.checkpoint.findings import Finding, raise_errors
+from sgl_entropy.checkpoint.staging import staged_folder
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
-from sgl_entropy.drafter.findings import Finding, raise_errors
 from sgl_entropy.drafter.headers import EMBEDDING, IGNORED, check_entries, infer_fuse_size
-from sgl_entropy.drafter.staging import staged_folder
 from sgl_entropy.drafter.values import complete_vocabulary_maps, validate_values
-from sgl_entropy.drafter.weightfiles import SINGLE_NAME, WeightFiles, read_weight_files
 
 if TYPE_CHECKING:
     import torch

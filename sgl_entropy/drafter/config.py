@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sgl_entropy.drafter.errors import DrafterError
-from sgl_entropy.drafter.rawconfig import (
+from sgl_entropy.checkpoint.errors import DrafterError
+from sgl_entropy.checkpoint.raw_config import (
     default,
     is_int,
     is_number,

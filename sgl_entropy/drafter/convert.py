@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.checkpoint.files import SINGLE_NAME, read_weight_files
+from sgl_entropy.checkpoint.findings import Finding, raise_errors
+from sgl_entropy.checkpoint.raw_config import is_int, read_raw_config, show
+from sgl_entropy.checkpoint.staging import staged_folder
+from sgl_entropy.checkpoint.tensors import TensorEntry, write_renamed
 from sgl_entropy.drafter.config import (
     EAGLE3_ARCHITECTURES,
     SPECULATORS_ARCHITECTURES,
@@ -16,7 +21,6 @@ from sgl_entropy.drafter.config import (
     DrafterError,
     hidden_state_number,
 )
-from sgl_entropy.drafter.findings import Finding, raise_errors
 from sgl_entropy.drafter.headers import check_entries
 from sgl_entropy.drafter.layouts import (
     LAYOUTS,
@@ -26,10 +30,6 @@ from sgl_entropy.drafter.layouts import (
     from_published,
     to_published,
 )
-from sgl_entropy.drafter.rawconfig import is_int, read_raw_config, show
-from sgl_entropy.drafter.staging import staged_folder
-from sgl_entropy.drafter.tensorfile import TensorEntry, write_renamed
-from sgl_entropy.drafter.weightfiles import SINGLE_NAME, read_weight_files
 
 # Keys of one decoder layer that both nestings of the config share.
 _LAYER_KEYS = (

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sgl_entropy.drafter.errors import DrafterError
+from sgl_entropy.checkpoint.errors import DrafterError
 
 if TYPE_CHECKING:
     import torch

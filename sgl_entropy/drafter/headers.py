@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from sgl_entropy.checkpoint.findings import Finding, errors_of
+from sgl_entropy.checkpoint.tensors import TensorEntry
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
-from sgl_entropy.drafter.findings import Finding, errors_of
 from sgl_entropy.drafter.layouts import detect_layout
-from sgl_entropy.drafter.tensorfile import TensorEntry
 
 EMBEDDING = "embed_tokens.weight"
 # Saved by old transformers, computed from rope_theta by everyone: read by nobody.

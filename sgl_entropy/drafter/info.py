@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.checkpoint.files import read_weight_files
+from sgl_entropy.checkpoint.tensors import DTYPE_BYTES
 from sgl_entropy.drafter.checkpoint import inspect_checkpoint, read_config
 from sgl_entropy.drafter.config import hidden_state_number
 from sgl_entropy.drafter.fold import up_table_bytes
-from sgl_entropy.drafter.tensorfile import DTYPE_BYTES
-from sgl_entropy.drafter.weightfiles import read_weight_files
 
 
 def drafter_info(folder: str | Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
-from sgl_entropy.drafter.plain_target import grouped_attention
-from sgl_entropy.drafter.rotary import apply_rotary, rotary_tables
+from sgl_entropy.target.plain import grouped_attention
+from sgl_entropy.target.rotary import apply_rotary, rotary_tables
 
 
 class Norm(nn.Module):

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.drafter.checkpoint import load_tensors, save
-from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.values import draft_to_target_ids
 
 

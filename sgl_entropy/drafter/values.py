@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sgl_entropy.checkpoint.findings import Finding
 from sgl_entropy.drafter.config import DrafterConfig
-from sgl_entropy.drafter.findings import Finding
 
 if TYPE_CHECKING:
     import torch

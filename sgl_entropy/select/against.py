@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.json_file import read_object
 from sgl_entropy.drafter.config import hidden_state_number
-from sgl_entropy.drafter.jsonfile import read_object
 
 Pair = tuple[int, int]
 _FEWEST = 4

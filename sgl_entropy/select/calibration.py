@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.select.curvature import mean_turn
 from sgl_entropy.select.rows import pooled_rows, unit_rows
+from sgl_entropy.target.plain import PlainTarget
 
 # Enough rows for a fast matmul; all hidden states of a batch are held at once.
 BATCH_TOKENS = 1024

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.select.calibration import batches, padded, room
+from sgl_entropy.target.plain import PlainTarget
 
 # Rows that are learned from and held out, spread evenly over the texts.
 LEARNED, HELD_OUT = 1536, 1024

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy import __version__
+from sgl_entropy.base.json_file import read_object
 from sgl_entropy.drafter.config import hidden_state_number, target_layer_id
-from sgl_entropy.drafter.jsonfile import read_object
 from sgl_entropy.select.against import lines as against_lines
 from sgl_entropy.select.choice import Choice, ranked
 from sgl_entropy.select.probe import Probe

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.texts import read_texts
 from sgl_entropy.select.noise import noisy_view
-from sgl_entropy.texts import read_texts
 
 DEFAULT_COUNT = 128
 MIN_COUNT = 8

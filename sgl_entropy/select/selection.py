@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.drafter.tokenizer import load_tokenizer
+from sgl_entropy.base.texts import text_files
 from sgl_entropy.select.against import against, check_tapped, read_trained
 from sgl_entropy.select.bootstrap import (
     curvature_profiles,
@@ -24,7 +23,8 @@ from sgl_entropy.select.noise import RATE
 from sgl_entropy.select.probe import HELD_OUT, LEARNED, collect, probe
 from sgl_entropy.select.report import SelectReport
 from sgl_entropy.select.samples import MIN_COUNT, MIN_TOKENS, noisy_ids, sample_texts
-from sgl_entropy.texts import text_files
+from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.target.tokenizer import load_tokenizer
 
 CHOOSERS = ("metrics", "probe")
 

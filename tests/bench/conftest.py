@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sgl_entropy_bench.arms import Engine
-from sgl_entropy_bench.client import Client
 from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan
-from sgl_entropy_bench.servers import Server, free_port
+from sgl_entropy_bench.http.client import Client
+from sgl_entropy_bench.server.arms import Engine
+from sgl_entropy_bench.server.launch import Server, free_port
 
 from tests.bench import fake_server
 
@@ -20,6 +20,7 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# Run with -P: beside this program lies a folder `http`.
 PROGRAM = Path(fake_server.__file__)
 
 
@@ -46,7 +47,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     def make(*words: str, name: str = "fake", port: int | None = None, **options: float) -> Server:
         port = port or free_port()
-        command = [sys.executable, str(PROGRAM), "--port", str(port), *words]
+        command = [sys.executable, "-P", str(PROGRAM), "--port", str(port), *words]
         made.append(Server(name, command, port, tmp_path / f"{name}.log", **options))
         return made[-1]
 
@@ -69,7 +70,7 @@ def target(tmp_path: Path) -> Path:
 def fake_python(tmp_path: Path) -> str:
     """A program in Python's place: ``-m sglang.launch_server ...`` runs the fake server."""
     script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} {PROGRAM} "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -P {PROGRAM} "$@"\n')
     script.chmod(0o755)
     return str(script)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sgl_entropy_bench.arms import Arm, Engine
 from sgl_entropy_bench.demo import (
     Answer,
     ArmResult,
@@ -19,10 +18,11 @@ from sgl_entropy_bench.demo import (
     summary,
     table,
 )
-from sgl_entropy_bench.progress import Progress
-from sgl_entropy_bench.servers import Server, StartError
+from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.launch import Server, StartError
 
 from sgl_entropy import cli
+from sgl_entropy.base.progress import Progress
 
 
 def arm(seconds: float, cycles: int = 0) -> ArmResult:

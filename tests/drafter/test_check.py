@@ -11,7 +11,7 @@ import torch
 
 from sgl_entropy.drafter.check import CheckReport, algorithm_mismatch, check_drafter
 from sgl_entropy.drafter.config import DrafterError
-from sgl_entropy.drafter.target_config import TargetConfig, tokenizer_digest
+from sgl_entropy.target.config import TargetConfig, tokenizer_digest
 from tests.drafter.tiny import (
     edsd_config,
     random_tensors,

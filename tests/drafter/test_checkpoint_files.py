@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_entropy.drafter.tensorfile import read_header
+from sgl_entropy.checkpoint.tensors import read_header
 from tests.drafter.broken import INDEX, WEIGHTS, message_of, shard
 from tests.drafter.tiny import (
     write_edsd,

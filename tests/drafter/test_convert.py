@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sgl_entropy.checkpoint.tensors import read_header
 from sgl_entropy.drafter.checkpoint import load_tensors, verify_headers
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
 from sgl_entropy.drafter.convert import convert
-from sgl_entropy.drafter.tensorfile import read_header
 from tests.drafter.tiny import (
     eagle3_config,
     edsd_config,

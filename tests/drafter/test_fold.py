@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sgl_entropy.drafter.errors import DrafterError
+from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.drafter.fold import (
     fold_embedding_norm,
     inverse_rms_table,

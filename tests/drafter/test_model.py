@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
 from sgl_entropy.drafter.model import DraftCache, Drafter, build_drafter, draft_chain, load_drafter
 from sgl_entropy.drafter.unroll import Unroll
-from sgl_entropy.train.export import export_drafter
+from sgl_entropy.train.fit.export import export_drafter
 
 ARMS = {"edsd": ("EDSD", (1, 2)), "eagle3": ("EAGLE3", (0, 1, 2)), "variant": ("EDSD", (0, 2))}
 

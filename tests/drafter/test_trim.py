@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.cli import main
-from sgl_entropy.drafter.errors import DrafterError
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.drafter.trim import most_frequent, trim
 from tests.drafter.tiny import eagle3_config, edsd_config, write_drafter

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sgl_entropy_bench.client import Client, ServerError
+from sgl_entropy_bench.http.client import Client, ServerError
 
 Json = dict[str, Any]
 

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sgl_entropy_bench.arms import Arm, Engine
-from sgl_entropy_bench.servers import Server, free_port
+from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.launch import Server, free_port
 
 from tests.engine import pair
 from tests.engine.client import EngineClient

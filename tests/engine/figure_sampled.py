@@ -12,13 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sgl_entropy_bench.arms import Engine
 from sgl_entropy_bench.figures.plan import Plan, write_results
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.server.arms import Engine
 
+from sgl_entropy.base.tables import markdown_table
 from tests.engine.conftest import COMPARED, Fleet
 from tests.engine.test_sampling import SETTINGS, draw, joint, known
-from tests.unit.chi_square import p_value
+from tests.runtime.chi_square import p_value
 
 # Eight tests: a sound server stays above this with probability 0.992.
 SIGNIFICANT = 1e-3

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from sgl_entropy_bench.load.record import read_records
+from sgl_entropy_bench.http.record import read_records
 
 from sgl_entropy.cli import main
 from tests.engine.client import EngineClient

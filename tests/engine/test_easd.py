@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_entropy.drafter.easd_reference import EasdAnswer, decode
-from sgl_entropy.drafter.evaluation import load_pair
+from sgl_entropy.evaluate.easd_decode import EasdAnswer, decode
+from sgl_entropy.evaluate.report import load_pair
 from sgl_entropy.verify.policies import Svip
-from sgl_entropy.verify.replay_stop import StopReplay
+from sgl_entropy.verify.replay.stop import StopReplay
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import CycleRecord, RequestTrace, TraceHeader
 from tests.engine import pair

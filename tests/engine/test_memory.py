@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from sgl_entropy_bench.client import ServerError
+from sgl_entropy_bench.http.client import ServerError
 
 from tests.engine import pair
 from tests.engine.client import EngineClient

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sgl_entropy.cli import main
-from sgl_entropy.train.store import Store
+from sgl_entropy.train.samples.store import Store
 from tests.engine.conftest import Fleet
 
 PROMPTS = [tuple(range(3 + i, 12 + 2 * i)) for i in range(6)]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.drafter.evaluate import greedy_answers
 from sgl_entropy.drafter.model import DraftCache, draft_chain, load_drafter
-from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.evaluate.walk import greedy_answers
+from sgl_entropy.target.plain import PlainTarget
 from tests.engine import pair
 from tests.engine.client import EngineClient
 from tests.engine.conftest import Fleet

@@ -18,7 +18,7 @@ import torch
 from tests.engine import pair
 from tests.engine.client import EngineClient
 from tests.engine.conftest import Fleet
-from tests.unit.chi_square import p_value
+from tests.runtime.chi_square import p_value
 
 PROMPT = pair.token_ids("Hello wor")
 DRAWS = 1800

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sgl_entropy.cli import main
-from sgl_entropy.drafter.plain_target import PlainTarget
+from sgl_entropy.target.plain import PlainTarget
 
 LINE = "when the small red house near a river burns we write about water and light"
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sgl_entropy.drafter.plain_target import PlainTarget
 from sgl_entropy.select import probe as module
 from sgl_entropy.select.calibration import hidden_states
 from sgl_entropy.select.probe import Rows, collect, kernel, left_and_all, probe
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.select.selection import SelectSettings
+from sgl_entropy.target.plain import PlainTarget
 from tests.select.conftest import command
 
 Texts = Callable[..., Path]

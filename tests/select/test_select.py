@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from sgl_entropy.cli import main
-from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.drafter.tokenizer import load_tokenizer
 from sgl_entropy.select import bootstrap, calibration
 from sgl_entropy.select.calibration import batches, hidden_states, measure
 from sgl_entropy.select.report import read_choice
 from sgl_entropy.select.samples import noisy_ids, sample_texts
-from sgl_entropy.train.fingerprint import target_fingerprint
+from sgl_entropy.target.fingerprint import target_fingerprint
+from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.target.tokenizer import load_tokenizer
 from tests.interrupted import interrupt
 from tests.select.conftest import write_target, write_tokenizer
 

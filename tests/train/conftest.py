@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from sgl_entropy.drafter.config import DrafterConfig
-from sgl_entropy.drafter.evaluate import greedy_answers
-from sgl_entropy.drafter.plain_target import PlainTarget
-from sgl_entropy.train.generate import WorkerPlan, run_worker
-from sgl_entropy.train.queues import Prompt
-from sgl_entropy.train.store import FORMAT, Store, write_meta
+from sgl_entropy.evaluate.walk import greedy_answers
+from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.train.prompts.order import Prompt
+from sgl_entropy.train.samples.generate import WorkerPlan, run_worker
+from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
 
 TAPS = (0, 1, 2)
 VOCAB = 160

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.drafter import evaluation
-from sgl_entropy.train import data, pipeline
-from sgl_entropy.train.settings import load_settings
+from sgl_entropy.evaluate import report
+from sgl_entropy.train.settings.file import load_settings
+from sgl_entropy.train.stages import data
+from sgl_entropy.train.stages import drafter as pipeline
 from tests.train.conftest import tiny_prompts
 
 
@@ -24,7 +25,7 @@ def test_tau_is_measured_where_a_drafter_is_fitted(
 
     monkeypatch.setattr(pipeline, "device_of", lambda number: "meta")
     monkeypatch.setattr(pipeline, "benchmark_prompts", lambda settings: {})
-    monkeypatch.setattr(evaluation, "load_pair", load_pair)
+    monkeypatch.setattr(report, "load_pair", load_pair)
     settings = load_settings(None, [f"target={tmp_path / 'target'}"])
     with pytest.raises(RuntimeError, match="target and edsd on meta"):
         pipeline.evaluate(settings, tmp_path / "edsd")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from sgl_entropy.drafter.disk import write_whole
-from sgl_entropy.train import compare, pipeline
-from sgl_entropy.train.comparison import Arm, Job
-from sgl_entropy.train.settings import TrainSettings, load_settings
-from sgl_entropy.train.store import FORMAT, Store, write_meta
+from sgl_entropy.base.disk import write_whole
+from sgl_entropy.train.compare import run
+from sgl_entropy.train.compare.file import Arm, Job
+from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
+from sgl_entropy.train.settings.file import TrainSettings, load_settings
+from sgl_entropy.train.stages import drafter
 from tests.train.conftest import VOCAB
-from tests.train.test_group import work_folder
+from tests.train.fit.test_processes import work_folder
 
 
 def fill(path: Path) -> None:
@@ -47,12 +48,12 @@ def settings(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> TrainSetti
         ),
         (
             "vocabulary-96.json",
-            lambda settings, store: pipeline.vocabulary(settings, store, VOCAB),
+            lambda settings, store: drafter.vocabulary(settings, store, VOCAB),
         ),
-        ("benchmarks.json", lambda settings, store: pipeline.benchmark_prompts(settings)),
+        ("benchmarks.json", lambda settings, store: drafter.benchmark_prompts(settings)),
         (
             "compare/a/seed-0/fit.json",
-            lambda settings, store: compare.fit_job(Job(Arm("a", "EDSD", settings), 0), print),
+            lambda settings, store: run.fit_job(Job(Arm("a", "EDSD", settings), 0), print),
         ),
     ],
     ids=["meta", "vocabulary", "benchmarks", "fit"],
@@ -64,7 +65,7 @@ def test_a_stage_names_the_file_that_had_no_room(
     name: str,
     stage: Callable[[TrainSettings, Store], object],
 ) -> None:
-    monkeypatch.setattr(pipeline, "chat_prompts", lambda target, groups, room: {"x": [[5, 6]]})
+    monkeypatch.setattr(drafter, "chat_prompts", lambda target, groups, room: {"x": [[5, 6]]})
     path = Path(settings.work) / name
     fill(path)
     with pytest.raises(OSError, match=rf"the disk is full: {path} could not be written.*kept"):

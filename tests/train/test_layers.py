@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy.drafter.config import Algorithm
-from sgl_entropy.train import compare, data, pipeline
-from sgl_entropy.train.comparison import Arm, Comparison
-from sgl_entropy.train.folders import wanted_layers
-from sgl_entropy.train.settings import TrainSettings, load_settings
-from sgl_entropy.train.store import FORMAT, Store
-from tests.train.test_group import work_folder
+from sgl_entropy.train.compare import run
+from sgl_entropy.train.compare.file import Arm, Comparison
+from sgl_entropy.train.samples.store import FORMAT, Store
+from sgl_entropy.train.settings.file import TrainSettings, load_settings
+from sgl_entropy.train.stages import data, drafter
+from sgl_entropy.train.workspace import wanted_layers
+from tests.train.fit.test_processes import work_folder
 
 
 def quiet(line: str) -> None:
@@ -67,7 +68,7 @@ def test_layers_that_no_drafter_can_have_stop_every_stage_at_once(
         data.features(settings, quiet)
     if online == "true":
         with pytest.raises(ValueError, match=message):
-            pipeline.make_fit(settings, "EDSD")
+            drafter.make_fit(settings, "EDSD")
 
 
 @pytest.mark.parametrize(
@@ -87,9 +88,9 @@ def test_a_fit_asks_for_servable_layers_before_it_opens_the_store(
         return settings_of(tmp_path, tiny_folder, *more)
 
     with pytest.raises(ValueError, match="can tap 0 to 2"):
-        pipeline.make_fit(asked([0, 3]), algorithm)
+        drafter.make_fit(asked([0, 3]), algorithm)
     with pytest.raises(ValueError, match=r"meta\.json not found"):
-        pipeline.make_fit(asked([0, 2]), algorithm)
+        drafter.make_fit(asked([0, 2]), algorithm)
     assert wanted_layers(asked([0, 2])) == (0, 1, 2, 3)
 
 
@@ -102,7 +103,7 @@ def test_eagle3s_own_layers_of_a_shallow_target_are_refused_for_eagle3_alone(
     with pytest.raises(
         ValueError, match=r"found \[1, 1, 0\].*name others in drafter\.eagle3_layers"
     ):
-        pipeline.make_fit(settings, "EAGLE3")
+        drafter.make_fit(settings, "EAGLE3")
 
 
 def test_a_comparison_asks_all_its_arms_before_the_first_is_fitted(
@@ -113,7 +114,7 @@ def test_a_comparison_asks_all_its_arms_before_the_first_is_fitted(
         for name, layers in (("a", [1, 2]), ("b", [1, 3]))
     )
     with pytest.raises(ValueError, match="can tap 0 to 2"):
-        compare.run(Comparison(arms, "a", (0,)), 1, quiet)
+        run.run(Comparison(arms, "a", (0,)), 1, quiet)
 
 
 @pytest.mark.parametrize(
@@ -129,4 +130,4 @@ def test_a_store_of_other_layers_is_refused(
     settings = settings_of(work, tiny_folder, "drafter.edsd_layers=[1, 2]", layers)
     message = rf"{work}/store holds layers \[0, 1\], not \[2\]"
     with pytest.raises(ValueError, match=message):
-        pipeline.make_fit(settings, algorithm)
+        drafter.make_fit(settings, algorithm)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sgl_entropy.train.schedules import learned_rows, masked_percent, unrolled_steps
-from sgl_entropy.train.settings import load_settings
+from sgl_entropy.train.settings.file import load_settings
 
 
 def test_the_papers_schedules() -> None:

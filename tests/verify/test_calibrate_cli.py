@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sgl_entropy.cli import calibrate_sources, main
-from sgl_entropy.drafter.easd_reference import decode
+from sgl_entropy.evaluate.easd_decode import decode
 from sgl_entropy.verify.calibration import Calibration
 from tests.engine import pair
 from tests.traced_server import TracedServer, running

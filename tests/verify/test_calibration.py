@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sgl_entropy.target.identity import Identity
 from sgl_entropy.verify.calibration import Calibration
-from sgl_entropy.verify.identity import Identity
 from sgl_entropy.verify.observations import Observations
 from sgl_entropy.verify.policies import DraftStep
 from sgl_entropy.verify.rule import EasdRule

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgl_entropy.verify.ledger import Costs
 from sgl_entropy.verify.policies import CalibratedStop, DraftStep, DraftStop, NoStop, Svip
-from sgl_entropy.verify.replay import make, replay
-from sgl_entropy.verify.replay_stop import StopReplay
+from sgl_entropy.verify.replay.ledger import Costs
+from sgl_entropy.verify.replay.run import make, replay
+from sgl_entropy.verify.replay.stop import StopReplay
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import CycleRecord, RequestTrace, TraceHeader
 from tests.verify.traces import HEADER, cycle, requests, simulated, write

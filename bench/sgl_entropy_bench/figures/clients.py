@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.client import Client
+from sgl_entropy.base.progress import Progress
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.figures import peers
 from sgl_entropy_bench.figures.peers import Load, Sent
-from sgl_entropy_bench.load.arrivals import ArrivalLaw, schedule
-from sgl_entropy_bench.load.metrics import quantile
-from sgl_entropy_bench.load.pool import drive
-from sgl_entropy_bench.load.routes import Output
-from sgl_entropy_bench.load.worker import Planned, Task
-from sgl_entropy_bench.progress import Progress
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.http.client import Client
+from sgl_entropy_bench.http.routes import Output
+from sgl_entropy_bench.load.judge.metrics import quantile
+from sgl_entropy_bench.load.run.pool import drive
+from sgl_entropy_bench.load.run.worker import Planned, Task
+from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw, schedule
 
 RATES = (40.0, 200.0)
 BUSY = (0.0, 0.5)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sgl_entropy_bench.chat import ChatTemplate
 from sgl_entropy_bench.figures import easd_grid, easd_overhead
 from sgl_entropy_bench.figures.plan import Plan
+from sgl_entropy_bench.http.chat import ChatTemplate
 
 # By the figure's name: what it measures of each drafter, and its title.
 PARTS = {

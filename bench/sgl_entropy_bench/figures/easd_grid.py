@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sgl_entropy_bench.chat import ChatTemplate
-from sgl_entropy_bench.client import Client
+from sgl_entropy.base.progress import Progress
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, Records, benchmark_prompts
-from sgl_entropy_bench.progress import Progress
+from sgl_entropy_bench.http.chat import ChatTemplate
+from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.quality.proportions import wilson
-from sgl_entropy_bench.tables import markdown_table
 
 OFF = "off"
 NATS = (1.0, 1.5, 2.0, 2.5, 3.0)

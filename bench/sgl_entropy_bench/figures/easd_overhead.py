@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from sgl_entropy_bench.chat import ChatTemplate
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.paired import (
     FINISHED,
@@ -29,9 +29,9 @@ from sgl_entropy_bench.figures.paired import (
     with_windows,
 )
 from sgl_entropy_bench.figures.plan import Plan, Records, benchmark_prompts
-from sgl_entropy_bench.servers import Server
-from sgl_entropy_bench.stats import spread
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.figures.stats import spread
+from sgl_entropy_bench.http.chat import ChatTemplate
+from sgl_entropy_bench.server.launch import Server
 
 ROUNDS = {1: 20, 8: 8}
 QUICK_ROUNDS = {1: 3, 8: 2}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sgl_entropy_bench.load.intervals import t_quantile
+from sgl_entropy_bench.load.judge.intervals import t_quantile
 
 T = TypeVar("T")
 

@@ -18,16 +18,16 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sgl_entropy_bench.arms import Arm
-from sgl_entropy_bench.chat import ChatTemplate
-from sgl_entropy_bench.client import Client, ServerError
+from sgl_entropy.base.progress import Progress
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.demo import load_prompts
 from sgl_entropy_bench.figures.hostile import REFUSED, Case, cases
 from sgl_entropy_bench.figures.plan import Plan, in_parallel
-from sgl_entropy_bench.progress import Progress
-from sgl_entropy_bench.servers import Server
-from sgl_entropy_bench.stats import slope
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.figures.stats import slope
+from sgl_entropy_bench.http.chat import ChatTemplate
+from sgl_entropy_bench.http.client import Client, ServerError
+from sgl_entropy_bench.server.arms import Arm
+from sgl_entropy_bench.server.launch import Server
 
 CONCURRENCY = 12
 # Twelve requests at once need two or three times as much.

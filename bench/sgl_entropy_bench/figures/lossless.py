@@ -15,8 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sgl_entropy_bench.arms import Arm
-from sgl_entropy_bench.client import Client
+from sgl_entropy.base.progress import Progress
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.demo import first_difference
 from sgl_entropy_bench.figures.plan import (
     BenchPrompt,
@@ -25,8 +25,8 @@ from sgl_entropy_bench.figures.plan import (
     benchmark_prompts,
     in_parallel,
 )
-from sgl_entropy_bench.progress import Progress
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.http.client import Client
+from sgl_entropy_bench.server.arms import Arm
 
 BATCHES = (1, 8)
 TOKENS_PER_S_GUESS = 25.0
@@ -124,7 +124,13 @@ def reference(
         f"prompt-ids-{key}.jsonl" if tokens_only else f"{REFERENCE}-{key}-{limit}.jsonl"
     )
     command = [
-        *(sys.executable, "-m", "sgl_entropy.reference", "--target", str(plan.engine.target)),
+        *(
+            sys.executable,
+            "-m",
+            "sgl_entropy.figures.transformers_greedy",
+            "--target",
+            str(plan.engine.target),
+        ),
         *("--prompts", str(asked), "--out", str(out), "--max-new-tokens", str(limit)),
         *(["--tokens-only"] if tokens_only else []),
     ]

@@ -17,12 +17,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sgl_entropy_bench.arms import Arm
-from sgl_entropy_bench.client import Generation
+from sgl_entropy.base.progress import Progress
 from sgl_entropy_bench.figures.plan import BenchPrompt, Plan, Records, in_parallel
-from sgl_entropy_bench.progress import Progress
-from sgl_entropy_bench.servers import Server
-from sgl_entropy_bench.windows import Window, full_batch_window
+from sgl_entropy_bench.figures.windows import Window, full_batch_window
+from sgl_entropy_bench.http.client import Generation
+from sgl_entropy_bench.server.arms import Arm
+from sgl_entropy_bench.server.launch import Server
 
 WARM_UP_TOKENS = 8
 # Of the record that holds a finished part of a figure of which others are missing.

@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.load.busy import keep_busy
+from sgl_entropy_bench.load.run.busy import keep_busy
 
 
 def main() -> None:

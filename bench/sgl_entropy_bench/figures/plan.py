@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sgl_entropy_bench.arms import Arm, Engine
-from sgl_entropy_bench.provenance import footer, provenance, served_hash, weights_hash
-from sgl_entropy_bench.servers import Server, free_port
+from sgl_entropy.base.provenance import footer, provenance, served_hash, weights_hash
+from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.launch import Server, free_port
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum")
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sgl_entropy_bench.chat import ChatTemplate
-from sgl_entropy_bench.client import Client
+from sgl_entropy.base.progress import Progress
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.paired import WARM_UP_TOKENS, kept, running, start_all
 from sgl_entropy_bench.figures.plan import (
@@ -24,9 +24,9 @@ from sgl_entropy_bench.figures.plan import (
     Records,
     benchmark_prompts,
 )
-from sgl_entropy_bench.progress import Progress
-from sgl_entropy_bench.servers import Server
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.http.chat import ChatTemplate
+from sgl_entropy_bench.http.client import Client
+from sgl_entropy_bench.server.launch import Server
 
 PLAIN = "none"
 TEMPERATURES = (0.0, 1.0)

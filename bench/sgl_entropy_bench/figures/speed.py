@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from sgl_entropy_bench.chat import ChatTemplate
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.paired import (
     Batch,
     batches,
@@ -22,8 +22,8 @@ from sgl_entropy_bench.figures.paired import (
     with_windows,
 )
 from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, benchmark_prompts
-from sgl_entropy_bench.stats import Spread, break_even, spread
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.figures.stats import Spread, break_even, spread
+from sgl_entropy_bench.http.chat import ChatTemplate
 
 # batch size -> batches of that size: about as many seconds for each
 ROUNDS = {1: 10, 2: 5, 4: 4, 8: 4, 16: 3}

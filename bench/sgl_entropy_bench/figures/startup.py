@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sgl_entropy.base.progress import Progress
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.demo import load_prompts
 from sgl_entropy_bench.figures.plan import Plan
-from sgl_entropy_bench.progress import Progress
-from sgl_entropy_bench.stats import spread
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.figures.stats import spread
 
 
 def measure(plan: Plan) -> tuple[dict[str, Any], str]:

@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.arms import Arm
-from sgl_entropy_bench.chat import ChatTemplate
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.easd_grid import ALL_VERIFIED
 from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.paired import (
@@ -32,7 +31,8 @@ from sgl_entropy_bench.figures.paired import (
     with_windows,
 )
 from sgl_entropy_bench.figures.plan import Plan, Records, benchmark_prompts
-from sgl_entropy_bench.tables import markdown_table
+from sgl_entropy_bench.http.chat import ChatTemplate
+from sgl_entropy_bench.server.arms import Arm
 
 ROUNDS = {1: 12, 4: 8}
 QUICK_ROUNDS = {1: 3, 4: 2}

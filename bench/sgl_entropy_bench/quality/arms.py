@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.load.arms import ArmSpec, arms_of, parse_arms, read_table
+from sgl_entropy_bench.load.run.arms import ArmSpec, arms_of, parse_arms, read_table
 
 _OURS = ("url", "custom_params", "temperature")
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_entropy_bench.client import Client, ServerError
-from sgl_entropy_bench.load.record import Record
-from sgl_entropy_bench.load.routes import Api, Output, StreamError, body_of, reader_of
-from sgl_entropy_bench.load.target import Target
+from sgl_entropy_bench.http.client import Client, ServerError
+from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.routes import Api, Output, StreamError, body_of, reader_of
+from sgl_entropy_bench.load.run.endpoint import Target
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sgl_entropy_bench.provenance import footer
-from sgl_entropy_bench.tables import markdown_table, text_table
+from sgl_entropy.base.provenance import footer
+from sgl_entropy.base.tables import markdown_table, text_table
 
 Json = dict[str, Any]
 Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]

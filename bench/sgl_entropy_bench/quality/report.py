@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.provenance import provenance
+from sgl_entropy.base.provenance import provenance
 from sgl_entropy_bench.quality import proportions
 from sgl_entropy_bench.quality.answers import Answer
 from sgl_entropy_bench.quality.arms import Arm

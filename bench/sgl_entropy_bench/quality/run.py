@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.client import ServerError
-from sgl_entropy_bench.load.arms import opened
-from sgl_entropy_bench.load.progress import LoadProgress
-from sgl_entropy_bench.load.routes import Output, StreamError
-from sgl_entropy_bench.load.target import Target
-from sgl_entropy_bench.load.workload import Prompt
-from sgl_entropy_bench.progress import Progress
+from sgl_entropy.base.progress import Progress
+from sgl_entropy_bench.http.client import ServerError
+from sgl_entropy_bench.http.routes import Output, StreamError
+from sgl_entropy_bench.load.run.arms import opened
+from sgl_entropy_bench.load.run.endpoint import Target
+from sgl_entropy_bench.load.run.progress import LoadProgress
+from sgl_entropy_bench.load.schedule.workload import Prompt
 from sgl_entropy_bench.quality.answers import Answer, AnswerWriter, Place, read_answers
 from sgl_entropy_bench.quality.arms import Arm
 from sgl_entropy_bench.quality.ask import ask, sampling_of, seed_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.load.arrivals import stream_seed
+from sgl_entropy_bench.load.schedule.arrivals import stream_seed
 from sgl_entropy_bench.quality import finals, latex, programs
 from sgl_entropy_bench.quality.numerals import number
 from sgl_entropy_bench.quality.rows import Row, read_rows

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgl_entropy.runtime.v0_5_6 import easd_record, mode_time, ours, regime, switch_counters
-from sgl_entropy.runtime.v0_5_6.switch_counters import SwitchCounters
+from sgl_entropy.runtime.v0_5_6 import easd_record, ours, regime
+from sgl_entropy.serving import mode_time, switch_counters
+from sgl_entropy.serving.switch_counters import SwitchCounters
 
 
 @dataclass

@@ -16,10 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sgl_entropy.runtime.v0_5_6.draft_logits import DraftLogits, DraftStats
-from sgl_entropy.runtime.v0_5_6.draft_nodes import DraftNodes, KnownNodes, WaitingNodes
-from sgl_entropy.runtime.v0_5_6.mode_time import timed
 from sgl_entropy.runtime.v0_5_6.modes import Mode, served_mode
+from sgl_entropy.serving.draft_logits import DraftLogits, DraftStats
+from sgl_entropy.serving.draft_nodes import DraftNodes, KnownNodes, WaitingNodes
+from sgl_entropy.serving.mode_time import timed
 
 # Attributes on SGLang's EagleDraftInput and EagleVerifyInput.
 _FIRST, _STEPS, _SCORES = "sgl_entropy_first", "sgl_entropy_steps", "sgl_entropy_scores"

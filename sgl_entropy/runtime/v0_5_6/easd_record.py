@@ -10,7 +10,7 @@ import torch
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats
 from sgl_entropy.runtime.v0_5_6.easd_cycle import Cycle
-from sgl_entropy.runtime.v0_5_6.mode_time import timed
+from sgl_entropy.serving.mode_time import timed
 
 
 @timed

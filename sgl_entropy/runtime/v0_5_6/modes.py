@@ -17,7 +17,7 @@ from sgl_entropy.runtime.v0_5_6 import switch_args
 from sgl_entropy.runtime.v0_5_6.drafters import drafter_config, local_folder
 from sgl_entropy.verify.calibration import Calibration
 from sgl_entropy.verify.policies import DraftStop, Svip, Typical
-from sgl_entropy.verify.replay_stop import stop_of
+from sgl_entropy.verify.replay.stop import stop_of
 from sgl_entropy.verify.rule import EasdRule
 
 logger = logging.getLogger(__name__)

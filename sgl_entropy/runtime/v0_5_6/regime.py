@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.entropy import shannon_entropy
-from sgl_entropy.runtime.v0_5_6.switch_counters import NAMES
+from sgl_entropy.serving.switch_counters import NAMES
 
 if TYPE_CHECKING:
     from sglang.srt.speculative.eagle_info import EagleVerifyInput

@@ -31,10 +31,11 @@ from sglang.srt.server_args import set_global_server_args_for_scheduler
 from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.eagle_worker import EAGLEWorker
 
-from sgl_entropy.runtime.v0_5_6 import missed, regime
+from sgl_entropy.runtime.v0_5_6 import regime
 from sgl_entropy.runtime.v0_5_6.counters import TOTALS
 from sgl_entropy.runtime.v0_5_6.switch_args import Served
-from sgl_entropy.runtime.v0_5_6.switch_counters import SwitchCounters
+from sgl_entropy.serving import missed
+from sgl_entropy.serving.switch_counters import SwitchCounters
 from sgl_entropy.verify.policies import DrafterSwitch
 
 

@@ -12,14 +12,14 @@ import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import AttentionType
 
-from sgl_entropy.runtime.v0_5_6.cpu.plans import (
+from sgl_entropy.runtime.v0_5_6.cpu.pruning import live_nodes
+from sgl_entropy.serving.attention_plans import (
     Group,
     attend,
     draft_step_plans,
     make_plan,
     tree_block,
 )
-from sgl_entropy.runtime.v0_5_6.cpu.pruning import live_nodes
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention

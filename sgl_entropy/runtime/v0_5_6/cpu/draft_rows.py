@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6.cpu.gemm import paid_rows
-from sgl_entropy.runtime.v0_5_6.cpu.plans import Group
+from sgl_entropy.serving.attention_plans import Group
 
 
 def saves(live: Tensor) -> bool:

@@ -1,0 +1,1 @@
+"""A server's routes as a client sees them: requests, streams, records, chat templates."""

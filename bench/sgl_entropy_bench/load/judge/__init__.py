@@ -1,0 +1,1 @@
+"""From records to figures and a verdict: pure functions."""

@@ -1,0 +1,173 @@
+"""Whether a run measured what it says: every reason why not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.load.judge.intervals import (
+    LEAST_CORRELATION,
+    batch_means,
+    lag_one,
+    t_quantile,
+)
+from sgl_entropy_bench.load.judge.metrics import e2e, lag, quantile
+from sgl_entropy_bench.load.run.worker import Tally
+
+RATE_OFF = 0.01
+LAG_P99_S = 0.010
+LAG_SHARE = 0.01
+CPU_SHARE = 0.80
+DRIFT = 0.25
+_BATCHES = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``reasons`` why a run is invalid; none = valid. ``notes`` limit what it says."""
+
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        return not self.reasons
+
+
+def judge(
+    measured: Sequence[Record],
+    tallies: Sequence[Tally],
+    *,
+    expected: int,
+    open_loop: bool,
+    first_use: Sequence[Record] = (),
+) -> Verdict:
+    """Judge the measured part of a run.
+
+    Args:
+        measured: its records by schedule.
+        tallies: of the client processes.
+        expected: how many records there should be.
+        open_loop: arrivals were scheduled, so that being late is a fault.
+        first_use: requests whose prompt the server had not seen in this run.
+    """
+    reasons = []
+    if len(measured) < expected:
+        reasons.append(f"partial: {len(measured)} of {expected} measured requests ended")
+    failed = sum(not record.ok for record in measured)
+    if failed:
+        reasons.append(f"{failed} of {len(measured)} requests failed")
+    if open_loop:
+        reasons += _late(measured)
+    busiest = max((t.cpu_s / t.wall_s for t in tallies if t.wall_s > 0), default=0.0)
+    if busiest > CPU_SHARE:
+        reasons.append(f"a client process used {busiest:.0%} of a core: give it more --processes")
+    reasons += _unexplained_hits(measured, first_use)
+    if (change := drift(measured)) is not None:
+        reasons.append(
+            f"drift: mean latency {'rose' if change > 0 else 'fell'} by {abs(change):.0%} "
+            f"within the measured part"
+        )
+    return Verdict(tuple(reasons), tuple(_repeats(measured, first_use)))
+
+
+def first_uses(records: Sequence[Record]) -> list[Record]:
+    """Of each prompt the first request, in the order of ``records``."""
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record.prompt, record)
+    return list(first.values())
+
+
+def rates(measured: Sequence[Record]) -> tuple[float | None, float | None]:
+    """(requests a second of the schedule, of what was sent) over the measured part."""
+    sent = sorted(record.sent for record in measured if record.sent is not None)
+    scheduled = sorted(record.scheduled for record in measured)
+    return _rate(scheduled), _rate(sent)
+
+
+def _rate(times: Sequence[float]) -> float | None:
+    span = times[-1] - times[0] if len(times) > 1 else 0.0
+    return (len(times) - 1) / span if span > 0 else None
+
+
+def _late(measured: Sequence[Record]) -> list[str]:
+    reasons = []
+    scheduled, sent = rates(measured)
+    if scheduled and sent and abs(sent / scheduled - 1) > RATE_OFF:
+        reasons.append(f"{sent:.3f} requests a second were sent, {scheduled:.3f} were scheduled")
+    lags = sorted(value for value in map(lag, measured) if value is not None)
+    latencies = sorted(value for value in map(e2e, measured) if value is not None)
+    if lags and latencies:
+        worst = quantile(lags, 0.99)
+        allowed = max(LAG_P99_S, LAG_SHARE * quantile(latencies, 0.5))
+        if worst > allowed:
+            reasons.append(
+                f"p99 of the lag between schedule and send is {worst * 1e3:.1f} ms, "
+                f"{allowed * 1e3:.1f} ms are allowed"
+            )
+    return reasons
+
+
+def _unexplained_hits(measured: Sequence[Record], first_use: Sequence[Record]) -> list[str]:
+    """A prompt that was not sent before shares the prompts' common head, which is no longer than
+    the shortest of them, and with some other prompt perhaps its first words: less than half."""
+    lengths = [r.prompt_tokens for r in measured if r.prompt_tokens]
+    if not lengths:
+        return []
+    most = min(lengths)
+    wrong = [r for r in first_use if (r.cached_tokens or 0) > max(most, (r.prompt_tokens or 0) / 2)]
+    if len(wrong) <= len(first_use) // 100:
+        return []
+    return [
+        f"{len(wrong)} of {len(first_use)} prompts were found in the server's prefix cache when "
+        f"they were sent for the first time: it was not empty, or is shared"
+    ]
+
+
+def _repeats(measured: Sequence[Record], first_use: Sequence[Record]) -> list[str]:
+    """What of the run the prefix cache may have served."""
+    new = {record.index for record in first_use}
+    repeated = sum(record.index not in new for record in measured)
+    if not repeated or not first_use:
+        return []
+    prompts = sum(r.prompt_tokens or 0 for r in measured)
+    cached = sum(r.cached_tokens or 0 for r in measured)
+    share = f"; {cached / prompts:.0%} of the prompt tokens were cached" if prompts else ""
+    return [f"{repeated} of {len(measured)} requests repeat an earlier prompt{share}"]
+
+
+def drift(measured: Sequence[Record]) -> float | None:
+    """Relative change of the latency over the measured part where it is large and significant
+    (a line through batch means, 0.1 % level, its error widened by what correlation is left between
+    batches as in ``intervals``); None = steady."""
+    values = [v for v in map(e2e, measured) if v is not None]
+    if len(values) < 4 * _BATCHES:
+        return None
+    means = batch_means(values, _BATCHES)
+    centre, mean = (_BATCHES - 1) / 2, fmean(means)
+    spread = sum((i - centre) ** 2 for i in range(_BATCHES))
+    slope = sum((i - centre) * (m - mean) for i, m in enumerate(means)) / spread
+    left = [m - mean - slope * (i - centre) for i, m in enumerate(means)]
+    correlation = min(max(lag_one(left), LEAST_CORRELATION), 0.9)
+    wider = (1 + correlation) / (1 - correlation)
+    error = math.sqrt(sum(v**2 for v in left) / (_BATCHES - 2) / spread * wider)
+    change = slope * (_BATCHES - 1) / mean if mean else 0.0
+    significant = error == 0 or abs(slope / error) > t_quantile(0.9995, _BATCHES - 2)
+    return change if significant and abs(change) > DRIFT else None
+
+
+# What ``latency`` adds where the loads rest on a measured capacity.
+NO_CAPACITY = "its load is a share of a capacity that is not valid"
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "valid": verdict.valid,
+        "reasons": list(verdict.reasons),
+        "notes": list(verdict.notes),
+    }

@@ -1,0 +1,1 @@
+"""A load run: clients that send on time and write what happened."""

@@ -1,0 +1,179 @@
+"""The arms of a load test: servers that run already, or commands that start them in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy_bench.http.client import Client, ServerError
+from sgl_entropy_bench.load.run.endpoint import Target
+from sgl_entropy_bench.server.launch import Server, free_port
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """One arm: ``url`` of a running server, or the ``command`` that starts one ({port} in it)."""
+
+    name: str
+    url: str = ""
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ready_timeout_s: float = 600.0
+
+    def shown(self) -> str:
+        """The command for a result file, paths by their last part."""
+        words = (Path(word).name if "/" in word else word for word in self.command)
+        return shlex.join(words)
+
+
+def parse_arms(text: str) -> tuple[ArmSpec, ...]:
+    """``none=URL,edsd=URL``.
+
+    Raises:
+        ValueError: another form, no URL, or a name twice.
+    """
+    arms = []
+    for part in text.split(","):
+        name, equals, url = part.strip().partition("=")
+        if not equals or not name or not url:
+            raise ValueError(f"--arms {text}: expected NAME=URL[,NAME=URL...]")
+        Client.from_url(url)
+        arms.append(ArmSpec(_name(name), url=url))
+    _distinct(arms, "--arms")
+    return tuple(arms)
+
+
+def read_arms(path: Path) -> tuple[ArmSpec, ...]:
+    """An arms file (TOML or JSON): ``command`` (words with {port}; {here} is the file's folder, and
+    a leading ~ the home folder), ``environment``, ``ready_timeout_s``, and ``[[arms]]`` with
+    ``name``, ``flags`` and an ``environment`` of their own.
+
+    Raises:
+        ValueError: not readable as such, unknown keys, or values of another type.
+        OSError: no such file.
+    """
+    return arms_of(path, read_table(path))
+
+
+def arms_of(path: Path, raw: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
+    """The arms of a table that was read from ``path``. Raises ValueError as ``read_arms``."""
+    wrong = sorted(set(raw) - {"command", "environment", "ready_timeout_s", "arms"})
+    if wrong:
+        raise ValueError(f"{path}: unknown keys {', '.join(wrong)}")
+    command = _words(path, "command", raw.get("command"))
+    if not any("{port}" in word for word in command):
+        raise ValueError(f"{path}: command must hold {{port}} where the port goes")
+    shared = _environment(path, raw.get("environment", {}))
+    ready = raw.get("ready_timeout_s", 600.0)
+    if not isinstance(ready, (int, float)) or not ready > 0:
+        raise ValueError(f"{path}: ready_timeout_s must be a number above 0, found {ready!r}")
+    held = raw.get("arms")
+    if not isinstance(held, list) or not held:
+        raise ValueError(f"{path}: expected at least one [[arms]]")
+    arms = []
+    for number, one in enumerate(held):
+        at = f"arms[{number}]"
+        if not isinstance(one, dict):
+            raise ValueError(f"{path}: {at} must be a table")
+        if wrong := sorted(set(one) - {"name", "flags", "environment"}):
+            raise ValueError(f"{path}: {at}: unknown keys {', '.join(wrong)}")
+        if not isinstance(one.get("name"), str):
+            raise ValueError(f"{path}: {at} needs a name")
+        flags = _words(path, f"{at}.flags", one.get("flags", []))
+        extra = _environment(path, one.get("environment", {}))
+        arms.append(
+            ArmSpec(
+                _name(one["name"]),
+                command=tuple(
+                    os.path.expanduser(word.replace("{here}", str(path.resolve().parent)))
+                    for word in command + flags
+                ),
+                environment={**shared, **extra},
+                ready_timeout_s=float(ready),
+            )
+        )
+    _distinct(arms, str(path))
+    return tuple(arms)
+
+
+@contextlib.contextmanager
+def opened(
+    spec: ArmSpec,
+    api: str,
+    tokenizer: Path | None,
+    log: Path,
+    waiting: Callable[[float], None] = lambda _: None,
+) -> Iterator[Target]:
+    """The arm's server, started first and stopped afterwards where the arm is a command.
+
+    Raises:
+        StartError, ServerError, ValueError.
+    """
+    if spec.url:
+        yield Target.connect(spec.name, spec.url, api, tokenizer)
+        return
+    port = free_port()
+    words = [word.replace("{port}", str(port)) for word in spec.command]
+    if words[0] == "python":
+        words[0] = sys.executable
+    server = Server(
+        spec.name, words, port, log, {**os.environ, **spec.environment}, spec.ready_timeout_s
+    )
+    with server.start(waiting):
+        target = Target.connect(spec.name, f"http://127.0.0.1:{port}", api, tokenizer)
+        yield target
+        if not server.alive():
+            raise ServerError(f"the {spec.name} server ended while it was measured: see {log}")
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML or JSON file's table. Raises ValueError, OSError."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".json":
+            raw = json.loads(text)
+        else:
+            raw = tomllib.loads(text)
+    except ValueError as error:  # both libraries' errors are of this kind
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a table")
+    return raw
+
+
+def _words(path: Path, name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(shlex.split(value))
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return tuple(value)
+    raise ValueError(f"{path}: {name} must be a string or a list of words")
+
+
+def _environment(path: Path, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, (str, int)) for v in value.values()):
+        raise ValueError(f"{path}: environment must hold strings")
+    return {str(key): str(held) for key, held in value.items()}
+
+
+def _name(name: str) -> str:
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"an arm's name holds letters, digits, - and _; found {name!r}")
+    return name
+
+
+def _distinct(arms: list[ArmSpec], where: str) -> None:
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: every arm needs a name of its own")

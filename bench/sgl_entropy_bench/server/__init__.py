@@ -1,0 +1,1 @@
+"""Servers as processes: how they are started, watched and ended."""

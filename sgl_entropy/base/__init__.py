@@ -1,0 +1,1 @@
+"""What any room may use: files, texts, tables, progress, provenance. Standard library only."""

@@ -1,0 +1,1 @@
+"""Acceptance without a server: how many drafted tokens the target would take."""

@@ -1,0 +1,1 @@
+"""The project measured by itself: what its own training, plans and CPU kernels cost."""

@@ -1,0 +1,1 @@
+"""Every function of SGLang that the runtime uses."""

@@ -1,0 +1,1 @@
+"""The target read in plain torch: its config, layers, tokenizer and fingerprint."""

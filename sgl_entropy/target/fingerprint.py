@@ -1,0 +1,151 @@
+"""Which target a work folder, or a report, was made for: two folders of equal names and sizes are
+told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.base.json_file import read_object
+from sgl_entropy.checkpoint.files import target_files
+from sgl_entropy.checkpoint.tensors import TensorEntry, read_header
+
+# What a target's hidden states and answers depend on beside its weights.
+_DECIDES = (
+    "model_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "eos_token_id",
+)
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+# Of each tensor: any fine-tuning moves nearly all of the weights, so a part of them shows it.
+_BLOCKS, _BLOCK_BYTES = 16, 4096
+
+
+def target_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits that change with what decides the target's hidden states: its config,
+    and the names, types, shapes and a spread sample of the bytes of its weights (ours). Where the
+    folder lies, what it is called and how its weights are split into files do not count.
+
+    Raises:
+        ValueError: weights that are damaged, or none.
+        OSError: no config, or not readable.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(json.dumps([config.get(key) for key in _DECIDES]).encode())
+    entries: dict[str, TensorEntry] = {}
+    for path in target_files(folder):
+        entries |= read_header(path)
+    if not entries:
+        raise ValueError(f"{folder}: no *.safetensors of the target")
+    for name, entry in sorted(entries.items()):
+        digest.update(f"{name} {entry.dtype} {entry.shape}".encode())
+        with entry.path.open("rb") as file:
+            last = max(0, entry.num_bytes - _BLOCK_BYTES)
+            for start in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
+                file.seek(entry.start + start)
+                digest.update(file.read(min(_BLOCK_BYTES, entry.num_bytes)))
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """16 hexadecimal digits of the tokenizer's files, chat template included."""
+    digest = hashlib.sha256()
+    for name in _TOKENIZER:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def made_for(target: Path) -> dict[str, str]:
+    """What a store, and a report of ``sgl-entropy select``, records of its target."""
+    return {"target": target.resolve().name, "target_fingerprint": target_fingerprint(target)}
+
+
+def refuse_other_report(report: Path, target: Path) -> None:
+    """Refuse the layers that ``sgl-entropy select`` chose for another target. Reports from before
+    the fingerprint, and targets whose weights are not there yet, are known by their layers' number
+    alone.
+
+    Args:
+        report: one that ``read_choice`` takes.
+
+    Raises:
+        ValueError: another target.
+    """
+    raw = read_object(report)
+    held = raw.get("target_fingerprint")
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    layers, count = len(raw["profiles"]["curvature"]) - 1, int(config["num_hidden_layers"])
+    same, differ = layers == count, f"{layers} layers, now {count}"
+    if same and held is not None and any(target.glob("*.safetensors")):
+        found = target_fingerprint(target)
+        same, differ = held == found, f"other weights or config: {held}, now {found}"
+    if not same:
+        raise ValueError(
+            f"drafter.select_report {report} was made for another target, "
+            f"{raw.get('target', 'unnamed')}, than {target} ({differ}): give the report of this "
+            "one (`sgl-entropy select`), or name layers in drafter.edsd_layers instead"
+        )
+
+
+def refuse_other_target(
+    meta: Mapping[str, Any], target: Path, where: Path, *, by_name: bool = False
+) -> dict[str, str]:
+    """Refuse what was made for another target. Stores from before the fingerprint are known by the
+    target's width and number of layers alone, and by its name where more is to be written.
+
+    Args:
+        meta: of the store in ``where``.
+        by_name: whether such a store's target must have the same name: folders are renamed.
+
+    Returns:
+        The part of ``meta`` that names the target.
+
+    Raises:
+        ValueError: another target.
+    """
+    named = {key: meta[key] for key in ("target", "target_fingerprint") if key in meta}
+    held = named.get("target_fingerprint")
+    if held is not None:
+        found = target_fingerprint(target)
+        same, differ = held == found, f"other weights or config: {held}, now {found}"
+    else:
+        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        sizes = (int(config["hidden_size"]), int(config["num_hidden_layers"]))
+        names = (target.name, target.resolve().name)
+        same = (
+            (not by_name or named.get("target", target.name) in names)
+            and meta["hidden_size"] == sizes[0]
+            and max(meta["tap_layers"], default=0) < sizes[1]
+        )
+        differ = (
+            f"width {meta['hidden_size']} and layers {list(meta['tap_layers'])} stored, "
+            f"now width {sizes[0]} and {sizes[1]} layers"
+        )
+    if not same:
+        raise ValueError(
+            f"{where} was made for another target, {named.get('target', 'unnamed')}, than {target} "
+            f"({differ}): give the target that it was made for (--target), or another work folder "
+            "(--work)"
+        )
+    return named

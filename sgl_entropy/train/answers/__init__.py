@@ -1,0 +1,1 @@
+"""Answers by the target: written here or by a server, kept in a file."""

@@ -1,0 +1,190 @@
+"""Answers by a running server: asked for side by side, each kept the moment it is there.
+
+The thread that got an answer writes it, so that an interrupt, which reaches the main thread alone,
+finds every finished answer in the file; those under way are left to their daemon threads.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from sgl_entropy.base.disk import naming_full_disk
+from sgl_entropy.train.answers.file import drop_cut_line, read_answers
+from sgl_entropy.train.prompts.order import Prompt
+from sgl_entropy.train.prompts.texts import read_jsonl
+
+Ask = Callable[[Prompt], Sequence[int]]
+Report = Callable[[str], None]
+# Refusals from the start of a run that mean the server and not a prompt.
+_MOST_REFUSED = 8
+_SECONDS = 10
+# What a thread needs to write the answer that has just come.
+_GRACE_S = 0.5
+
+
+class Refused(Exception):
+    """The server will never answer this prompt (too long for it, say)."""
+
+
+def refusals_of(path: Path) -> Path:
+    """Where the prompts that were refused are noted, beside the answers ``path``."""
+    return path.with_name("refused.jsonl")
+
+
+def collect_answers(
+    path: Path,
+    prompts: Sequence[Prompt],
+    ask: Ask,
+    wanted_tokens: int,
+    concurrency: int,
+    report: Report,
+) -> int:
+    """Ask for answers until ``wanted_tokens`` are in the file or the prompts run out.
+
+    Args:
+        path: the answer file; prompts that it holds are not asked again, nor are those that
+            ``refusals_of`` it notes.
+        ask: from several threads: the answer's token ids. ``Refused`` leaves the prompt out; any
+            other error ends the stage, with what has been answered kept.
+        concurrency: requests at once.
+
+    Returns:
+        Answer tokens in the file.
+
+    Raises:
+        RuntimeError: the first prompts of this run are all refused.
+        OSError: the disk is full, or the server is gone.
+    """
+    refusals = refusals_of(path)
+    drop_cut_line(path)
+    drop_cut_line(refusals)
+    held = read_answers(path)
+    done, tokens = {one.prompt_id for one in held}, sum(one.answer_length for one in held)
+    if refusals.is_file() and (refused := {row["prompt_id"] for row in read_jsonl(refusals)}):
+        done |= refused
+        report(f"{len(refused)} prompts were refused before; delete {refusals} to ask them again")
+    todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
+        run = _Run(file, refusals, iter(todo), ask, tokens, wanted_tokens, report)
+        threads = [
+            threading.Thread(target=run.work, daemon=True)
+            for _ in range(min(concurrency, len(todo)))
+        ]
+        began = time.monotonic()
+        try:
+            run.start(threads)
+            over = False
+            while not over:
+                over = run.over.wait(_SECONDS)
+                rate = (run.tokens - tokens) / (time.monotonic() - began)
+                report(f"{run.tokens} of {wanted_tokens} answer tokens, {rate:.0f} tokens/s")
+        finally:
+            run.stop()
+    if run.error is not None:
+        raise run.error
+    return run.tokens
+
+
+class _Run:
+    """What the threads share; all but ``ask`` happens under the lock.
+
+    Attributes:
+        tokens: in the answer file.
+        error: what ended the run, if anything did.
+        over: set when nothing is left to wait for.
+    """
+
+    def __init__(
+        self,
+        file: TextIO,
+        refusals: Path,
+        todo: Iterator[Prompt],
+        ask: Ask,
+        tokens: int,
+        wanted: int,
+        report: Report,
+    ) -> None:
+        self.tokens, self.over = tokens, threading.Event()
+        self.error: BaseException | None = None
+        self._file, self._refusals, self._todo, self._ask = file, refusals, todo, ask
+        self._wanted, self._report = wanted, report
+        self._lock, self._idle, self._working = threading.Lock(), threading.Event(), 0
+        self._asking, self._closed = True, False
+        self._answered = self._refused = 0
+
+    def start(self, threads: Sequence[threading.Thread]) -> None:
+        self._working = len(threads)
+        if not threads:
+            self._idle.set()
+            self.over.set()
+        for thread in threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ask no more, and after a moment for what has just come, write no more."""
+        with self._lock:
+            self._asking = False
+        self._idle.wait(_GRACE_S)
+        with self._lock:
+            self._closed = True
+
+    def work(self) -> None:
+        """Ask until there is nothing more to ask for."""
+        try:
+            while (prompt := self._next()) is not None:
+                try:
+                    self._keep(prompt, self._ask(prompt))
+                except Refused as error:
+                    self._leave_out(prompt, error)
+        except BaseException as error:
+            with self._lock:
+                if self._asking:
+                    self._asking, self.error = False, error
+                    self.over.set()
+        finally:
+            with self._lock:
+                self._working -= 1
+                if not self._working:
+                    self._idle.set()
+                    self.over.set()
+
+    def _next(self) -> Prompt | None:
+        with self._lock:
+            if not self._asking or self.tokens >= self._wanted:
+                return None
+            return next(self._todo, None)
+
+    def _keep(self, prompt: Prompt, answer: Sequence[int]) -> None:
+        row = {
+            "prompt_id": prompt.prompt_id,
+            "prompt_length": len(prompt.tokens),
+            "tokens": [*prompt.tokens, *answer],
+        }
+        with self._lock:
+            if self._closed:
+                return
+            with naming_full_disk(Path(self._file.name)):
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+            self._answered += 1
+            self.tokens += len(answer)
+
+    def _leave_out(self, prompt: Prompt, error: Refused) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._report(f"prompt {prompt.prompt_id} left out: {error}")
+            row = {"prompt_id": prompt.prompt_id, "reason": str(error)}
+            with naming_full_disk(self._refusals), self._refusals.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self._refused += 1
+            if not self._answered and self._refused >= _MOST_REFUSED:
+                raise RuntimeError(
+                    f"the first {self._refused} prompts were all refused: {error}\nanother run "
+                    f"goes on after them; to ask them again, delete {self._refusals}"
+                )

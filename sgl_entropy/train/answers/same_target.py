@@ -1,0 +1,105 @@
+"""Whether a server serves the target: asked before a budget of answers is spent on another model.
+
+SGLang tells the paths that it was started with. On the same machine their files are compared;
+elsewhere what the names and the architecture tell, which may be nothing: then one line says so,
+and the stage that reads the answers compares them with the target's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.target.config import tokenizer_digest
+from sgl_entropy.target.fingerprint import target_fingerprint
+from sgl_entropy.train.answers.from_server import Ask
+from sgl_entropy.train.prompts.order import Prompt
+
+Report = Callable[[str], None]
+
+
+def refuse_other_server(info: Mapping[str, Any], target: Path, url: str, report: Report) -> None:
+    """
+    Args:
+        info: what ``/get_model_info`` and ``/get_server_info`` tell, together.
+        url: of the server, for the message.
+
+    Raises:
+        ValueError: it serves another model, or another tokenizer with it.
+    """
+    served, problem = str(info.get("model_path") or ""), other_target(info, target)
+    if problem:
+        raise ValueError(
+            f"{url} does not serve the target {target}: {problem}. Start it with --model-path "
+            f"{target}, or give train what it serves (--target)"
+        )
+    if not comparable(info, target):
+        report(
+            f"{url} serves {served or 'a model that it does not name'}, which cannot be compared "
+            f"with {target} from here; `train features`, or `fit`, will compare its answers"
+        )
+
+
+def other_target(info: Mapping[str, Any], target: Path) -> str | None:
+    """What tells the served model, or its tokenizer, from ``target``; None = nothing does."""
+    served = str(info.get("model_path") or "")
+    return _other_model(info, served, target) or _other_tokenizer(info, served, target)
+
+
+def comparable(info: Mapping[str, Any], target: Path) -> bool:
+    """Whether the weights, or at least the names, say that ``target`` is served."""
+    served = str(info.get("model_path") or "")
+    return weights_here(served) or Path(served).name.lower() == target.resolve().name.lower()
+
+
+def within_vocabulary(ask: Ask, target: Path) -> Ask:
+    """``ask``, refusing answers with tokens that the target does not have."""
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    size = int(config["vocab_size"])
+
+    def checked(prompt: Prompt) -> Sequence[int]:
+        answer = ask(prompt)
+        if answer and not 0 <= min(answer) <= max(answer) < size:
+            raise ValueError(
+                f"the server answers prompt {prompt.prompt_id} with token {max(answer)}, and "
+                f"{target} has {size:,}: it serves another model"
+            )
+        return answer
+
+    return checked
+
+
+def _other_model(info: Mapping[str, Any], served: str, target: Path) -> str | None:
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    for key in ("model_type", "architectures"):
+        told, own = info.get(key), config.get(key)
+        if told and own and told != own:
+            return f"its {key} is {told}, the target's {own}"
+    if not weights_here(served) or Path(served).resolve() == target.resolve():
+        return None
+    if target_fingerprint(Path(served)) != target_fingerprint(target):
+        return f"it serves {served}, whose weights or config are others"
+    return None
+
+
+def _other_tokenizer(info: Mapping[str, Any], served: str, target: Path) -> str | None:
+    """Prompts go as token ids, but where an answer ends the server's tokenizer says too."""
+    named = str(info.get("tokenizer_path") or served)
+    if not Path(named).is_dir() or Path(named).resolve() == target.resolve():
+        return None
+    told, own = tokenizer_digest(named), tokenizer_digest(target)
+    if told and own and told != own:
+        return f"its tokenizer {named} has another vocabulary"
+    return None
+
+
+def weights_here(served: str) -> bool:
+    """Whether the weights that it serves are files of this machine."""
+    folder = Path(served)
+    return (
+        folder.is_absolute()
+        and (folder / "config.json").is_file()
+        and bool(next(folder.glob("*.safetensors"), None))
+    )

@@ -1,0 +1,1 @@
+"""Recipes and seeds compared over one store."""

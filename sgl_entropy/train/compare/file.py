@@ -1,0 +1,189 @@
+"""What a training comparison compares: a comparison file's arms, and their jobs.
+
+A comparison file (TOML or JSON) names a base settings file and the arms, each a drafter kind and
+what it changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from sgl_entropy.drafter.config import Algorithm
+from sgl_entropy.train import workspace
+from sgl_entropy.train.settings.drafter import DrafterSettings
+from sgl_entropy.train.settings.file import TrainSettings, load_settings, read_settings
+from sgl_entropy.train.settings.fit import FitSettings
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One recipe: its drafter's kind and its settings (seed not yet set); ``curve``: of which
+    learning curve it is a point."""
+
+    name: str
+    algorithm: Algorithm
+    settings: TrainSettings
+    curve: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: ``arms``, each with every seed, against the arm ``baseline``."""
+
+    arms: tuple[Arm, ...]
+    baseline: str
+    seeds: tuple[int, ...]
+
+    def part(self, arms: Sequence[str], seeds: Sequence[int]) -> Comparison:
+        """Some arms and seeds alone; none named = all. The baseline stays.
+
+        Raises:
+            ValueError: an arm that is not among them.
+        """
+        names = [arm.name for arm in self.arms]
+        if wrong := sorted(set(arms) - set(names)):
+            raise ValueError(f"--arms: there is no {', '.join(wrong)}, but {', '.join(names)}")
+        wanted = {*(arms or names), self.baseline}
+        return replace(
+            self,
+            arms=tuple(arm for arm in self.arms if arm.name in wanted),
+            seeds=tuple(dict.fromkeys(seeds)) or self.seeds,
+        )
+
+    def jobs(self) -> list[Job]:
+        """Seed by seed, so that an interrupted comparison has whole seeds first."""
+        return [Job(arm, seed) for seed in self.seeds for arm in self.arms]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def settings(self) -> TrainSettings:
+        return replace(self.arm.settings, fit=replace(self.arm.settings.fit, seed=self.seed))
+
+    @property
+    def folder(self) -> Path:
+        work = workspace.work_folder(self.arm.settings)
+        return work / "compare" / self.arm.name / f"seed-{self.seed}"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that decides the drafter, as JSON holds it."""
+        given = self.settings
+        parts = {"drafter": asdict(given.drafter), "fit": asdict(given.fit)}
+        held: dict[str, Any] = json.loads(json.dumps({"algorithm": self.arm.algorithm, **parts}))
+        return held
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its drafter is there.
+
+        Raises:
+            ValueError: one is, but of another recipe: the arm was changed since.
+        """
+        if not (self.folder / "drafter" / "config.json").is_file():
+            return False
+        made = json.loads((self.folder / "fit.json").read_text(encoding="utf-8"))["recipe"]
+        # A setting that came later was not named yet: what it is without being set is what was.
+        for name, part in (("drafter", DrafterSettings()), ("fit", FitSettings())):
+            made[name] = json.loads(json.dumps(asdict(part))) | made[name]
+        if made != self.recipe:
+            raise ValueError(
+                f"{self.folder} holds a drafter of other settings: the arm {self.arm.name} was "
+                f"changed since; remove the folder or give the arm another name"
+            )
+        return True
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+
+def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Read a comparison file.
+
+    Keys: ``base`` (a settings file, relative to this one; optional), ``set`` (a list of
+    SECTION.KEY=VALUE for all arms; optional), ``baseline`` (an arm's name; default: the first),
+    ``seeds`` (default [0]) and ``arms``, a list of tables with ``name``, ``algorithm``, ``set``
+    (optional) and ``curve`` (arms of the same curve differ in ``fit.answer_tokens`` alone;
+    optional).
+
+    Args:
+        overrides: SECTION.KEY=VALUE for every arm, after the file's and before its own.
+
+    Raises:
+        ValueError: not readable, unknown keys, arms without name or of the same name, settings
+            that do not fit; names the arm.
+    """
+    raw = read_settings(path)
+    unknown = sorted(set(raw) - {"base", "set", "baseline", "seeds", "arms"})
+    seeds = raw.get("seeds", [0])
+    rows = raw.get("arms")
+    wrong = [f"unknown key {key}" for key in unknown]
+    if not isinstance(rows, list) or not rows:
+        wrong.append("arms must be a list of tables, one an arm")
+        rows = []
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds):
+        wrong.append(f"seeds must be a list of integers, found {seeds!r}")
+    shared = raw.get("set", [])
+    if not isinstance(shared, list) or any(not isinstance(one, str) for one in shared):
+        wrong.append(f"set must be a list of strings, found {shared!r}")
+    if wrong:
+        raise ValueError("\n".join(f"{path}: {line}" for line in wrong))
+    base = path.parent / raw["base"] if "base" in raw else None
+    arms = tuple(_arm(path, base, row, [*shared, *overrides]) for row in rows)
+    names = [arm.name for arm in arms]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: two arms have the same name")
+    baseline = raw.get("baseline", names[0])
+    if baseline not in names:
+        raise ValueError(f"{path}: the baseline {baseline!r} is none of the arms {names}")
+    if len({workspace.work_folder(arm.settings) for arm in arms}) > 1:
+        raise ValueError(f"{path}: the arms must share one work folder: they share its store")
+    _check_curves(path, arms)
+    return Comparison(arms, baseline, tuple(dict.fromkeys(seeds)))
+
+
+def _check_curves(path: Path, arms: Sequence[Arm]) -> None:
+    """
+    Raises:
+        ValueError: arms of one curve that differ in more than their tokens.
+    """
+    recipes: dict[str, tuple[Algorithm, TrainSettings]] = {}
+    for arm in arms:
+        if arm.curve:
+            alike = replace(arm.settings, fit=replace(arm.settings.fit, answer_tokens=0))
+            if recipes.setdefault(arm.curve, (arm.algorithm, alike)) != (arm.algorithm, alike):
+                raise ValueError(
+                    f"{path}: the arms of curve {arm.curve} differ in more than fit.answer_tokens"
+                )
+
+
+def _arm(path: Path, base: Path | None, row: Any, overrides: Sequence[str]) -> Arm:
+    if not isinstance(row, dict) or not {"name", "algorithm"} <= set(row) <= {
+        *("name", "algorithm", "set", "curve")
+    }:
+        raise ValueError(
+            f"{path}: an arm has name, algorithm and perhaps set and curve, found {row!r}"
+        )
+    name, algorithm, own = row["name"], row["algorithm"], row.get("set", [])
+    curve = row.get("curve", "")
+    if not isinstance(curve, str):
+        raise ValueError(f"{path}: arm {name}: curve must be a name, found {curve!r}")
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"{path}: an arm's name is of letters, digits, - and _, found {name!r}")
+    if algorithm not in get_args(Algorithm):
+        raise ValueError(f"{path}: arm {name}: algorithm must be one of {get_args(Algorithm)}")
+    try:
+        return Arm(name, algorithm, load_settings(base, [*overrides, *own]), curve)
+    except ValueError as error:
+        raise ValueError(f"{path}: arm {name}: {error}") from None

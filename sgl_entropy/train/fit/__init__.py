@@ -1,0 +1,1 @@
+"""Training one drafter: the trainer, its loop, checkpoints and export."""

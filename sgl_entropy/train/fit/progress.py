@@ -1,0 +1,126 @@
+"""How a training goes: what it costs and learns, told in lines and logged."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sgl_entropy.train.loss.unrolled import StepFigures, sum_figures
+from sgl_entropy.train.machine.processes import Group
+
+# Rows run through the layer and through the head, by epoch: "1" and on.
+Costs = dict[str, dict[str, int]]
+_SECONDS = 15
+
+
+def add_rows(costs: Costs, epoch: int, figures: Sequence[StepFigures]) -> None:
+    """Add a batch to what its epoch (from 0) cost."""
+    cost = costs.setdefault(str(epoch + 1), {"layer_rows": 0, "head_rows": 0})
+    cost["layer_rows"] += sum(f.rows for f in figures)
+    cost["head_rows"] += sum(f.counted for f in figures)
+
+
+def add_up(figures: Tensor, group: Group) -> list[StepFigures]:
+    """The figures of all processes together; ``figures`` [steps, 4] as a batch's loss has them."""
+    return [
+        StepFigures(int(counted), loss, int(right), int(rows))
+        for counted, loss, right, rows in group.sum(figures).tolist()
+    ]
+
+
+class Progress:
+    """Tells how one run of a training goes.
+
+    Args:
+        log: takes a line of JSON for each line of progress.
+        report: takes the lines of progress.
+        quiet: tell nothing: another process of the group does.
+        total: optimizer steps of the whole training.
+        cost: draft steps of all batches that are left for this run.
+    """
+
+    def __init__(
+        self, log: Path, report: Callable[[str], None], quiet: bool, total: int, cost: int
+    ) -> None:
+        self.log, self.report, self.quiet = log, report, quiet
+        self.total, self.cost = total, cost
+        self.done = 0
+        self.began = self.told = time.monotonic()
+        self.recent: list[list[StepFigures]] = []
+
+    def learned(self, epoch: int, step: int, figures: list[StepFigures]) -> None:
+        """Optimizer step ``step`` is done; tells of the last ones every 15 seconds."""
+        self.recent.append(figures)
+        self.done += len(figures)
+        now = time.monotonic()
+        if now - self.told <= _SECONDS:
+            return
+        by_step = sum_figures(self.recent)
+        left = (now - self.began) / self.done * (self.cost - self.done)
+        self._tell(
+            f"epoch {epoch + 1} step {step}/{self.total} {_text(by_step)} left {left / 60:.1f} min",
+            {"epoch": epoch + 1, "step": step, "train": by_step},
+        )
+        self.recent, self.told = [], now
+
+    def validated(
+        self, epoch: int, step: int, figures: Sequence[Sequence[StepFigures]], costs: Costs
+    ) -> None:
+        """``epoch`` is over; figures are of the batches held out."""
+        by_step = sum_figures(figures)
+        self._tell(
+            f"epoch {epoch + 1} validation: {_text(by_step)}",
+            {"epoch": epoch + 1, "step": step, "validation": by_step, **costs[str(epoch + 1)]},
+        )
+
+    def changed(self, change: dict[str, Any]) -> None:
+        """A setting is another from ``change["step"]`` on; ``changed`` has key -> [before, now]."""
+        text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in change["changed"].items())
+        self._tell(f"from step {change['step']} on: {text}", change)
+
+    def holds_validation(self, epoch: int) -> bool:
+        """Whether the log has the validation of ``epoch``; quiet ones say yes."""
+        if self.quiet:
+            return True
+        if not self.log.is_file():
+            return False
+        rows = map(_row, self.log.read_text(encoding="utf-8").splitlines())
+        return any("validation" in row and row["epoch"] == epoch + 1 for row in rows)
+
+    def _tell(self, line: str, record: dict[str, Any]) -> None:
+        """
+        Raises:
+            OSError: no room for the log, say; names it.
+        """
+        if self.quiet:
+            return
+        try:
+            with self.log.open("a+b") as log:
+                # A line that was cut by a full disk must not swallow the next one.
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(0, size - 1))
+                cut = b"\n" if log.read(1) not in (b"", b"\n") else b""
+                text = json.dumps({"time": round(time.time(), 1), **record}) + "\n"
+                log.write(cut + text.encode())
+        except OSError as error:
+            raise OSError(f"{self.log}: cannot be written: {error.strerror}") from None
+        self.report(line)
+
+
+def _row(line: str) -> dict[str, Any]:
+    """A line of the log; empty where it was cut short."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _text(by_step: Sequence[dict[str, float]]) -> str:
+    return " ".join(f"[{i}] {f['loss']:.3f} {f['accuracy']:.3f}" for i, f in enumerate(by_step))

@@ -1,0 +1,1 @@
+"""What a training needs of its machine: processes, signals, the fast dtype."""

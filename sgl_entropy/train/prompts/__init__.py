@@ -1,0 +1,1 @@
+"""Prompts: read from texts, kept in a file, ordered, and the draft vocabulary."""

@@ -1,0 +1,205 @@
+"""The prompt file of a work folder, and beside it a record of what it was made of.
+
+Prompts are made once; a later stage with other settings, texts or another tokenizer is refused,
+since it would go on with the prompts of the earlier ones. A file without a record is taken as it
+is: it was brought along, or is older than the record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.base.disk import write_whole
+from sgl_entropy.target.fingerprint import tokenizer_fingerprint
+from sgl_entropy.target.tokenizer import load_tokenizer
+from sgl_entropy.train.prompts.order import Prompt
+from sgl_entropy.train.prompts.texts import collect_texts, read_jsonl, tokenize
+from sgl_entropy.train.samples.shards import file_sha256
+from sgl_entropy.train.settings.file import PromptSettings
+
+Report = Callable[[str], None]
+
+
+def record_of(path: Path) -> Path:
+    """Where the record of the prompt file ``path`` lies."""
+    return path.with_suffix(".json")
+
+
+def make_prompts(
+    path: Path, given: PromptSettings, target: Path, max_new_tokens: int
+) -> list[Prompt]:
+    """The prompts that ``given`` asks for; nothing is written.
+
+    Args:
+        path: where they would be kept, for messages.
+        max_new_tokens: of an answer, for which a prompt has to leave room.
+
+    Raises:
+        ValueError: no files named, no texts in them, a tokenizer that does not fit, or prompts
+            that are too long for the target.
+    """
+    if not given.questions and not given.conversations:
+        raise ValueError("set prompts.questions or prompts.conversations to a JSON Lines file")
+    texts = collect_texts(_path(given.questions), _path(given.conversations), given.seed)
+    named = [name for name in (given.questions, given.conversations) if name]
+    if not texts:
+        raise ValueError(f"{' and '.join(named)}: no text to make a prompt of")
+    config = _config(target)
+    tokenizer = load_tokenizer(target, int(config["vocab_size"]))
+    if not tokenizer.chat_template:
+        raise ValueError(f"{target}: its tokenizer has no chat template to put prompts into")
+    prompts = tokenize(tokenizer, texts, given.max_tokens)
+    refuse_unfit(prompts, target, max_new_tokens, path)
+    return prompts
+
+
+def write_prompts(
+    path: Path, given: PromptSettings, target: Path, max_new_tokens: int, report: Report
+) -> None:
+    """Write ``make_prompts``, and their record. Nothing is written unless all can be answered."""
+    prompts = make_prompts(path, given, target, max_new_tokens)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The record first: there are no prompts of this version without one.
+    write_whole(record_of(path), json.dumps(_made_of(given, target), indent=1) + "\n")
+    rows = [json.dumps({"prompt_id": p.prompt_id, "tokens": list(p.tokens)}) for p in prompts]
+    write_whole(path, "\n".join(rows) + "\n")
+    report(f"{len(prompts)} prompts in {path}")
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file.
+
+    Raises:
+        ValueError: a line that is no prompt (named), or none at all.
+    """
+    try:
+        prompts = [
+            Prompt(int(row["prompt_id"]), tuple(map(int, row["tokens"])))
+            for row in read_jsonl(path)
+        ]
+        if not all(prompt.tokens for prompt in prompts):
+            raise ValueError("a prompt without tokens")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected prompt_id and tokens in every row, found another one ({error!r}): "
+            "delete it, and the prompts are made again"
+        ) from None
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts: delete it, and they are made again")
+    return prompts
+
+
+def refuse_other_prompts(path: Path, given: PromptSettings, target: Path) -> None:
+    """Compare the record of ``path`` with what is asked for now. Texts that are not named now, or
+    not there any more, are taken to be the same.
+
+    Raises:
+        ValueError: what differs, by its key.
+    """
+    held = json.loads(record_of(path).read_text(encoding="utf-8"))
+    now = _made_of(given, target)
+    if not given.questions and not given.conversations:
+        now = {"tokenizer": now["tokenizer"]}  # nothing is said of the prompts
+    differ = [
+        f"{key} was {_shown(held.get(key))}, now {_shown(value)}"
+        for key, value in now.items()
+        if not _same(held.get(key), value)
+    ]
+    if differ:
+        raise ValueError(
+            f"{path} was made with other settings: {'; '.join(differ)}. Give the earlier ones, "
+            "name another work folder (--work), or delete this file, and with it the answers and "
+            "the store that were made of it"
+        )
+
+
+def refuse_unfit(prompts: Sequence[Prompt], target: Path, max_new_tokens: int, path: Path) -> None:
+    """
+    Args:
+        max_new_tokens: of an answer.
+        path: of the prompts, for the message.
+
+    Raises:
+        ValueError: a prompt with tokens that the target does not have, or too long for it.
+    """
+    config = _config(target)
+    vocabulary, positions = int(config["vocab_size"]), int(config["max_position_embeddings"])
+    foreign = next(
+        (p for p in prompts if not 0 <= min(p.tokens) <= max(p.tokens) < vocabulary), None
+    )
+    if foreign is not None:
+        raise ValueError(
+            f"{path}, prompt {foreign.prompt_id}: holds tokens outside of the {vocabulary:,} that "
+            f"{target} has: its tokenizer is another one's"
+        )
+    longest = max(prompts, key=lambda prompt: len(prompt.tokens))
+    if len(longest.tokens) + max_new_tokens > positions:
+        room = positions - max_new_tokens
+        cut = f"prompts.max_tokens to at most {room}, or " if room > 0 else ""
+        raise ValueError(
+            f"{path}, prompt {longest.prompt_id}: its {len(longest.tokens)} tokens and "
+            f"generate.max_new_tokens = {max_new_tokens} are more than the {positions} positions "
+            f"of {target}: set {cut}generate.max_new_tokens lower"
+        )
+
+
+def refuse_too_few(numbers: Sequence[int], every: int, what: str) -> None:
+    """
+    Args:
+        numbers: of prompts, of which every ``every``-th is held out for validation.
+        what: they are, and where, for the message.
+
+    Raises:
+        ValueError: nothing is left to learn from.
+    """
+    if all(number % every == 0 for number in numbers):
+        raise ValueError(
+            f"{len(numbers)} {what}, all of them held out for validation (fit.validation_every = "
+            f"{every}): none is left to learn from; give more texts, or another validation_every"
+        )
+
+
+def _made_of(given: PromptSettings, target: Path) -> dict[str, Any]:
+    """What decides the prompts, by the settings' keys."""
+    return {
+        "prompts.questions": _source(given.questions),
+        "prompts.conversations": _source(given.conversations),
+        "prompts.max_tokens": given.max_tokens,
+        "prompts.seed": given.seed,
+        "tokenizer": {"name": target.name, "sha256": tokenizer_fingerprint(target)},
+    }
+
+
+def _source(name: str) -> dict[str, Any] | None:
+    path = _path(name)
+    if path is None:
+        return None
+    if not path.is_file():
+        return {"name": path.name}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _same(held: Any, now: Any) -> bool:
+    if isinstance(held, dict) and isinstance(now, dict):
+        key = "sha256" if "sha256" in held and "sha256" in now else "name"
+        return bool(held.get(key) == now.get(key))
+    return bool(held == now)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, dict):
+        return "none" if value is None else str(value)
+    digest = value.get("sha256")
+    return f"{value.get('name')}" + (f" (sha256 {digest[:8]})" if digest else "")
+
+
+def _path(name: str) -> Path | None:
+    return Path(name).expanduser() if name else None
+
+
+def _config(target: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    return config

@@ -1,0 +1,103 @@
+"""The shards of a feature store: written at once or not at all, and checked against their records.
+
+``store`` says what a shard and its record hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sgl_entropy.base.disk import full_disk, is_full
+
+RECORD = ".json"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence of n tokens: ``tokens`` int64 [n], and for each but the last: ``features``
+    [n-1, taps*d], ``final`` [n-1, d], ``entropy`` float32 [n-1], ``best`` int64 [n-1]."""
+
+    prompt_id: int
+    prompt_length: int
+    tokens: Tensor
+    features: Tensor
+    final: Tensor
+    entropy: Tensor
+    best: Tensor
+
+    @property
+    def answer_rows(self) -> int:
+        """Draft positions of the answer: its tokens but the first."""
+        return len(self.tokens) - 1 - self.prompt_length
+
+
+def write_shard(path: Path, samples: Sequence[Sample]) -> None:
+    """Write ``samples`` under ``path``, with its record, at once or not at all.
+
+    Raises:
+        OSError: no room, say; names the shard, of which nothing is left.
+    """
+    tensors = {
+        "tokens": torch.cat([s.tokens for s in samples]).to(torch.int32),
+        "lengths": torch.tensor([len(s.tokens) for s in samples]),
+        "prompt_lengths": torch.tensor([s.prompt_length for s in samples]),
+        "prompt_ids": torch.tensor([s.prompt_id for s in samples]),
+        "features": torch.cat([s.features for s in samples]).to(torch.bfloat16),
+        "final": torch.cat([s.final for s in samples]).to(torch.bfloat16),
+        "entropy": torch.cat([s.entropy for s in samples]).float(),
+        "best": torch.cat([s.best for s in samples]).to(torch.int32),
+    }
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial)
+        record = {
+            "bytes": partial.stat().st_size,
+            "sha256": file_sha256(partial),
+            "sequences": len(samples),
+            "answer_tokens": sum(len(s.tokens) - s.prompt_length for s in samples),
+        }
+        path.with_suffix(RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        if is_full(error):
+            raise OSError(full_disk(path, error)) from error
+        raise OSError(f"{path} could not be written: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, read in pieces: Python 3.10 has no ``hashlib.file_digest``."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def shard_problem(path: Path, *, whole: bool) -> str | None:
+    """What is wrong with a shard, by its record; None = nothing.
+
+    Args:
+        whole: read and hash all of it, not its size alone.
+    """
+    record = path.with_suffix(RECORD)
+    try:
+        held = json.loads(record.read_text(encoding="utf-8"))
+        size, digest = int(held["bytes"]), str(held["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its record {record.name} cannot be read: {error!r}"
+    found = path.stat().st_size
+    if found != size:
+        return f"{found} bytes, expected {size}"
+    if whole and file_sha256(path) != digest:
+        return "its sha256 is not the recorded one"
+    return None

@@ -1,0 +1,96 @@
+"""The processes that fill a store: started, watched, and what stopped one of them said once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sgl_entropy.train.samples.store import Store
+
+Report = Callable[[str], None]
+
+
+def work(
+    run: Callable[[Any], None],
+    plans: Sequence[Any],
+    folder: Path,
+    stored: int,
+    wanted: int,
+    report: Report,
+) -> None:
+    """Run every plan in a process of its own, with progress, and say what the store holds.
+
+    Args:
+        run: of a plan; picklable.
+        folder: the store.
+        stored: answer tokens that it holds already, of ``wanted``.
+
+    Raises:
+        RuntimeError: a process failed; says with what. The others finished what they had to do.
+    """
+    # One thread a process, also in what the workers import.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("spawn")
+    problems = context.SimpleQueue()
+    workers = [context.Process(target=_guarded, args=(run, plan, problems)) for plan in plans]
+    for worker in workers:
+        worker.start()
+    _watch(workers, folder, stored, wanted, report)
+    said: list[str] = []
+    while not problems.empty():
+        said.append(problems.get())
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        codes = f"generation workers failed with exit codes {failed}; run it again"
+        raise RuntimeError("\n".join(dict.fromkeys(said)) or codes)
+    report(_size_line(Store(folder)))
+
+
+def stored_answers(folder: Path) -> tuple[set[int], int]:
+    """(prompt ids, answer tokens) of the finished shards; damaged ones are refused."""
+    if not any(folder.glob("*.safetensors")):
+        return set(), 0
+    store = Store(folder)
+    return {entry.prompt_id for entry in store.entries}, store.answer_tokens()
+
+
+def _guarded(run: Callable[[Any], None], plan: Any, problems: Any) -> None:
+    """An error that explains itself goes to the parent; any other keeps its traceback."""
+    try:
+        run(plan)
+    except (ValueError, OSError, RuntimeError) as error:
+        problems.put(str(error))
+        sys.exit(1)
+
+
+def _watch(workers: list[Any], folder: Path, before: int, wanted: int, report: Report) -> None:
+    began = time.monotonic()
+    try:
+        while any(worker.is_alive() for worker in workers):
+            for worker in workers:
+                worker.join(timeout=15 / len(workers))
+            stored = stored_answers(folder)[1]
+            rate = (stored - before) / (time.monotonic() - began)
+            left = f"{max(0.0, (wanted - stored) / rate / 60):.1f} min" if rate else "unknown"
+            report(f"{stored} of {wanted} answer tokens, {rate:.0f} tokens/s, left {left}")
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.terminate()  # a worker writes what is finished, then leaves
+        for worker in workers:
+            worker.join()
+        raise
+
+
+def _size_line(store: Store) -> str:
+    tokens = sum(entry.length - 1 for entry in store.entries)
+    size = store.bytes()
+    return (
+        f"{len(store.entries)} sequences, {store.answer_tokens()} answer tokens; {size / 1e9:.2f} "
+        f"GB, {size / tokens:.0f} bytes a token of prompt and answer, of them "
+        f"{2 * len(store.tap_layers) * store.width} for {len(store.tap_layers)} layers"
+    )

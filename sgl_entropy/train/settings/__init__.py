@@ -1,0 +1,1 @@
+"""One settings file: sections with typed, checked keys."""

@@ -1,0 +1,1 @@
+"""Policies replayed over a trace: what each would have saved or changed."""

@@ -1,0 +1,90 @@
+"""The served figure: its rounds, its means, its order, and that it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sgl_entropy_bench.figures import paired, served
+from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, write_results
+from sgl_entropy_bench.server.arms import Arm
+
+
+def test_served_against_the_fake_server(plan: Plan) -> None:
+    data, page = served.measure(plan)
+    assert list(data["temperatures"]) == ["0", "1"]
+    for arms in data["temperatures"].values():
+        assert list(arms) == ["none", "eagle3", "edsd"]
+        assert {row["requests"] for row in arms.values()} == {10}
+        none, eagle3, edsd = arms.values()
+        assert none["speed_up"]["value"] == none["acceptance_length"]["value"] == 1.0
+        assert eagle3["acceptance_length"]["value"] == pytest.approx(3.0, rel=0.15)
+        assert "over_baseline" not in eagle3
+        ratio = edsd["speed_up"]["value"] / eagle3["speed_up"]["value"]
+        assert edsd["over_baseline"]["speed"]["value"] == pytest.approx(ratio, abs=2e-3)
+        assert edsd["over_baseline"]["acceptance_length"]["low"] is not None
+        assert list(edsd["benchmarks"]) == list(BENCHMARKS)
+    assert "## Temperature 1" in page
+    assert list((plan.work / "served").glob("*.jsonl")), "not written yet"
+    write_results(plan, "served", data, page)
+    assert not list((plan.work / "served").glob("*.jsonl"))
+
+
+def test_served_goes_on_where_it_ended(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, float]] = []
+    whole = served._in_turn
+
+    def count(
+        servers: Any, first: int, text: str, limit: int, temperature: float
+    ) -> dict[str, served.Answer]:
+        if limit > paired.WARM_UP_TOKENS:
+            if len(asked) == 12 and not resumed:
+                raise KeyboardInterrupt
+            asked.append((text, temperature))
+        return whole(servers, first, text, limit, temperature)
+
+    monkeypatch.setattr(served, "_in_turn", count)
+    resumed = False
+    with pytest.raises(KeyboardInterrupt):
+        served.measure(plan)
+    resumed = True
+    data, _ = served.measure(plan)
+    assert len(asked) == len(set(asked)) == 20
+    assert data["temperatures"]["1"]["edsd"]["requests"] == 10
+
+
+@pytest.mark.parametrize("arms", [2, 3, 4, 5, 6])
+def test_every_arm_comes_first_in_each_benchmark_at_each_temperature(arms: int) -> None:
+    for benchmark in range(5):
+        for turn in range(2):
+            first = [served.first_of(5 * n + benchmark, turn, arms) for n in range(arms)]
+            assert sorted(first) == list(range(arms))
+
+
+def test_the_arms_of_served_are_the_drafters_that_were_named(plan: Plan, tmp_path: Path) -> None:
+    """Means are of benchmarks, ratios of what was named first, and both drafters are recorded."""
+    one, other = Arm("a", "EDSD", plan.edsd), Arm("b", "EAGLE3", plan.eagle3)
+    chosen = replace(plan, chosen=(one, other))
+    assert [arm.name for arm in chosen.arms()] == ["none", "a", "b"]
+    assert set(chosen.provenance()["inputs"]) == {"target", "a", "b"}
+    for names in ("a, a", "a, target"):
+        arms = tuple(replace(one, name=name) for name in names.split(", "))
+        with pytest.raises(ValueError, match=f"names of their own, found none, {names}"):
+            served.measure(replace(plan, chosen=arms))
+
+    def answers(cycles: int, seconds: Sequence[float]) -> list[served.Answer]:
+        return [served.Answer((1,), cycles, 12, 12, each, each) for each in seconds]
+
+    rounds = [
+        {"none": answers(0, (1, 1, 1, 1, 2)), "a": answers(6, [0.5] * 5), "b": answers(4, [1] * 5)}
+    ] * 2
+    found = served.summarise(rounds, "a")
+    # Speed-ups of 2, 2, 2, 2 and 4: their mean, and not that of the pooled seconds.
+    assert found["a"]["speed_up"]["value"] == 2.4
+    assert found["a"]["acceptance_length"]["value"] == 2.0
+    assert found["b"]["over_baseline"]["acceptance_length"]["value"] == 1.5
+    assert found["b"]["over_baseline"]["speed"]["value"] == 0.5
+    assert found["b"]["benchmarks"]["sum"]["speed_up"] == 2.0

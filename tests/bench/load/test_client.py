@@ -1,0 +1,59 @@
+"""The client itself: it keeps its times when its event loop is busy, and takes chunks fast."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from sgl_entropy_bench.fakeserver import FakeServer
+from sgl_entropy_bench.figures import clients
+from sgl_entropy_bench.figures.peers import Load
+from sgl_entropy_bench.http.client import Client
+from sgl_entropy_bench.http.record import read_records
+from sgl_entropy_bench.http.routes import Output
+from sgl_entropy_bench.load.run.pool import Outcome, drive
+from sgl_entropy_bench.load.run.worker import Planned, Task
+
+
+def closed(url: str, count: int, at_once: int, tokens: int, path: Path) -> Outcome:
+    planned = tuple(Planned(i, 0.0, "measured", f"{i}", "b", f"prompt {i}") for i in range(count))
+    task = Task(url, "generate", "m", Output(tokens, ignore_eos=True), planned, path, at_once)
+    return drive([task], count, lambda tallies, elapsed: None)
+
+
+def test_one_process_takes_ten_thousand_chunks_a_second(tmp_path: Path) -> None:
+    """By its own processor time, since a busy machine gives it less than a core."""
+    with FakeServer("--slots", "200", "--ttft", "0.001", "--cycle", "0.005", "--depth", "0") as one:
+        tally = closed(one.url, 200, 100, 200, tmp_path / "records.jsonl").tallies[0]
+    assert tally.chunks == 200 * 200
+    assert tally.errors == 0
+    assert tally.chunks / tally.cpu_s > 10_000
+
+
+def test_a_server_that_does_not_take_a_connection_is_called_so(tmp_path: Path) -> None:
+    """A full queue drops whoever knocks; the limit is that of a byte, not of the whole request."""
+    with socket.socket() as full, ExitStack() as held:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        planned = (Planned(0, 0.0, "measured", "0", "b", "prompt"),)
+        records = tmp_path / "records.jsonl"
+        task = Task(url, "generate", "m", Output(9), planned, records, 1, stall_s=0.3)
+        drive([task], 1, lambda tallies, elapsed: None)
+    (record,) = read_records(records)
+    assert record.error == "no connection within 0.3 s"
+
+
+@pytest.mark.parametrize("busy", [0.0, 0.5])
+def test_requests_leave_when_they_should(busy: float, tmp_path: Path) -> None:
+    with FakeServer("--ttft", "0.005", "--cycle", "0.002", "--slots", "999") as server:
+        sent = clients._ours(Load(server.url, tmp_path, 100.0, 300, 8, seed=0), busy)
+        found = clients._judged(sent, Client.from_url(server.url).get("/fake_arrivals"))
+    assert found["achieved_rate"] == pytest.approx(found["scheduled_rate"], rel=0.02)
+    assert found["lag_p99_s"] < 0.2  # a busy machine; the figure says what a quiet one does

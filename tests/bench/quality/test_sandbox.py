@@ -1,0 +1,211 @@
+"""Generated programs: what they cannot do, and that they cannot pass by ending early."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sgl_entropy_bench import quality
+from sgl_entropy_bench.quality.sandbox import Limits, Sandbox, SandboxError, open_sandbox
+from sgl_entropy_bench.server.processes import session_members
+
+LIMITS = Limits(cpu_s=1, wall_s=5.0, memory_bytes=256 * 2**20)
+BENCH = Path(quality.__file__).parents[2]
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    """The best that this machine gives."""
+    found = open_sandbox(LIMITS)
+    if not found.namespaces:
+        pytest.skip(f"no namespaces here: {found.weakness}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        ("assert 1 + 1 == 2", "passed"),
+        ("assert 1 == 2, 'no'", "failed: AssertionError: no"),
+        ("def (", "failed: SyntaxError"),
+        # None of these gets to its end, though each ends with status 0.
+        ("import sys\nsys.exit(0)\nassert False", "failed: SystemExit: 0"),
+        ("raise SystemExit", "failed: SystemExit"),
+        ("import os\nos._exit(0)", "failed: ended before its tests had"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "failed: ended by signal 9"),
+        ("import os\nfor fd in range(3, 64):\n  os.close(fd)", "failed"),
+        # A child of its own may neither pass nor fail for it.
+        ("import os, time\nif os.fork(): time.sleep(0.3)\nelse: assert False", "passed"),
+        ("class E(Exception):\n  def __str__(self): raise E\nraise E", "failed: E"),
+        # A verdict of its own making lacks the word.
+        (
+            'import os\nfor fd in range(3, 64):\n  try: os.write(fd, b\'{"passed": "x"}\\n\')\n'
+            "  except OSError: pass\nos._exit(0)",
+            "failed: ended before",
+        ),
+        ("while True: pass", "timeout: its processor time"),
+        ("import time\ntime.sleep(60)", "timeout: its time"),
+        ("try:\n  while True: pass\nexcept BaseException: pass\nwhile True: pass", "timeout"),
+        ("held = bytearray(10**9)", "failed: MemoryError"),
+        ("def f(): return f()\nf()", "failed: RecursionError"),
+        ("import sys\nfor _ in range(20000): print('x' * 10000)", "passed"),
+        ("assert input() is None", "failed: EOFError"),
+        ("open('/proc/self/status')", "failed: FileNotFoundError"),
+        ("open('small', 'w').write('x')", "passed"),
+        ("open('large', 'w').write('x' * 10**7)", "failed: OSError: [Errno 27]"),
+        ("for i in range(50): open(f'{i}', 'w').write('x' * 10**6)", "failed: OSError: [Errno 28]"),
+        ("import numpy", "failed: ModuleNotFoundError"),
+    ],
+)
+def test_programs_and_what_becomes_of_them(program: str, shown: str, sandbox: Sandbox) -> None:
+    assert sandbox.run(program).shown().startswith(shown)
+
+
+def test_forks_are_few_and_end_with_the_program(sandbox: Sandbox) -> None:
+    program = """
+import os, time
+children = 0
+try:
+    while children < 100:
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(600.125)
+        children += 1
+except OSError:
+    pass
+raise RuntimeError(children)
+"""
+    begun = time.monotonic()
+    kind, _, count = sandbox.run(program).error.partition(": ")
+    assert kind == "RuntimeError"
+    assert 1 <= int(count) < LIMITS.processes
+    assert time.monotonic() - begun < 2
+    assert not [pid for pid in _everyone() if "600.125" in _command(pid)]
+
+
+def test_no_network_not_even_to_this_machine(sandbox: Sandbox) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        program = f"import socket\nsocket.create_connection({address!r}, 2)"
+        assert sandbox.run(program).error.startswith("OSError: [Errno 101]")
+
+
+def test_nothing_outside_is_written_and_little_is_seen(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The usual folders for temporary files are empty inside; others can be read, not written.
+    secret = tmp_path / "secret"
+    secret.write_text("s")
+    for place in (str(secret), "/var/tmp/sgl-entropy-test", "/etc/sgl-entropy-test"):
+        found = sandbox.run(f"open({place!r}, 'a')")
+        assert found.error.startswith(("OSError: [Errno 30]", "FileNotFoundError", "Permission"))
+        assert Path(place) == secret or not Path(place).exists()
+    seen = "import os\nassert not os.listdir('/root') + os.listdir('/home') + os.listdir('/proc')"
+    assert sandbox.run(seen).passed
+    monkeypatch.setenv("SGL_ENTROPY_SECRET", "s")
+    assert sandbox.run("import os\nassert 'SGL_ENTROPY_SECRET' not in os.environ").passed
+    # A home in an unusual place is out of sight as well, even one with the interpreter in it.
+    monkeypatch.setenv("HOME", "/var")
+    assert sandbox.run("import os\nassert not os.listdir('/var')").passed
+    assert sandbox.run("import os\nassert os.getuid() != 0").passed
+
+
+def test_the_program_ends_with_the_process_that_asked(sandbox: Sandbox) -> None:
+    script = (
+        "from sgl_entropy_bench.quality.sandbox import *\n"
+        "Sandbox(Limits(cpu_s=60, wall_s=60.0)).run('import time\\ntime.sleep(600.25)')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    deadline = time.monotonic() + 10
+    # The runner's text stands in its command line.
+    while not (inside := [pid for pid in _everyone() if "Runs ``program.py``" in _command(pid)]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in inside):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not session_members(process.pid)
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not SYSTEM_PYTHON.exists(), reason="needs root and a system Python"
+)
+@pytest.mark.parametrize("mode", ["namespaces", "limits"])
+def test_as_an_ordinary_user(mode: str, tmp_path: Path) -> None:
+    """User namespaces, and the way without any, as they are for most people."""
+    script = f"""
+import os
+os.setgroups([]); os.setgid(61234); os.setuid(61234)
+from sgl_entropy_bench.quality.sandbox import *
+limits = Limits(cpu_s=1, wall_s=2.5, memory_bytes=2**28)
+box = open_sandbox(limits) if {mode == "namespaces"} else Sandbox(limits, False, weakness="told so")
+print(box.namespaces)
+for program in (
+    "assert True", "import sys; sys.exit(0)", "while True: pass", "held = bytearray(10**9)",
+    "import socket; socket.create_connection(('127.0.0.1', 9), 1)", "open('/var/tmp/x', 'w')",
+    "open('x', 'w').write('x')",
+    "import os, time\\nfor _ in range(20):\\n  if not os.fork(): time.sleep(9)",
+    "import ctypes", "import os; os.remove('/etc/hostname')",
+):
+    print(box.run(program).shown())
+"""
+    done = subprocess.run(
+        [str(SYSTEM_PYTHON), "-B", "-c", script],
+        env={"PYTHONPATH": str(BENCH), "TMPDIR": "/tmp"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    namespaces, ok, left, loop, memory, net, outside, inside, forks, library, remove = (
+        done.stdout.splitlines()
+    )
+    if mode == "namespaces" and namespaces == "False":
+        pytest.skip("no user namespaces here")
+    assert (ok, inside) == ("passed", "passed")
+    assert left == "failed: SystemExit: 0"
+    assert loop.startswith("timeout")
+    assert memory.startswith("failed: MemoryError")
+    if mode == "limits":
+        # A guard against accidents: each of these can be got round by a program that means to.
+        assert net == "failed: PermissionError: socket.getaddrinfo is not allowed here"
+        assert outside.startswith("failed: PermissionError: writing")
+        assert forks == "failed: PermissionError: os.fork is not allowed here"
+        assert remove.startswith("failed: PermissionError: os.remove")
+    else:
+        assert "Errno 101" in net
+        assert "Errno 30" in outside
+        assert "BlockingIOError" in forks
+        assert library == "passed"
+
+
+def test_an_interpreter_that_does_not_start_is_an_error_not_a_wrong_answer(tmp_path: Path) -> None:
+    broken = tmp_path / "bin" / "python"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 0\n")
+    broken.chmod(0o755)
+    with pytest.raises(SandboxError, match="ended without a word"):
+        Sandbox(LIMITS, python=broken, prefix=tmp_path).run("pass")
+    with pytest.raises(SandboxError, match="does not lie in its own prefix"):
+        Sandbox(LIMITS, python=broken, prefix=Path("/usr")).run("pass")
+    with pytest.raises(ValueError, match="at least 1 s and 64 MiB"):
+        Limits(cpu_s=0)
+
+
+def _everyone() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""

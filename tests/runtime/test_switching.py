@@ -1,0 +1,207 @@
+"""The choice of a drafter behind a verification, and the forward that brings it up to date."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sgl_entropy.entropy import shannon_entropy
+from sgl_entropy.runtime.v0_5_6 import counters, ours, regime, switching
+from sgl_entropy.runtime.v0_5_6.counters import SpecCounters
+from sgl_entropy.serving import missed
+from sgl_entropy.serving.switch_counters import SwitchCounters
+from sgl_entropy.verify.policies import DrafterSwitch
+
+NODES = 3
+
+
+class Worker:
+    """Of the two: what was asked of it."""
+
+    def __init__(self) -> None:
+        self.extended = 0
+
+    def forward_draft_extend_after_decode(self, batch: Any) -> None:
+        self.extended += 1
+
+
+@pytest.fixture
+def switching_worker(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Between 1 and 2 nats, the small one at work; which drafter read how many rows is noted."""
+    worker: Any = switching.SwitchingWorker.__new__(switching.SwitchingWorker)
+    worker.policy, worker.now, worker.counts = DrafterSwitch(1.0, 2.0), 0, SwitchCounters()
+    worker.drafters = (Worker(), Worker())
+    worker.read = []
+
+    def catch_up(drafter: Any, batch: Any, staying: list[int], ends: list[int]) -> Any:
+        rows = missed.gather([batch.reqs[i] for i in staying])
+        worker.read.append((worker.drafters.index(drafter), rows.counts, ends))
+
+    monkeypatch.setattr(worker, "_catch_up", catch_up)
+    monkeypatch.setattr(switching, "_take_over", lambda *_: None)
+    return worker
+
+
+def step(worker: Any, reqs: list[Any], counts: list[int], mean: float) -> None:
+    ids = torch.zeros(sum(counts), dtype=torch.int32)
+    missed.add(reqs, counts, ids, torch.zeros(len(ids), 4))
+    batch = SimpleNamespace(reqs=reqs, spec_info=None)
+    worker._extend(batch, list(range(len(reqs))), [9] * len(reqs), mean)
+
+
+def requests(count: int) -> list[Any]:
+    reqs = [SimpleNamespace() for _ in range(count)]
+    missed.forget(reqs)
+    return reqs
+
+
+def test_one_extend_for_what_the_other_missed_at_each_switch(switching_worker: Any) -> None:
+    worker, reqs = switching_worker, requests(2)
+    small, large = worker.drafters
+    step(worker, reqs, [1, 2], 1.5)
+    step(worker, reqs, [3, 1], math.nan)
+    assert (small.extended, large.extended, worker.read) == (2, 0, [])
+    step(worker, reqs, [1, 1], 2.5)
+    assert worker.read.pop() == (1, [5, 4], [9, 9])
+    assert (small.extended, worker.now, worker.counts.switches) == (2, 1, 1)
+    # The small one has not seen the cycle behind which it was relieved.
+    late = requests(1)
+    step(worker, [*reqs, *late], [2, 1, 4], 1.5)
+    step(worker, [reqs[1], *late], [1, 1], 0.5)
+    assert worker.read.pop() == (0, [3, 5], [9, 9])
+    assert (large.extended, worker.now, worker.counts.switches) == (1, 0, 2)
+
+
+def test_no_more_rows_are_kept_than_the_bound(
+    switching_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(missed, "MOST_ROWS", 6)
+    reqs = requests(2)
+    for _ in range(2):
+        step(switching_worker, reqs, [2, 1], 1.5)
+    assert switching_worker.read == []
+    step(switching_worker, reqs, [1, 1], 1.5)
+    assert switching_worker.read == [(1, [5, 3], [9, 9])]
+    assert [missed.count(req) for req in reqs] == [0, 0]
+    assert (switching_worker.now, switching_worker.drafters[0].extended) == (0, 3)
+
+
+def test_missed_rows_stand_where_a_prompt_would_end() -> None:
+    table = torch.arange(40, dtype=torch.int32).view(4, 10)
+    reqs = [SimpleNamespace(number=i) for i in range(3)]
+    ids = torch.tensor([11, 12, 13, 14])
+    rows = missed.Rows([3, 1], ids, torch.arange(8.0).view(4, 2))
+    batch = SimpleNamespace(
+        reqs=reqs,
+        req_to_token_pool=SimpleNamespace(req_to_token=table),
+        req_pool_indices=torch.tensor([3, 0, 1]),
+        seq_lens=torch.tensor([9, 9, 9]),
+        seq_lens_cpu=torch.tensor([9, 9, 9]),
+        return_logprob=True,
+    )
+    work: Any = switching._prompt_of(batch, [0, 2], [8, 5], rows)
+    assert work.out_cache_loc.tolist() == [35, 36, 37, 14]
+    assert (work.prefix_lens, work.extend_lens) == ([5, 4], [3, 1])
+    assert work.seq_lens.tolist() == work.seq_lens_cpu.tolist() == [8, 5]
+    assert (work.seq_lens_sum, work.extend_num_tokens) == (13, 4)
+    assert work.input_ids.tolist() == [11, 12, 13, 14]
+    assert work.spec_info.verified_id.tolist() == [13, 14]
+    assert [req.number for req in work.reqs] == [0, 2]
+    assert (work.return_logprob, batch.return_logprob) == (False, True)
+    assert [req.number for req in batch.reqs] == [0, 1, 2]
+
+
+def test_the_new_drafters_state_takes_the_place_of_the_old(monkeypatch: Any) -> None:
+    seen: list[Any] = []
+    worker: Any = SimpleNamespace(capture_for_decode=lambda *given: seen.append(given))
+    state: Any = SimpleNamespace(
+        accept_length_cpu=[1, 0, 2],
+        verified_id=torch.tensor([5, 6, 7, 8, 9, 10], dtype=torch.int32),
+        capture_hidden_mode=None,
+    )
+    output: Any = object()
+    switching._take_over(worker, state, output)
+    assert state.verified_id.tolist() == [6, 7, 10]
+    assert state.verified_id.dtype == torch.int32
+    assert seen == [(output, state)]
+
+
+def drafted(retrive_index: list[list[int]], drafter: int = 1) -> tuple[Any, regime.Regime]:
+    draft: Any = SimpleNamespace(
+        retrive_index=torch.tensor(retrive_index),
+        draft_token_num=NODES,
+        draft_token=torch.arange(20, 20 + NODES * len(retrive_index)),
+        sgl_entropy_nodes=None,
+    )
+    return draft, regime.start(draft, drafter)
+
+
+def test_the_regime_is_the_mean_over_what_was_emitted() -> None:
+    logits = torch.randn(2 * NODES, 30, generator=torch.Generator().manual_seed(0)) * 3
+    draft, cycle = drafted([[0, 1, 2], [3, -1, -1]])
+    regime.begin(draft, logits)
+    assert math.isnan(cycle.mean)
+    # Three nodes accepted, of which the request took two; then a lone root.
+    found = regime.record(draft, 0, [0, 1, 2], 2, tell=True)
+    assert found is not None
+    number, told = found
+    assert told is not None
+    assert (number, told["drafter"], told["drafted"]) == (1, "large", [21, 22])
+    assert (told["accepted"], told["emitted"]) == (2, 2)
+    # Pruned: nothing but the root was verified.
+    other = regime.record(draft, 1, [3], 1, tell=True)
+    assert other is not None
+    assert other[1] is not None
+    assert other[1]["drafted"] == []
+    expected = shannon_entropy(logits)[[0, 1, 3]]
+    assert cycle.mean == pytest.approx(expected.mean().item(), rel=1e-5)
+    assert told["target_entropy"] == pytest.approx(expected[:2].tolist(), abs=1e-5)
+
+
+def test_logits_that_are_no_numbers_do_not_count() -> None:
+    logits = torch.zeros(2 * NODES, 30)
+    logits[:NODES] = math.nan
+    draft, cycle = drafted([[0, 1, 2], [3, 4, 5]])
+    regime.begin(draft, logits)
+    regime.record(draft, 0, [0], 1)
+    assert math.isnan(cycle.mean)
+    regime.record(draft, 1, [3], 1)
+    assert cycle.mean == pytest.approx(math.log(30))
+
+
+def test_with_one_drafter_nothing_is_computed() -> None:
+    draft: Any = SimpleNamespace()
+    regime.begin(draft, torch.zeros(3, 3))
+    assert vars(draft) == {}
+    assert regime.record(draft, 0, [0], 1) is None
+
+
+def test_cycles_are_counted_by_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
+    totals = SpecCounters(switch=SwitchCounters())
+    monkeypatch.setattr(counters, "TOTALS", totals)
+    monkeypatch.setattr(ours, "active", lambda: True)
+    params = SimpleNamespace(custom_params={"spec_drafters": True})
+    asks: Any = SimpleNamespace(sampling_params=params, finished=lambda: True)
+    silent: Any = SimpleNamespace(
+        sampling_params=SimpleNamespace(custom_params=None), finished=lambda: True
+    )
+    for number in (0, 1, 1):
+        draft, _ = drafted([[0, 1, 2], [3, 4, 5]], number)
+        regime.begin(draft, torch.zeros(2 * NODES, 30))
+        counters.record_cycle(asks, 2, [0, 1, -1], draft, 0)
+        counters.record_cycle(silent, 1, [3, -1, -1], draft, 1)
+    told = counters.of_request(asks)
+    assert told is not None
+    meta: dict[str, Any] = {}
+    counters.report(meta, SimpleNamespace(sgl_entropy_counters=[told]), 0)
+    assert meta["spec_cycles_by_drafter"] == {"small": 1, "large": 2}
+    assert [cycle["drafter"] for cycle in meta["spec_drafters"]] == ["small", "large", "large"]
+    meta = {}
+    counters.report(meta, SimpleNamespace(sgl_entropy_counters=[counters.of_request(silent)]), 0)
+    assert meta["spec_cycles_by_drafter"] == {"small": 1, "large": 2}
+    assert "spec_drafters" not in meta
+    assert totals.to_dict()["cycles_by_drafter"] == {"small": 2, "large": 4}

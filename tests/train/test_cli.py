@@ -1,0 +1,88 @@
+"""Flags of ``sgl-entropy train``: none is taken by a stage that would ignore it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgl_entropy.cli import main
+from sgl_entropy.train.stages import drafter
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["compare", "--plan"], "--plan estimates prepare, features, generate, fit, not compare"),
+        (["benchmark", "--plan"], "not benchmark"),
+        (["evaluate", "--plan"], "not evaluate"),
+        (["export", "--plan"], "not export"),
+        (["fit", "--gpu", "h100"], "--gpu belongs to --plan, not to fit"),
+        (["fit", "--json", "-"], "--json belongs to evaluate, compare, benchmark, --plan"),
+        (["fit", "--out", "x"], "--out belongs to export, not to fit"),
+        (["fit", "--server", "http://h:1"], "--server belongs to prepare"),
+        (["prepare", "--concurrency", "3"], "--concurrency is of requests to a --server"),
+        (["compare", "--algorithm", "EAGLE3"], "--algorithm belongs to fit, export, benchmark"),
+        (["compare", "--batches", "3"], "--batches belongs to benchmark"),
+        (["fit", "--seeds", "0"], "--seeds belongs to compare"),
+        (["evaluate", "--page", "p.md"], "--page belongs to compare, benchmark, --plan"),
+        (["--plan", "--page", "p.md"], "--page with --plan is the table of --check"),
+        (["--plan", "--check", "w", "--algorithm", "EDSD"], "--algorithm: --check reads it"),
+        (["--plan", "--check", "w", "--gpu", "h100"], "--gpu: --check compares"),
+        (["--plan", "--workers", "2"], "--workers belongs to compare, not to --plan"),
+        (["benchmark", "--arms", "a", "--algorithm", "EDSD"], "--arms names a recipe with its own"),
+        (["features", "--threads", "2"], "--threads belongs to prepare, fit, export, evaluate"),
+        (["features", "--online"], "--online belongs to prepare, fit, export, compare, --plan"),
+        (["fit", "--settings"], "--settings prints the settings and does nothing else"),
+        (["fit", "--threads", "0"], "--threads must be at least 1"),
+        (["benchmark", "--batches", "0"], "--batches must be at least 1"),
+    ],
+)
+def test_a_flag_of_another_stage_is_refused(
+    words: list[str],
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words]) == 2
+    assert why in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_drafter_has_no_place_for_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["train", "export", "--out", str(tmp_path / "file" / "deep")]) == 2
+    assert "is a file, not a folder" in capsys.readouterr().err
+
+
+def test_stdout_holds_the_figures_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(settings: Any, folder: Path, report: Any) -> dict[str, float]:
+        report("1 of 2 prompts")
+        return {"tau": 2.0}
+
+    monkeypatch.setattr(drafter, "evaluate", evaluate)
+    assert main(["train", "evaluate", "--drafter", "here", "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"tau": 2.0}
+    assert "1 of 2 prompts" in printed.err
+
+
+def test_online_is_a_setting_by_another_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[bool] = []
+    monkeypatch.setattr(drafter, "fit", lambda given, *_, **__: found.append(given.fit.online))
+    assert main(["train", "fit", "--online"]) == 0
+    assert main(["train", "fit"]) == 0
+    assert main(["train", "fit", "--online", "--set", "fit.online=false"]) == 0
+    assert found == [True, False, True]
+    assert main(["train", "--settings"]) == 0
+    assert "\nonline = false\n" in capsys.readouterr().out
