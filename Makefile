@@ -36,8 +36,8 @@ target: env
 	@$(BIN)/sgl-entropy target >/dev/null
 
 patches: env
-	@$(BIN)/sgl-entropy patch apply
-	@$(BIN)/sgl-entropy patch verify
+	@$(BIN)/sgl-entropy patch apply --quiet >/dev/null
+	@$(BIN)/sgl-entropy patch verify --quiet
 
 demo: target patches
 	@$(BIN)/sgl-entropy demo $(ARGS)

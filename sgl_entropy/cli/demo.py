@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
-from sgl_entropy_bench.demo import details, run_demo, summary, table
+from sgl_entropy_bench.demo import conclusion, details, run_demo, summary, table
 from sgl_entropy_bench.server.arms import Arm, Engine, default_threads
 
 from sgl_entropy.base.provenance import provenance
@@ -18,7 +19,7 @@ EXAMPLES = """examples:
   sgl-entropy demo                                the shipped drafters on the small target
   sgl-entropy demo --json demo.json
   sgl-entropy demo --target DIR --eagle3 DIR --edsd DIR
-exit code: 0, 1 where an arm's output differs from the arm without speculation, 2 on an error"""
+exit codes: 0 done; 1 an output differs from that of the arm without speculation; 2 an error"""
 
 
 def add_drafter_options(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the three arms, print the table, write the JSON; 1 where outputs differ."""
+    """Run the three arms, print the table and its sentence, write the JSON."""
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected a number from 1")
     target, eagle3, edsd, threads = resolve(args)
@@ -100,12 +101,23 @@ def run(args: argparse.Namespace) -> int:
         f"\n{len(results['none'].answers)} requests an arm, greedy, one at a time, at most "
         f"{args.max_new_tokens} tokens, {engine.dtype}, {threads} thread(s)"
     )
-    print(table(results))
-    figures = summary(results)
-    write_json({"arms": figures, "details": details(results), "provenance": facts}, args.json)
-    if all(row["outputs_equal"] for row in figures.values()):
+    print(f"{table(results)}\n{conclusion(results)}")
+    figures, behind = summary(results), details(results)
+    report = {
+        "arms": {name: asdict(row) for name, row in figures.items()},
+        "details": {name: asdict(row) for name, row in behind.items()},
+        "conclusion": conclusion(results),
+        "provenance": facts,
+    }
+    write_json(report, args.json)
+    if all(row.outputs_equal for row in figures.values()):
         return 0
-    for name, row in details(results).items():
-        for difference in row["differences"]:
-            print(f"{name}: output differs from none's: {difference}", file=sys.stderr)
+    for name, row in behind.items():
+        for one in row.differences:
+            where = "" if one.position is None else f", from token {one.position}"
+            print(
+                f"sgl-entropy demo: {name}'s output differs from none's: prompt {one.prompt}, "
+                f"route {one.route}{where}",
+                file=sys.stderr,
+            )
     return 1

@@ -50,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "wheel (default: the one that this Python would import)",
         )
         action.add_argument("--json", metavar="FILE", help="write the outcome there; - for stdout")
+        action.add_argument(
+            "--quiet", action="store_true", help="print one line; name files only on a fault"
+        )
     record = actions.add_parser(
         "record",
         help="for developers: regenerate a series' manifest from its patches",
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(report.as_json(), args.json)
     if args.json != "-":
-        _print(report)
+        _print(report, args.quiet and report.ok)
     return 0 if report.ok else 1
 
 
@@ -97,7 +100,11 @@ def _record(upstream: str, folder: Path | None) -> int:
     return 0
 
 
-def _print(report: patching.Report) -> None:
+def _print(report: patching.Report, quiet: bool) -> None:
+    if quiet:
+        checked = ", every hash is right" if report.verb == "verify" else ""
+        print(f"SGLang {report.sglang}, {len(report.files)} files: {report.state}{checked}")
+        return
     print(f"SGLang {report.sglang} at {report.root}")
     width = max((len(name) for name in report.files), default=0)
     for name, state in report.files.items():

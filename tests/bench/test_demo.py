@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from sgl_entropy_bench.demo import (
-    Answer,
+    ArmFigures,
     ArmResult,
+    DemoAnswer,
+    OutputDifference,
+    conclusion,
     differences,
     first_difference,
     load_prompts,
@@ -28,10 +31,10 @@ from sgl_entropy.base.progress import Progress
 def arm(seconds: float, cycles: int = 0) -> ArmResult:
     """An arm with two prompts over both routes, 10 tokens each."""
     answers = [
-        Answer("p1", "chat", "one", (), 10, 0, 0, seconds),
-        Answer("p2", "chat", "two", (), 10, 0, 0, seconds),
-        Answer("p1", "generate", "one", tuple(range(10)), 10, cycles, 9, seconds),
-        Answer("p2", "generate", "two", tuple(range(10)), 10, cycles, 9, seconds),
+        DemoAnswer("p1", "chat", "one", (), 10, 0, 0, seconds),
+        DemoAnswer("p2", "chat", "two", (), 10, 0, 0, seconds),
+        DemoAnswer("p1", "generate", "one", tuple(range(10)), 10, cycles, 9, seconds),
+        DemoAnswer("p2", "generate", "two", tuple(range(10)), 10, cycles, 9, seconds),
     ]
     return ArmResult(tuple(answers), 1.0, 2**30)
 
@@ -44,19 +47,9 @@ def changed(result: ArmResult, index: int, **fields: object) -> ArmResult:
 
 def test_figures_from_recorded_arms() -> None:
     figures = summary({"none": arm(0.5), "edsd": arm(0.25, cycles=4)})
-    assert figures["none"] == {
-        "tokens_per_s": 20.0,
-        "acceptance_length": 1.0,
-        "speedup": 1.0,
-        "outputs_equal": True,
-    }
+    assert figures["none"] == ArmFigures(20.0, 1.0, 1.0, True)
     # 18 tokens over 8 cycles: the chat route counts no cycles and stays out of tau
-    assert figures["edsd"] == {
-        "tokens_per_s": 40.0,
-        "acceptance_length": 2.25,
-        "speedup": 2.0,
-        "outputs_equal": True,
-    }
+    assert figures["edsd"] == ArmFigures(40.0, 2.25, 2.0, True)
 
 
 def test_acceptance_is_pooled_over_requests() -> None:
@@ -67,16 +60,27 @@ def test_acceptance_is_pooled_over_requests() -> None:
 def test_one_token_that_differs_is_found() -> None:
     ids = (0, 1, 2, 3, 4, 5, 99, 7, 8, 9)
     results = {"none": arm(0.5), "edsd": changed(arm(0.5), 2, token_ids=ids)}
-    assert not summary(results)["edsd"]["outputs_equal"]
-    assert differences(results["none"], results["edsd"]) == [
-        {"prompt": "p1", "route": "generate", "position": 6}
-    ]
+    assert not summary(results)["edsd"].outputs_equal
+    assert differences(results["none"], results["edsd"]) == (OutputDifference("p1", "generate", 6),)
     assert "NO (3/4)" in table(results)
+
+
+def test_the_conclusion_says_what_the_table_shows() -> None:
+    fast = {"none": arm(0.6), "eagle3": arm(0.4), "edsd": arm(0.75)}
+    assert conclusion(fast) == (
+        "EAGLE-3 answers 1.50 times as fast as no speculation, EDSD 0.80 times; "
+        "all 4 outputs are equal."
+    )
+    wrong = {**fast, "edsd": changed(changed(arm(0.3), 1, text="tw0"), 3, text="tw0")}
+    assert conclusion(wrong).endswith(
+        "EDSD 2.00 times; 2 of EDSD's 4 outputs differ from those of no speculation."
+    )
+    assert conclusion({"none": arm(0.5)}).startswith("no speculation alone")
 
 
 def test_a_letter_that_differs_on_the_chat_route_is_found() -> None:
     results = {"none": arm(0.5), "edsd": changed(arm(0.5), 1, text="tw0")}
-    assert not summary(results)["edsd"]["outputs_equal"]
+    assert not summary(results)["edsd"].outputs_equal
 
 
 def test_different_questions_are_no_comparison() -> None:
@@ -121,12 +125,12 @@ def test_the_whole_demo_against_the_fake_server(
     )
     figures = summary(results)
     # 1 token by the prompt's processing, and 12 in 4 cycles
-    assert figures["eagle3"]["acceptance_length"] == 3.0
-    assert figures["eagle3"]["outputs_equal"]
-    assert figures["eagle3"]["speedup"] > 1.2
-    assert not figures["edsd"]["outputs_equal"]
+    assert figures["eagle3"].acceptance_length == 3.0
+    assert figures["eagle3"].outputs_equal
+    assert figures["eagle3"].speedup > 1.2
+    assert not figures["edsd"].outputs_equal
     wrong = differences(results["none"], results["edsd"])
-    assert [(row["prompt"], row["route"], row["position"]) for row in wrong] == [
+    assert [(row.prompt, row.route, row.position) for row in wrong] == [
         ("short-answer", "chat", None),
         ("short-answer", "generate", 6),
     ]

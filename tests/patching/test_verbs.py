@@ -341,8 +341,12 @@ def test_command(mini: Mini, monkeypatch, capsys, tmp_path):
     )
     assert main(["patch", "verify", *where, "--json", str(tmp_path / "out.json")]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["ok"] is True
-    mini.path(ARGS).write_text("mine\n")
     capsys.readouterr()
+    assert main(["patch", "verify", *where, "--quiet"]) == 0
+    assert capsys.readouterr().out == f"SGLang {VERSION}, 3 files: applied, every hash is right\n"
+    mini.path(ARGS).write_text("mine\n")
+    assert main(["patch", "verify", *where, "--quiet"]) == 1
+    assert ARGS in capsys.readouterr().out
     assert main(["patch", "revert", *where, "--json", "-"]) == 2
     captured = capsys.readouterr()
     assert ARGS in captured.err
