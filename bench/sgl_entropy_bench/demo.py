@@ -17,7 +17,7 @@ from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import text_table
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client, Generation
-from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server, free_port
 
 ROUTES = ("chat", "generate")
@@ -248,12 +248,12 @@ def conclusion(results: Mapping[str, ArmResult]) -> str:
 
 def run_demo(
     engine: Engine,
-    arms: Sequence[Arm],
+    arms: Sequence[ServeArm],
     max_new_tokens: int,
     logs: Path,
     progress: Progress | None = None,
     prompts: Sequence[DemoPrompt] | None = None,
-    serve: Callable[[Arm, int, Path], Server] | None = None,
+    serve: Callable[[ServeArm, int, Path], Server] | None = None,
 ) -> dict[str, ArmResult]:
     """Serve each arm in turn and send it every prompt over both routes.
 

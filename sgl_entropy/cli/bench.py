@@ -211,7 +211,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
     from sgl_entropy_bench.load.run import verbs
     from sgl_entropy_bench.load.run.arms import parse_arms, read_arms
     from sgl_entropy_bench.load.run.campaign import Campaign
-    from sgl_entropy_bench.load.run.measure import Plan
+    from sgl_entropy_bench.load.run.measure import LoadPlan
     from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw
     from sgl_entropy_bench.load.schedule.workload import load_workload
 
@@ -230,7 +230,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
     if ramp < 0:
         raise ValueError(f"--ramp must be at least 0, found {ramp}")
     share = _share(args.stream) if latency else (0, 1)
-    plan = Plan(
+    plan = LoadPlan(
         load_workload(args.prompts, args.per_benchmark, args.seed, args.warmup, share),
         Output(args.max_tokens, args.ignore_eos, args.temperature, not args.no_stream),
         args.num_requests,

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sgl_entropy_bench.demo import conclusion, details, run_demo, summary, table
-from sgl_entropy_bench.server.arms import Arm, Engine, default_threads
+from sgl_entropy_bench.server.arms import Engine, ServeArm, default_threads
 
 from sgl_entropy.base.provenance import provenance
 from sgl_entropy.cli.output import write_json
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens}: expected a number from 1")
     target, eagle3, edsd, threads = resolve(args)
     engine = Engine(target=target, threads=threads)
-    arms = [Arm("none"), Arm("eagle3", "EAGLE3", eagle3), Arm("edsd", "EDSD", edsd)]
+    arms = [ServeArm("none"), ServeArm("eagle3", "EAGLE3", eagle3), ServeArm("edsd", "EDSD", edsd)]
     facts = provenance(threads, {"target": target, "eagle3": eagle3, "edsd": edsd})
     with tempfile.TemporaryDirectory(prefix="sgl-entropy-demo-") as scratch:
         logs = args.keep_logs or Path(scratch)

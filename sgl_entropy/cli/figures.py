@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy_bench.figures.plan import Plan, write_results
-from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.arms import Engine, ServeArm
 
 from sgl_entropy.cli.demo import add_drafter_options, resolve
 from sgl_entropy.cli.output import check_folder
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def arm_of(text: str) -> Arm:
+def arm_of(text: str) -> ServeArm:
     """``NAME=DIR`` of ``--arm``; the algorithm is the drafter's own.
 
     Raises ValueError for another form, and DrafterError for what is no drafter.
@@ -166,7 +166,7 @@ def arm_of(text: str) -> Arm:
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
         raise ValueError(f"--arm {text}: no such folder")
-    return Arm(name, DrafterConfig.from_folder(path).algorithm, path)
+    return ServeArm(name, DrafterConfig.from_folder(path).algorithm, path)
 
 
 def matmuls(target: Path, threads: int) -> tuple[dict[str, Any], str]:

@@ -21,7 +21,7 @@ from sgl_entropy_bench.demo import (
     summary,
     table,
 )
-from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server, StartError
 
 from sgl_entropy import cli
@@ -111,11 +111,15 @@ def test_the_whole_demo_against_the_fake_server(
         "eagle3": ["--cycle-s", "0.004", "--per-cycle", "3"],
         "edsd": ["--cycle-s", "0.004", "--per-cycle", "3", "--flip", "Norway"],
     }
-    arms = [Arm("none"), Arm("eagle3", "EAGLE3", tmp_path), Arm("edsd", "EDSD", tmp_path)]
+    arms = [
+        ServeArm("none"),
+        ServeArm("eagle3", "EAGLE3", tmp_path),
+        ServeArm("edsd", "EDSD", tmp_path),
+    ]
     stream = io.StringIO()
     served: list[Server] = []
 
-    def serve(arm: Arm, port: int, log: Path) -> Server:
+    def serve(arm: ServeArm, port: int, log: Path) -> Server:
         assert not any(server.pids() for server in served), "two servers at once"
         served.append(launch(*flags[arm.name], name=arm.name, port=port))
         return served[-1]
@@ -146,7 +150,7 @@ def test_a_server_that_fails_ends_the_demo(
     with pytest.raises(StartError, match="ended while starting"):
         run_demo(
             Engine(target),
-            [Arm("none")],
+            [ServeArm("none")],
             4,
             tmp_path,
             Progress(1.0, io.StringIO()),
@@ -167,14 +171,14 @@ def test_a_missing_drafter_is_one_clear_message(
 
 def test_an_arm_needs_both_algorithm_and_drafter() -> None:
     with pytest.raises(ValueError, match="needs a drafter"):
-        Arm("edsd", "EDSD")
+        ServeArm("edsd", "EDSD")
 
 
 def test_the_command_line_names_the_drafter() -> None:
     engine = Engine(Path("/t"), threads=2)
-    words = engine.command(Arm("edsd", "EDSD", Path("/d")), 4000)
+    words = engine.command(ServeArm("edsd", "EDSD", Path("/d")), 4000)
     assert words[words.index("--speculative-algorithm") + 1] == "EDSD"
     assert words[words.index("--speculative-num-draft-tokens") + 1] == "5"
     assert words[words.index("--dtype") + 1] == "float32"
     assert engine.environment()["OMP_NUM_THREADS"] == "2"
-    assert not any("speculative" in word for word in engine.command(Arm("none"), 4000))
+    assert not any("speculative" in word for word in engine.command(ServeArm("none"), 4000))

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server, free_port
 
 from tests.engine import pair
@@ -50,20 +50,23 @@ class Fleet:
             *("--speculative-second-draft-model-path", str(small)),
             *("--speculative-drafter-switch", "1.2,1.4"),
         )
-        chain, tree = Arm("edsd_chain", "EDSD", edsd), Arm("edsd_tree", "EDSD", edsd, 4, 3, 12)
-        self.arms: dict[str, tuple[Arm, tuple[str, ...], int]] = {
-            "none": (Arm("none"), PLAIN, 8192),
+        chain, tree = (
+            ServeArm("edsd_chain", "EDSD", edsd),
+            ServeArm("edsd_tree", "EDSD", edsd, 4, 3, 12),
+        )
+        self.arms: dict[str, tuple[ServeArm, tuple[str, ...], int]] = {
+            "none": (ServeArm("none"), PLAIN, 8192),
             "edsd_chain": (chain, (), 8192),
             "edsd_tree": (tree, (), 8192),
-            "eagle3": (Arm("eagle3", "EAGLE3", eagle3), (), 8192),
-            "variant": (Arm("variant", "EDSD", variant), (), 8192),
+            "eagle3": (ServeArm("eagle3", "EAGLE3", eagle3), (), 8192),
+            "variant": (ServeArm("variant", "EDSD", variant), (), 8192),
             "small_chain": (chain, SMALL, SMALL_POOL),
             "small_tree": (tree, SMALL, SMALL_POOL),
             "two_ranks": (chain, ("--dp-size", "2"), 4096),
-            "easd_chain": (Arm("easd_chain", "EDSD", edsd), (*EASD, "--enable-metrics"), 8192),
-            "easd_eagle3": (Arm("easd_eagle3", "EAGLE3", eagle3), EASD, 8192),
+            "easd_chain": (ServeArm("easd_chain", "EDSD", edsd), (*EASD, "--enable-metrics"), 8192),
+            "easd_eagle3": (ServeArm("easd_eagle3", "EAGLE3", eagle3), EASD, 8192),
             "easd_small": (
-                Arm("easd_small", "EDSD", edsd, 4, 3, 12),
+                ServeArm("easd_small", "EDSD", edsd, 4, 3, 12),
                 (*EASD, *SMALL, "--dp-size", "2"),
                 SMALL_POOL,
             ),

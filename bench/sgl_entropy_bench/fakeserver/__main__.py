@@ -10,10 +10,10 @@ import sys
 
 from sgl_entropy_bench.fakeserver.routes import ApiConnection
 from sgl_entropy_bench.fakeserver.service import Service
-from sgl_entropy_bench.fakeserver.settings import Options, parse_options
+from sgl_entropy_bench.fakeserver.settings import FakeServerOptions, parse_options
 
 
-async def serve(options: Options) -> int:
+async def serve(options: FakeServerOptions) -> int:
     """Serve until a signal, or the owner's end; returns the exit status."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()

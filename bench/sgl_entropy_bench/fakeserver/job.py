@@ -11,9 +11,9 @@ import time
 from abc import ABC, abstractmethod
 
 from sgl_entropy_bench.fakeserver.connection import Connection
-from sgl_entropy_bench.fakeserver.ranks import Rank, Tally
+from sgl_entropy_bench.fakeserver.ranks import CycleTally, Rank
 from sgl_entropy_bench.fakeserver.request import MAX_TOKENS, Ask
-from sgl_entropy_bench.fakeserver.settings import Options
+from sgl_entropy_bench.fakeserver.settings import FakeServerOptions
 from sgl_entropy_bench.fakeserver.wire import Json, Refused, dumps, events
 
 # Ids of four digits and words of four letters: n of them with separators are 5 n - 1 bytes.
@@ -28,7 +28,9 @@ class Job(ABC):
     Tokens are drawn from (server seed, prompt), times and acceptance from (server seed, number).
     """
 
-    def __init__(self, ask: Ask, number: int, connection: Connection, options: Options) -> None:
+    def __init__(
+        self, ask: Ask, number: int, connection: Connection, options: FakeServerOptions
+    ) -> None:
         self.ask = ask
         self.number = number
         self.connection = connection
@@ -36,7 +38,7 @@ class Job(ABC):
         self.rank: Rank
         self.arrived_s = time.monotonic()
         self.generator = random.Random(f"{options.seed}:{number}")
-        self.tally = Tally([0] * (options.depth + 1))
+        self.tally = CycleTally([0] * (options.depth + 1))
         self.easd_fires = 0
         self.cached_tokens = 0
         self.started = self.over = False

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Tally:
+class CycleTally:
     """Draft-verify cycles: how many accepted 0, 1, ... drafted tokens, and what they emitted."""
 
     by_accepted: list[int]
@@ -40,7 +40,7 @@ class Rank:
     """One scheduler. ``waiting`` may hold requests that left; ``queued`` counts the others."""
 
     index: int
-    tally: Tally
+    tally: CycleTally
     running: int = 0
     queued: int = 0
     waiting: deque[Job] = field(default_factory=deque)

@@ -17,9 +17,9 @@ from sgl_entropy_bench.fakeserver.connection import Connection
 from sgl_entropy_bench.fakeserver.job import Job
 from sgl_entropy_bench.fakeserver.native_api import NativeJob
 from sgl_entropy_bench.fakeserver.openai_api import OpenAIJob
-from sgl_entropy_bench.fakeserver.ranks import Rank, Tally
+from sgl_entropy_bench.fakeserver.ranks import CycleTally, Rank
 from sgl_entropy_bench.fakeserver.request import Ask
-from sgl_entropy_bench.fakeserver.settings import Options
+from sgl_entropy_bench.fakeserver.settings import FakeServerOptions
 from sgl_entropy_bench.fakeserver.wire import Json, Refused
 
 TICK_S = 0.001
@@ -35,12 +35,12 @@ ABORTED: Json = {"type": "abort", "message": "Aborted", "status_code": None}
 class Service:
     """All requests of one server, from their arrival to their end."""
 
-    def __init__(self, options: Options, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, options: FakeServerOptions, loop: asyncio.AbstractEventLoop) -> None:
         self.options = options
         self.loop = loop
         self.begun_s = loop.time()
         self.ranks = [
-            Rank(index, Tally([0] * (options.depth + 1))) for index in range(options.ranks)
+            Rank(index, CycleTally([0] * (options.depth + 1))) for index in range(options.ranks)
         ]
         # By id.
         self.jobs: dict[str, Job] = {}

@@ -22,7 +22,7 @@ Standard output gets one line, `listening on http://127.0.0.1:PORT`, when it can
 """
 
 
-class Options(argparse.Namespace):
+class FakeServerOptions(argparse.Namespace):
     """The flags as read. Laws of time and ``start_delay`` are in seconds."""
 
     port: int
@@ -44,7 +44,7 @@ class Options(argparse.Namespace):
     owned: bool
 
 
-def parse_options(words: Sequence[str] | None = None) -> Options:
+def parse_options(words: Sequence[str] | None = None) -> FakeServerOptions:
     """Read the command line; argparse ends the process with status 2 on a bad one."""
     parser = argparse.ArgumentParser(
         prog="python -m sgl_entropy_bench.fakeserver",
@@ -90,7 +90,7 @@ def parse_options(words: Sequence[str] | None = None) -> Options:
     add("--fault-every", metavar="N", type=count, default=1, help="in every Nth request (1)")
     add("--start-delay", metavar="S", type=seconds, default=0.0, help="s until healthy (0)")
     add("--owned", action="store_true", help="end when standard input, a pipe, is closed")
-    options = parser.parse_args(words, namespace=Options())
+    options = parser.parse_args(words, namespace=FakeServerOptions())
     if options.easd is not None and not options.depth:
         parser.error("argument --easd: needs a --depth of at least 1")
     return options

@@ -23,7 +23,7 @@ from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.judge.metrics import quantile
 from sgl_entropy_bench.load.run.pool import drive
-from sgl_entropy_bench.load.run.worker import Planned, Task
+from sgl_entropy_bench.load.run.worker import Planned, WorkerTask
 from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw, schedule
 
 RATES = (40.0, 200.0)
@@ -86,7 +86,7 @@ def _ours(load: Load, busy: float) -> Sent:
         Planned(i, time, "measured", str(i), "none", f"prompt {i}") for i, time in enumerate(times)
     )
     with tempfile.TemporaryDirectory() as folder:
-        task = Task(
+        task = WorkerTask(
             load.url,
             "generate",
             "fake",

@@ -26,7 +26,7 @@ from sgl_entropy_bench.figures.plan import Plan, in_parallel
 from sgl_entropy_bench.figures.stats import slope
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client, ServerError
-from sgl_entropy_bench.server.arms import Arm
+from sgl_entropy_bench.server.arms import ServeArm
 from sgl_entropy_bench.server.launch import Server
 
 CONCURRENCY = 12
@@ -50,7 +50,7 @@ def measure(plan: Plan, arm_names: tuple[str, ...] = ("edsd",)) -> tuple[dict[st
     return data, page(data)
 
 
-def run_arm(plan: Plan, arm: Arm, count: int) -> dict[str, Any]:
+def run_arm(plan: Plan, arm: ServeArm, count: int) -> dict[str, Any]:
     """All cases against one arm's server; its outcomes, pools and memory."""
     engine = dataclasses.replace(
         plan.engine,

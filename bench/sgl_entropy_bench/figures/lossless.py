@@ -26,7 +26,7 @@ from sgl_entropy_bench.figures.plan import (
     in_parallel,
 )
 from sgl_entropy_bench.http.client import Client
-from sgl_entropy_bench.server.arms import Arm
+from sgl_entropy_bench.server.arms import ServeArm
 
 BATCHES = (1, 8)
 TOKENS_PER_S_GUESS = 25.0
@@ -37,7 +37,10 @@ def measure(plan: Plan) -> tuple[dict[str, Any], str]:
     """Returns the data (counts and differences by arm and batch) and the page."""
     per_benchmark, limit = (2, 32) if plan.quick else (20, 128)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
-    arms = [*plan.arms(), Arm("edsd-tree", "EDSD", plan.edsd, steps=4, topk=3, draft_tokens=12)]
+    arms = [
+        *plan.arms(),
+        ServeArm("edsd-tree", "EDSD", plan.edsd, steps=4, topk=3, draft_tokens=12),
+    ]
     ids = reference(plan, prompts, limit, tokens_only=True)
     runs: dict[str, dict[str, list[int]]] = {}
     for index, arm in enumerate(arms):
@@ -69,7 +72,7 @@ def measure(plan: Plan) -> tuple[dict[str, Any], str]:
 
 
 def run_arm(
-    plan: Plan, arm: Arm, ids: Mapping[str, Sequence[int]], limit: int, label: str
+    plan: Plan, arm: ServeArm, ids: Mapping[str, Sequence[int]], limit: int, label: str
 ) -> dict[int, Records]:
     """Everything that is still missing of one arm, at each batch size; one server for all."""
     key = plan.arm_key(arm)
@@ -161,7 +164,7 @@ def explain(
     found: Mapping[str, list[dict[str, Any]]],
 ) -> None:
     """Add to each difference the gap in log-probability of the target's two best tokens."""
-    with plan.server(Arm("none")).start() as server:
+    with plan.server(ServeArm("none")).start() as server:
         for rows in found.values():
             for row in rows:
                 prefix = [*ids[row["prompt"]], *base[row["prompt"]][: row["position"]]]

@@ -21,7 +21,7 @@ from sgl_entropy.base.progress import Progress
 from sgl_entropy_bench.figures.plan import BenchPrompt, Plan, Records, in_parallel
 from sgl_entropy_bench.figures.windows import Window, full_batch_window
 from sgl_entropy_bench.http.client import Generation
-from sgl_entropy_bench.server.arms import Arm
+from sgl_entropy_bench.server.arms import ServeArm
 from sgl_entropy_bench.server.launch import Server
 
 WARM_UP_TOKENS = 8
@@ -70,7 +70,7 @@ class Batch:
 
 
 def start_all(
-    plan: Plan, stack: ExitStack, arms: Sequence[Arm], title: str = "speed"
+    plan: Plan, stack: ExitStack, arms: Sequence[ServeArm], title: str = "speed"
 ) -> dict[str, Server]:
     """Every arm's server, started one after the other and stopped until it is asked."""
     servers = {}
@@ -156,7 +156,7 @@ def batches(usable: Sequence[str], rounds: Mapping[int, int]) -> dict[int, list[
     return drawn
 
 
-def kept(plan: Plan, title: str, arms: Sequence[Arm], limit: int, more: str = "") -> Records:
+def kept(plan: Plan, title: str, arms: Sequence[ServeArm], limit: int, more: str = "") -> Records:
     """Where finished batches of an unfinished figure wait; ``more``: what else decides them."""
     parts = [plan.arm_key(arm) for arm in arms] + [str(limit), more]
     key = hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sgl_entropy.base.provenance import footer, provenance, served_hash, weights_hash
-from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server, free_port
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum")
@@ -37,22 +37,22 @@ class Plan:
     work: Path
     results: Path
     quick: bool = False
-    chosen: tuple[Arm, ...] = ()
+    chosen: tuple[ServeArm, ...] = ()
     spent: list[Path] = field(default_factory=list, compare=False)
 
-    def arms(self) -> list[Arm]:
+    def arms(self) -> list[ServeArm]:
         """The arms of the comparison, chains of 4: no drafter, then EAGLE-3 and EDSD or others."""
-        pair = (Arm("eagle3", "EAGLE3", self.eagle3), Arm("edsd", "EDSD", self.edsd))
-        return [Arm("none"), *(self.chosen or pair)]
+        pair = (ServeArm("eagle3", "EAGLE3", self.eagle3), ServeArm("edsd", "EDSD", self.edsd))
+        return [ServeArm("none"), *(self.chosen or pair)]
 
-    def drafted(self, name: str) -> Arm:
+    def drafted(self, name: str) -> ServeArm:
         """The arm with the drafter ``name``. Raises ValueError where there is none."""
         for arm in self.arms():
             if arm.name == name and arm.drafter is not None:
                 return arm
         raise ValueError(f"no drafter {name!r}: expected eagle3 or edsd")
 
-    def server(self, arm: Arm, engine: Engine | None = None) -> Server:
+    def server(self, arm: ServeArm, engine: Engine | None = None) -> Server:
         """A server for ``arm``, not started; its log lies in the work folder.
 
         Figures that run side by side keep logs of their own: some count what is in them.
@@ -77,7 +77,7 @@ class Plan:
         parts = [weights_hash(self.engine.target), self.engine.dtype, ""]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
 
-    def arm_key(self, arm: Arm) -> str:
+    def arm_key(self, arm: ServeArm) -> str:
         """A short key of all that decides what ``arm`` writes: code, weights, shape and flags."""
         parts = [served_hash(), self.target_key(), arm.algorithm or ""]
         if arm.drafter is not None:

@@ -32,7 +32,7 @@ from sgl_entropy_bench.figures.paired import (
 )
 from sgl_entropy_bench.figures.plan import Plan, Records, benchmark_prompts
 from sgl_entropy_bench.http.chat import ChatTemplate
-from sgl_entropy_bench.server.arms import Arm
+from sgl_entropy_bench.server.arms import ServeArm
 
 ROUNDS = {1: 12, 4: 8}
 QUICK_ROUNDS = {1: 3, 4: 2}
@@ -96,7 +96,7 @@ def one_drafter(
     return figures, records
 
 
-def arms_of(arm: Arm, calibration: Path | None) -> list[Arm]:
+def arms_of(arm: ServeArm, calibration: Path | None) -> list[ServeArm]:
     """Fixed length first; each stop as served by default, then with all tokens verified."""
     flags: dict[str, tuple[str, ...]] = {FIXED: (), SVIP: ("--speculative-draft-stop", SVIP)}
     if calibration is not None:

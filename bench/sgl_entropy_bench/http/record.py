@@ -18,7 +18,7 @@ CUT = "cut: the run had ended"
 
 
 @dataclass
-class Record:
+class RequestRecord:
     """What happened to one request. Times are seconds from the start of the run.
 
     Attributes:
@@ -86,7 +86,7 @@ class Record:
         return json.dumps(held, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
+    def from_json(cls, line: str) -> RequestRecord:
         """Raises ValueError for a line that is no record."""
         row = json.loads(line)
         if not isinstance(row, dict):
@@ -111,7 +111,7 @@ class RecordWriter:
         self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: RequestRecord) -> None:
         # What UTF-8 cannot hold, half a surrogate pair, JSON can: as an escape.
         line = record.to_json().encode(errors="backslashreplace") + b"\n"
         while line:
@@ -132,7 +132,7 @@ class RecordWriter:
         self.close()
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[RequestRecord]:
     """The records of a file, by schedule. A last line that was cut short is left out.
 
     Raises:
@@ -142,7 +142,7 @@ def read_records(path: Path) -> list[Record]:
     return sorted(_records(path), key=lambda record: (record.scheduled, record.index))
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _records(path: Path) -> Iterator[RequestRecord]:
     text = path.read_text(encoding="utf-8", errors="replace")
     # Not splitlines: a text may hold what Unicode calls a line's end.
     lines = [line + "\n" for line in text.split("\n")]
@@ -151,7 +151,7 @@ def _records(path: Path) -> Iterator[Record]:
         lines.pop()
     for number, line in enumerate(lines, 1):
         try:
-            yield Record.from_json(line)
+            yield RequestRecord.from_json(line)
         except ValueError as error:
             if number == len(lines) and not line.endswith("\n"):
                 return

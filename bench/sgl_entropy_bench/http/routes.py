@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 
 Json = dict[str, Any]
 Api = Literal["generate", "chat", "completions"]
@@ -57,10 +57,10 @@ class Reader(Protocol):
     def whole(self, body: bytes, now: float) -> None:
         """The body of a reply that was not streamed. Raises StreamError."""
 
-    def finish(self, record: Record) -> None:
+    def finish(self, record: RequestRecord) -> None:
         """Write what was learned into the record. Raises StreamError for what is missing."""
 
-    def salvage(self, record: Record) -> None:
+    def salvage(self, record: RequestRecord) -> None:
         """Write the events of a response that broke off: their tokens were delivered."""
 
 
@@ -110,7 +110,7 @@ class _Chunks:
         if tokens != 0:
             self.chunks.append((now, tokens))
 
-    def write(self, record: Record) -> None:
+    def write(self, record: RequestRecord) -> None:
         record.chunks = self.chunks
         record.first = self.chunks[0][0] if self.chunks else None
 
@@ -140,10 +140,10 @@ class _GenerateReader:
     def whole(self, body: bytes, now: float) -> None:
         self._last = body
 
-    def salvage(self, record: Record) -> None:
+    def salvage(self, record: RequestRecord) -> None:
         self._chunks.write(record)
 
-    def finish(self, record: Record) -> None:
+    def finish(self, record: RequestRecord) -> None:
         reply = _object(self._last)
         meta = reply.get("meta_info")
         if not isinstance(meta, dict):
@@ -211,10 +211,10 @@ class _OpenAIReader:
             self._finish = choice.get("finish_reason") or self._finish
         return new
 
-    def salvage(self, record: Record) -> None:
+    def salvage(self, record: RequestRecord) -> None:
         self._chunks.write(record)
 
-    def finish(self, record: Record) -> None:
+    def finish(self, record: RequestRecord) -> None:
         if self._finish == "abort":
             raise StreamError("aborted by the server")
         if not self._usage:

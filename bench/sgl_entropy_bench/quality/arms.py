@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.load.run.arms import ArmSpec, arms_of, parse_arms, read_table
+from sgl_entropy_bench.load.run.arms import LoadArm, arms_of, parse_arms, read_table
 
 _OURS = ("url", "custom_params", "temperature")
 
@@ -28,7 +28,7 @@ class Arm:
     """
 
     name: str
-    server: ArmSpec
+    server: LoadArm
     custom_params: Mapping[str, Any] = field(default_factory=dict)
     temperature: float | None = None
 
@@ -104,7 +104,7 @@ def read_eval_arms(path: Path) -> tuple[Arm, ...]:
     return _distinct(arms, str(path))
 
 
-def _running(path: Path, number: int, one: Mapping[str, Any]) -> ArmSpec:
+def _running(path: Path, number: int, one: Mapping[str, Any]) -> LoadArm:
     at = f"{path}: arms[{number}]"
     if wrong := sorted(set(one) - {"name", *_OURS}):
         raise ValueError(f"{at}: unknown keys {', '.join(wrong)} in an arm with a url")

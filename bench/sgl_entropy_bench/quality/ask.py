@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_entropy_bench.http.client import Client, ServerError
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.http.routes import Api, Output, StreamError, body_of, reader_of
-from sgl_entropy_bench.load.run.endpoint import Target
+from sgl_entropy_bench.load.run.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Reply:
     """A reply's text, its counts, and the seconds that it took."""
 
     text: str
-    counts: Record
+    counts: RequestRecord
     seconds: float
 
 
-def ask(target: Target, prompt: str, output: Output, timeout_s: float) -> Reply:
+def ask(target: Endpoint, prompt: str, output: Output, timeout_s: float) -> Reply:
     """Send one request and wait for its end.
 
     Args:
@@ -40,7 +40,7 @@ def ask(target: Target, prompt: str, output: Output, timeout_s: float) -> Reply:
     begun = time.monotonic()
     reply = client.post(path, body)
     seconds = time.monotonic() - begun
-    counts = Record(0, "", "", "measured", 0.0, sent=0.0)
+    counts = RequestRecord(0, "", "", "measured", 0.0, sent=0.0)
     reader = reader_of(target.api)
     try:
         reader.whole(json.dumps(reply).encode(), seconds)

@@ -22,9 +22,9 @@ from sgl_entropy.base.progress import Progress
 from sgl_entropy_bench.http.client import ServerError
 from sgl_entropy_bench.http.routes import Output, StreamError
 from sgl_entropy_bench.load.run.arms import opened
-from sgl_entropy_bench.load.run.endpoint import Target
+from sgl_entropy_bench.load.run.endpoint import Endpoint
 from sgl_entropy_bench.load.run.progress import LoadProgress
-from sgl_entropy_bench.load.schedule.workload import Prompt
+from sgl_entropy_bench.load.schedule.workload import WorkloadPrompt
 from sgl_entropy_bench.quality.answers import Answer, AnswerWriter, Place, read_answers
 from sgl_entropy_bench.quality.arms import Arm
 from sgl_entropy_bench.quality.ask import ask, sampling_of, seed_of
@@ -35,7 +35,7 @@ from sgl_entropy_bench.quality.tasks import Question
 @dataclass(frozen=True)
 class _Job:
     arm: Arm
-    target: Target
+    target: Endpoint
     question: Question
     sample: int
     key: str
@@ -92,7 +92,7 @@ class Evaluation:
         try:
             for arms in self._groups():
                 with contextlib.ExitStack() as stack:
-                    targets: dict[tuple[Any, ...], Target] = {}
+                    targets: dict[tuple[Any, ...], Endpoint] = {}
                     for arm in arms:
                         if arm.place not in targets:
                             targets[arm.place] = stack.enter_context(self._serving(arm))
@@ -112,14 +112,14 @@ class Evaluation:
             yield [arm for arm in self.arms if arm.place == place]
 
     @contextlib.contextmanager
-    def _serving(self, arm: Arm) -> Iterator[Target]:
+    def _serving(self, arm: Arm) -> Iterator[Endpoint]:
         progress = LoadProgress(f"{arm.name}: server starts")
         log = self.out / f"{arm.name}.server.log"
         with opened(arm.server, self.api, self.tokenizer, log, progress.waiting) as target:
             progress.close()
             yield target
 
-    def _told(self, arm: Arm, target: Target) -> None:
+    def _told(self, arm: Arm, target: Endpoint) -> None:
         self.servers[arm.name] = {
             "model": Path(target.model).name,
             "version": target.version(),
@@ -129,7 +129,7 @@ class Evaluation:
             "command": arm.server.shown(),
         }
 
-    def _jobs(self, served: Sequence[tuple[Arm, Target]]) -> list[_Job]:
+    def _jobs(self, served: Sequence[tuple[Arm, Endpoint]]) -> list[_Job]:
         """What is to be asked; each question to all arms before the next, arms in turn first."""
         jobs = []
         for number, question in enumerate(self.plan.questions):
@@ -151,7 +151,7 @@ class Evaluation:
                         self.answers[held.place] = held
         return jobs
 
-    def _key(self, arm: Arm, target: Target, question: Question) -> str:
+    def _key(self, arm: Arm, target: Endpoint, question: Question) -> str:
         what = [
             question.digest,
             self._prompt(target, question),
@@ -167,12 +167,12 @@ class Evaluation:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @staticmethod
-    def _prompt(target: Target, question: Question) -> str:
+    def _prompt(target: Endpoint, question: Question) -> str:
         if target.api == "chat":
             return question.text
         if target.template is None:
             return question.plain
-        return target.text(Prompt(question.id, "", question.text))
+        return target.text(WorkloadPrompt(question.id, "", question.text))
 
     def _work(self, jobs: Sequence[_Job], writer: AnswerWriter) -> None:
         """All jobs, ``concurrency`` at a time, in threads that an interrupt need not wait for."""
@@ -275,7 +275,7 @@ class Evaluation:
         )
 
 
-def _listens(target: Target) -> bool:
+def _listens(target: Endpoint) -> bool:
     """Whether a connection can be made, within a few tries."""
     for wait_s in (0.0, 0.5, 1.0):
         time.sleep(wait_s)

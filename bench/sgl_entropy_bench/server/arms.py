@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Arm:
+class ServeArm:
     """One way to serve the target. ``algorithm`` None: no speculation.
 
     ``steps`` draft steps of ``topk`` branches, ``draft_tokens`` verified a cycle (the root
@@ -57,7 +57,7 @@ class Engine:
     extra_flags: tuple[str, ...] = ()
     python: str = field(default_factory=lambda: sys.executable)
 
-    def command(self, arm: Arm, port: int) -> list[str]:
+    def command(self, arm: ServeArm, port: int) -> list[str]:
         """The server's command line."""
         context = self.context_length
         return [

@@ -35,7 +35,7 @@ from sgl_entropy_bench.figures.plan import (
 from sgl_entropy_bench.figures.stats import break_even, slope, spread
 from sgl_entropy_bench.figures.windows import Window, full_batch_window
 from sgl_entropy_bench.http.client import Arrival, Generation
-from sgl_entropy_bench.server.arms import Arm, Engine
+from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server
 
 from sgl_entropy.base import provenance
@@ -428,7 +428,7 @@ def test_leaks_against_the_fake_server(plan: Plan) -> None:
 
 def test_a_leak_is_found(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks, "IDLE_TIMEOUT_S", 0.5)
-    arm = Arm("edsd", "EDSD", plan.edsd)
+    arm = ServeArm("edsd", "EDSD", plan.edsd)
     leaky = Engine(plan.engine.target, python=plan.engine.python, extra_flags=("--leak",))
     row = leaks.run_arm(
         Plan(leaky, plan.eagle3, plan.edsd, None, plan.work, plan.results), arm, 110

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sgl_entropy_bench.figures import paired, served
 from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, write_results
-from sgl_entropy_bench.server.arms import Arm
+from sgl_entropy_bench.server.arms import ServeArm
 
 
 def test_served_against_the_fake_server(plan: Plan) -> None:
@@ -66,7 +66,7 @@ def test_every_arm_comes_first_in_each_benchmark_at_each_temperature(arms: int) 
 
 def test_the_arms_of_served_are_the_drafters_that_were_named(plan: Plan, tmp_path: Path) -> None:
     """Means are of benchmarks, ratios of what was named first, and both drafters are recorded."""
-    one, other = Arm("a", "EDSD", plan.edsd), Arm("b", "EAGLE3", plan.eagle3)
+    one, other = ServeArm("a", "EDSD", plan.edsd), ServeArm("b", "EAGLE3", plan.eagle3)
     chosen = replace(plan, chosen=(one, other))
     assert [arm.name for arm in chosen.arms()] == ["none", "a", "b"]
     assert set(chosen.provenance()["inputs"]) == {"target", "a", "b"}

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.http.routes import Api, Output, StreamError, body_of, error_text, reader_of
 
 
@@ -15,8 +15,8 @@ def event(text: str, tokens: int, finish: Any = None, **meta: Any) -> bytes:
     return json.dumps({"text": text, "output_ids": [1], "meta_info": held}).encode()
 
 
-def read(api: Api, events: list[bytes], streamed: bool = True) -> Record:
-    reader, record = reader_of(api), Record(0, "p", "b", "measured", 0.0)
+def read(api: Api, events: list[bytes], streamed: bool = True) -> RequestRecord:
+    reader, record = reader_of(api), RequestRecord(0, "p", "b", "measured", 0.0)
     for number, data in enumerate(events):
         (reader.feed if streamed else reader.whole)(data, number + 1.0)
     reader.finish(record)

@@ -13,13 +13,13 @@ from sgl_entropy_bench.figures.peers import Load
 from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.http.record import read_records
 from sgl_entropy_bench.http.routes import Output
-from sgl_entropy_bench.load.run.pool import Outcome, drive
-from sgl_entropy_bench.load.run.worker import Planned, Task
+from sgl_entropy_bench.load.run.pool import WorkerOutcome, drive
+from sgl_entropy_bench.load.run.worker import Planned, WorkerTask
 
 
-def closed(url: str, count: int, at_once: int, tokens: int, path: Path) -> Outcome:
+def closed(url: str, count: int, at_once: int, tokens: int, path: Path) -> WorkerOutcome:
     planned = tuple(Planned(i, 0.0, "measured", f"{i}", "b", f"prompt {i}") for i in range(count))
-    task = Task(url, "generate", "m", Output(tokens, ignore_eos=True), planned, path, at_once)
+    task = WorkerTask(url, "generate", "m", Output(tokens, ignore_eos=True), planned, path, at_once)
     return drive([task], count, lambda tallies, elapsed: None)
 
 
@@ -44,7 +44,7 @@ def test_a_server_that_does_not_take_a_connection_is_called_so(tmp_path: Path) -
         url = f"http://127.0.0.1:{full.getsockname()[1]}"
         planned = (Planned(0, 0.0, "measured", "0", "b", "prompt"),)
         records = tmp_path / "records.jsonl"
-        task = Task(url, "generate", "m", Output(9), planned, records, 1, stall_s=0.3)
+        task = WorkerTask(url, "generate", "m", Output(9), planned, records, 1, stall_s=0.3)
         drive([task], 1, lambda tallies, elapsed: None)
     (record,) = read_records(records)
     assert record.error == "no connection within 0.3 s"

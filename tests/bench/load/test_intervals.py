@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge.compare import speedup
 from sgl_entropy_bench.load.judge.intervals import (
     batch_means,
@@ -82,15 +82,15 @@ def test_the_ratio_of_two_arms_under_the_same_arrivals(
 def test_the_speed_up_of_a_closed_loop_is_paired_by_request() -> None:
     """Prompts of very different length; the second arm's answers are 10 % longer on average."""
 
-    def run(seed: int) -> tuple[list[Record], list[Record]]:
+    def run(seed: int) -> tuple[list[RequestRecord], list[RequestRecord]]:
         chance = random.Random(seed)
-        arms: tuple[list[Record], list[Record]] = ([], [])
+        arms: tuple[list[RequestRecord], list[RequestRecord]] = ([], [])
         for i in range(60):
             size = chance.lognormvariate(0.0, 1.2)
             for arm, (speed, longer) in zip(arms, ((2.0, 1.1), (1.0, 1.0)), strict=True):
                 tokens = max(1, round(100 * size * longer * chance.uniform(0.9, 1.1)))
                 took = tokens / speed * chance.uniform(0.8, 1.2)
-                arm.append(Record(i, f"p{i}", "b", "measured", 0.0, 0.0, 0.1, took))
+                arm.append(RequestRecord(i, f"p{i}", "b", "measured", 0.0, 0.0, 0.1, took))
                 arm[-1].completion_tokens = tokens
         return arms
 
@@ -104,7 +104,7 @@ def test_the_speed_up_of_a_closed_loop_is_paired_by_request() -> None:
 
 
 def test_no_request_on_both_arms_gives_no_speed_up() -> None:
-    record = Record(0, "p", "b", "measured", 0.0, 0.0, 0.1, 1.0)
+    record = RequestRecord(0, "p", "b", "measured", 0.0, 0.0, 0.1, 1.0)
     assert speedup([record], []) is None
     assert speedup([record], [record]) is None  # no tokens counted
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sgl_entropy_bench.http.record import Record, RecordWriter, read_records
+from sgl_entropy_bench.http.record import RecordWriter, RequestRecord, read_records
 from sgl_entropy_bench.load.judge import metrics, verdict
 from sgl_entropy_bench.load.judge.compare import paired, parity
 from sgl_entropy_bench.load.judge.metrics import Slo
 from sgl_entropy_bench.load.run.worker import Tally
 
 
-def made(index: int, seconds: float = 1.0, **changes: object) -> Record:
+def made(index: int, seconds: float = 1.0, **changes: object) -> RequestRecord:
     """Sent 1 ms after its time, ``index``; 5 tokens in 3 events."""
     at = float(index)
     held: dict[str, object] = {
@@ -29,11 +29,11 @@ def made(index: int, seconds: float = 1.0, **changes: object) -> Record:
         "text_hash": "a",
         **changes,
     }
-    return Record(index, f"p{index}", "maths", "measured", at, **held)  # type: ignore[arg-type]
+    return RequestRecord(index, f"p{index}", "maths", "measured", at, **held)  # type: ignore[arg-type]
 
 
-def failed(index: int, error: str = "status 503: busy") -> Record:
-    return Record(
+def failed(index: int, error: str = "status 503: busy") -> RequestRecord:
+    return RequestRecord(
         index, f"p{index}", "maths", "measured", float(index), sent=index + 0.001, error=error
     )
 
@@ -114,7 +114,7 @@ def test_limits_that_there_are_not(text: str) -> None:
         Slo.parse(text)
 
 
-def judged(records: list[Record], **changes: object) -> tuple[str, ...]:
+def judged(records: list[RequestRecord], **changes: object) -> tuple[str, ...]:
     settings: dict[str, object] = {"expected": len(records), "open_loop": True, **changes}
     tallies = settings.pop("tallies", [QUIET])
     return verdict.judge(records, tallies, **settings).reasons  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def test_a_good_run_is_valid() -> None:
     ],
 )
 def test_why_a_run_is_not_valid(
-    records: list[Record], changes: dict[str, object], reason: str
+    records: list[RequestRecord], changes: dict[str, object], reason: str
 ) -> None:
     reasons = judged(records, **changes)
     assert reason in "; ".join(reasons)

@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 from sgl_entropy_bench.fakeserver import FakeServer
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.judge import compare, metrics, verdict
 from sgl_entropy_bench.load.judge.folders import read_folder
 from sgl_entropy_bench.load.judge.merge import _first_use
 from sgl_entropy_bench.load.page import html, plots, report
-from sgl_entropy_bench.load.run.arms import ArmSpec
+from sgl_entropy_bench.load.run.arms import LoadArm
 from sgl_entropy_bench.load.run.campaign import Campaign
-from sgl_entropy_bench.load.run.measure import Plan, window
+from sgl_entropy_bench.load.run.measure import LoadPlan, window
 from sgl_entropy_bench.load.run.worker import CUT, Tally
-from sgl_entropy_bench.load.schedule.workload import Prompt, Workload
+from sgl_entropy_bench.load.schedule.workload import Workload, WorkloadPrompt
 
 from sgl_entropy.cli import main as command
 
@@ -36,14 +36,16 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
                None)  # fmt: skip
 BENCHMARKS = ("code", "maths")
 COUNT, RAMP = 48, 6
-PROMPTS = tuple(Prompt(f"p{i}", BENCHMARKS[i % 2], f"prompt {i}") for i in range(90))
-PLAN = Plan(Workload(PROMPTS, (), "built-in prompts", len(PROMPTS), "d1"), Output(64), COUNT, RAMP)
+PROMPTS = tuple(WorkloadPrompt(f"p{i}", BENCHMARKS[i % 2], f"prompt {i}") for i in range(90))
+PLAN = LoadPlan(
+    Workload(PROMPTS, (), "built-in prompts", len(PROMPTS), "d1"), Output(64), COUNT, RAMP
+)
 PAGE, TABLES = "report.html", "report.md"
 Json = dict[str, Any]
-Change = Callable[[str, str, list[Record]], list[Record]]
+Change = Callable[[str, str, list[RequestRecord]], list[RequestRecord]]
 
 
-def records_of(arm: str, load: str, rate: float | None, count: int = COUNT) -> list[Record]:
+def records_of(arm: str, load: str, rate: float | None, count: int = COUNT) -> list[RequestRecord]:
     """A run as a client writes it: ``rate`` requests a second, or two at a time."""
     arrivals, chance = random.Random(f"arrivals {load}"), random.Random(f"{arm} {load}")
     time, found = 0.0, []
@@ -51,7 +53,7 @@ def records_of(arm: str, load: str, rate: float | None, count: int = COUNT) -> l
         e2e = (2.0 if arm == "none" else 1.0) * chance.uniform(0.8, 1.2)
         time += e2e / 2 if rate is None else arrivals.expovariate(rate)
         phase = "ramp" if i < RAMP else "measured" if i < RAMP + count else "tail"
-        record = Record(i, PROMPTS[i % 90].id, BENCHMARKS[i % 2], phase, time, time + 0.001)
+        record = RequestRecord(i, PROMPTS[i % 90].id, BENCHMARKS[i % 2], phase, time, time + 0.001)
         record.first, record.last = time + 0.1 * e2e, time + e2e
         record.chunks = [(record.first, 2), (time + e2e, 40)]
         record.prompt_tokens, record.completion_tokens, record.text_hash = 50, 40, f"text {i}"
@@ -62,7 +64,9 @@ def records_of(arm: str, load: str, rate: float | None, count: int = COUNT) -> l
     return found
 
 
-def figures_of(arm: str, label: str, held: Sequence[Record], verb: str, count: int = COUNT) -> Json:
+def figures_of(
+    arm: str, label: str, held: Sequence[RequestRecord], verb: str, count: int = COUNT
+) -> Json:
     """One entry of ``results``, as ``measure`` computes it."""
     measured = [record for record in held if record.phase == "measured"]
     opened = verb == "latency"
@@ -93,11 +97,11 @@ def write_folder(
     arms: Sequence[str] = ("none", "edsd"),
     loads: Sequence[str] = ("qps-2", "qps-3"),
     change: Change = lambda arm, load, held: held,
-    plan: Plan = PLAN,
+    plan: LoadPlan = PLAN,
     alter: Callable[[Json], object] = lambda report: None,
 ) -> Path:
     """A folder as a campaign leaves it; ``alter`` changes its result.json at last."""
-    campaign = Campaign(verb, plan, tuple(ArmSpec(arm, url="http://h:1") for arm in arms), path)
+    campaign = Campaign(verb, plan, tuple(LoadArm(arm, url="http://h:1") for arm in arms), path)
     for arm in arms:
         campaign.servers[arm] = {
             "version": "0.5.6.post2", "api": "generate", "caption": "/generate, plain prompts",
@@ -132,7 +136,7 @@ def changed(path: Path, change: Callable[[Json], object]) -> None:
     (path / "result.json").write_text(json.dumps(held))
 
 
-def failing(arm: str, load: str, held: list[Record]) -> list[Record]:
+def failing(arm: str, load: str, held: list[RequestRecord]) -> list[RequestRecord]:
     """A fourth of edsd's measured requests fail at qps-2; two in the tail are cut."""
     if (arm, load) != ("edsd", "qps-2"):
         return held
@@ -271,10 +275,10 @@ def test_failed_requests_are_shown(page1: Path) -> None:
 
 def test_requests_in_flight_end_when_they_do() -> None:
     held = [
-        Record(0, "p", "b", "measured", 0.0, sent=0.0, last=4.0),
-        Record(1, "p", "b", "measured", 1.0, sent=1.0, chunks=[(2.0, 1)], error="broke off"),
-        Record(2, "p", "b", "tail", 3.0, sent=3.0, error=CUT),
-        Record(3, "p", "b", "measured", 3.5, error="never sent"),
+        RequestRecord(0, "p", "b", "measured", 0.0, sent=0.0, last=4.0),
+        RequestRecord(1, "p", "b", "measured", 1.0, sent=1.0, chunks=[(2.0, 1)], error="broke off"),
+        RequestRecord(2, "p", "b", "tail", 3.0, sent=3.0, error=CUT),
+        RequestRecord(3, "p", "b", "measured", 3.5, error="never sent"),
     ]
     times, counts = plots._in_flight(held)
     assert dict(zip(times, counts, strict=True)) == {0.0: 1, 1.0: 2, 2.0: 1, 3.0: 2, 4.0: 0}
@@ -310,7 +314,7 @@ def test_every_verb(
 
 
 def test_whole_replies_of_servers_that_count_no_cycles(tmp_path: Path) -> None:
-    def whole(arm: str, load: str, held: list[Record]) -> list[Record]:
+    def whole(arm: str, load: str, held: list[RequestRecord]) -> list[RequestRecord]:
         return [replace(r, first=None, chunks=[], cycles=None, emitted=None, accepted=None)
                 for r in held]  # fmt: skip
 
@@ -320,7 +324,7 @@ def test_whole_replies_of_servers_that_count_no_cycles(tmp_path: Path) -> None:
 
 
 def test_a_partial_run_says_so_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def stopped(arm: str, load: str, held: list[Record]) -> list[Record]:
+    def stopped(arm: str, load: str, held: list[RequestRecord]) -> list[RequestRecord]:
         if arm == "edsd":
             return held[: RAMP + 10] if load == "qps-2" else held[:RAMP]
         return held
@@ -371,7 +375,7 @@ def renamed(folder: Path, names: dict[str, str]) -> None:
 def test_what_comes_from_files_is_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def hostile(arm: str, load: str, held: list[Record]) -> list[Record]:
+    def hostile(arm: str, load: str, held: list[RequestRecord]) -> list[RequestRecord]:
         for record in held:
             record.benchmark = HOSTILE[record.index % 2]
         held[RAMP].error = f"{SCRIPT} \ud800|\n\n# no"
@@ -419,7 +423,7 @@ def test_several_folders_share_a_page(run1: Path, tmp_path: Path) -> None:
 def test_dots_are_thinned_evenly(tmp_path: Path) -> None:
     many = 6000
 
-    def quick(arm: str, load: str, held: list[Record]) -> list[Record]:
+    def quick(arm: str, load: str, held: list[RequestRecord]) -> list[RequestRecord]:
         return [replace(r, chunks=[], error="no" if r.index % 10 == 0 else "") for r in held]
 
     folder = write_folder(
@@ -502,7 +506,9 @@ def clients(tmp_path: Path, shift: float = 0.25, change: Change = lambda a, q, h
     folders = []
     for number in (0, 1):
 
-        def dealt(arm: str, load: str, held: list[Record], number: int = number) -> list[Record]:
+        def dealt(
+            arm: str, load: str, held: list[RequestRecord], number: int = number
+        ) -> list[RequestRecord]:
             mine = change(arm, load, held)[number::2]
             off = number * shift
             return [
@@ -613,12 +619,12 @@ def test_failures_of_one_client_are_failures_of_the_merged_run(tmp_path: Path) -
 
 def test_prompts_that_another_client_may_have_brought_into_the_cache() -> None:
     held = [
-        Record(0, "alone", "b", "measured", 0.0, sent=0.0, last=1.0),
-        Record(1, "after", "b", "measured", 0.0, sent=0.0, last=1.0),
-        Record(2, "after", "b", "measured", 2.0, sent=2.0, last=3.0),
-        Record(3, "at once", "b", "measured", 0.0, sent=0.0, last=1.0),
-        Record(4, "at once", "b", "measured", 0.5, sent=0.5, last=1.5),
-        Record(5, "never sent", "b", "measured", 0.5),
+        RequestRecord(0, "alone", "b", "measured", 0.0, sent=0.0, last=1.0),
+        RequestRecord(1, "after", "b", "measured", 0.0, sent=0.0, last=1.0),
+        RequestRecord(2, "after", "b", "measured", 2.0, sent=2.0, last=3.0),
+        RequestRecord(3, "at once", "b", "measured", 0.0, sent=0.0, last=1.0),
+        RequestRecord(4, "at once", "b", "measured", 0.5, sent=0.5, last=1.5),
+        RequestRecord(5, "never sent", "b", "measured", 0.5),
     ]
     assert sorted(record.index for record in _first_use(held)) == [0, 1]
 

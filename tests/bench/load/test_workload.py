@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.http.client import ServerError
-from sgl_entropy_bench.load.run.endpoint import Target, tau_of_counters
-from sgl_entropy_bench.load.schedule.workload import Prompt, load_workload, read_prompts
+from sgl_entropy_bench.load.run.endpoint import Endpoint, tau_of_counters
+from sgl_entropy_bench.load.schedule.workload import WorkloadPrompt, load_workload, read_prompts
 
 KINDS = {"code", "conversation", "instruction", "maths", "summary"}
 
@@ -58,10 +58,10 @@ def test_files_and_folders(tmp_path: Path) -> None:
     write(tmp_path / "b.jsonl", {"question": "four"}, {"conversations": talk, "benchmark": "c"})
     found = load_workload([str(tmp_path)], 80, seed=0, warmup=0)
     assert set(found.prompts) == {
-        Prompt("a/1", "a", "one"),
-        Prompt("a/x", "a", "three"),
-        Prompt("b/1", "b", "four"),
-        Prompt("c/2", "c", "five"),
+        WorkloadPrompt("a/1", "a", "one"),
+        WorkloadPrompt("a/x", "a", "three"),
+        WorkloadPrompt("b/1", "b", "four"),
+        WorkloadPrompt("c/2", "c", "five"),
     }
     # Warm-up takes from what would be measured where a benchmark can spare it.
     some = load_workload([str(tmp_path / "a.jsonl")], 80, seed=0, warmup=1)
@@ -133,25 +133,25 @@ def test_templates_are_named_and_never_guessed(tmp_path: Path) -> None:
     folder.mkdir()
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    prompt = Prompt("p", "b", "hi")
+    prompt = WorkloadPrompt("p", "b", "hi")
     with FakeServer("--ranks", "3") as server:
-        plain = Target.connect("a", server.url)
+        plain = Endpoint.connect("a", server.url)
         assert (plain.api, plain.text(prompt), plain.ranks) == ("generate", "hi", 3)
         assert plain.arguments() == {"dp_size": 3, "model_path": "fake", "fake": True}
-        named = Target.connect("a", server.url, "generate", folder)
+        named = Endpoint.connect("a", server.url, "generate", folder)
         assert named.text(prompt) == "<user>hi<assistant>"
-        chat = Target.connect("a", server.url, "chat", folder)
+        chat = Endpoint.connect("a", server.url, "chat", folder)
         assert (chat.api, chat.text(prompt)) == ("chat", "hi")
         assert (chat.model, chat.version()) == ("fake", "fake-1")
     with pytest.raises(ServerError, match="no server answers"):
-        Target.connect("a", server.url)
+        Endpoint.connect("a", server.url)
     with pytest.raises(ValueError, match="http://HOST:PORT"):
-        Target.connect("a", "https://h")
+        Endpoint.connect("a", "https://h")
 
 
 def test_the_cache_is_emptied_once_the_server_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeServer() as server:
-        target = Target.connect("a", server.url)
+        target = Endpoint.connect("a", server.url)
     answers = iter([ServerError("busy", 400), ServerError("busy", 400), None])
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 

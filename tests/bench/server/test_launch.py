@@ -72,7 +72,7 @@ def test_the_server_ends_with_its_owner(tmp_path: Path, number: signal.Signals) 
     code = f"""
 import sys, time
 from pathlib import Path
-from sgl_entropy_bench.servers import Server, free_port
+from sgl_entropy_bench.server.launch import Server, free_port
 port = free_port()
 command = [sys.executable, "-P", {str(PROGRAM)!r}, "--port", str(port), "--children", "1"]
 with Server("fake", command, port, Path({str(tmp_path / "log")!r})).start() as server:

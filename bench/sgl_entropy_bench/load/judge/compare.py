@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge import metrics
 from sgl_entropy_bench.load.judge.intervals import Interval, mean_interval, ratio_interval
 
-Value = Callable[[Record], float | None]
+Value = Callable[[RequestRecord], float | None]
 
 
 def pairs(
-    arm: Sequence[Record], baseline: Sequence[Record], value: Value
+    arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord], value: Value
 ) -> list[tuple[float, float]]:
     """(arm's, baseline's) values of the requests that have one on both, by schedule."""
     there = {record.index: value(record) for record in baseline}
@@ -23,7 +23,7 @@ def pairs(
 
 
 def paired(
-    arm: Sequence[Record], baseline: Sequence[Record], value: Value = metrics.e2e
+    arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord], value: Value = metrics.e2e
 ) -> dict[str, Any] | None:
     """The ratio of means with its interval, arm over baseline; None without pairs."""
     found = pairs(arm, baseline, value)
@@ -41,7 +41,9 @@ def described(interval: Interval, count: int) -> dict[str, Any]:
     }
 
 
-def speedup(arm: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any] | None:
+def speedup(
+    arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord]
+) -> dict[str, Any] | None:
     """Tokens a second of an arm over the baseline's, of a closed loop, paired by request.
 
     With every place taken, tokens/s are places * mean tokens / mean latency (Little's law), so the
@@ -53,7 +55,7 @@ def speedup(arm: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]
         its interval; None where no request has ended on both.
     """
 
-    def both(record: Record) -> tuple[float, float] | None:
+    def both(record: RequestRecord) -> tuple[float, float] | None:
         time, tokens = metrics.e2e(record), record.completion_tokens
         return None if time is None or not tokens else (float(tokens), time)
 
@@ -79,7 +81,7 @@ def speedup(arm: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]
     return described(interval, len(held))
 
 
-def parity(arm: Sequence[Record], baseline: Sequence[Record]) -> float | None:
+def parity(arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord]) -> float | None:
     """Share of requests with the same text on both; None where none has text on both."""
     there = {record.index: record.text_hash for record in baseline if record.ok}
     both = [
@@ -92,7 +94,7 @@ def parity(arm: Sequence[Record], baseline: Sequence[Record]) -> float | None:
 
 def against_baseline(
     results: Sequence[dict[str, Any]],
-    measured: Callable[[dict[str, Any]], Sequence[Record]],
+    measured: Callable[[dict[str, Any]], Sequence[RequestRecord]],
     baseline: str,
     greedy: bool,
 ) -> None:
@@ -118,7 +120,9 @@ def against_baseline(
             result["against"]["throughput_ratio"] = speedup(here, there)
 
 
-def by_benchmark(records: Sequence[Record]) -> dict[str, list[Record]]:
+def by_benchmark(records: Sequence[RequestRecord]) -> dict[str, list[RequestRecord]]:
     """Records by benchmark, in the order of their names."""
-    groups: dict[str, list[Record]] = metrics.by_key(records, lambda record: record.benchmark)
+    groups: dict[str, list[RequestRecord]] = metrics.by_key(
+        records, lambda record: record.benchmark
+    )
     return groups

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.http.record import Record, read_records
+from sgl_entropy_bench.http.record import RequestRecord, read_records
 
 Json = dict[str, Any]
 Key = tuple[str, str]
@@ -39,7 +39,7 @@ class Folder:
 
     path: Path
     report: Json
-    records: dict[Key, list[Record]]
+    records: dict[Key, list[RequestRecord]]
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ def read_folder(path: Path) -> Folder:
     missing = [name for name in _SETTINGS if name not in report["settings"]]
     if missing:
         raise ValueError(f"{file}: its settings lack {', '.join(missing)}")
-    records: dict[Key, list[Record]] = {}
+    records: dict[Key, list[RequestRecord]] = {}
     for result in report["results"]:
         _check_shape(file, "a result", result, _RESULT)
         key = result["arm"], result["load"]
@@ -98,7 +98,7 @@ def _check_shape(file: Path, what: str, held: Any, shape: Mapping[str, type]) ->
             raise ValueError(f"{file}: {what} has no {name} of type {kind.__name__}")
 
 
-def _records(folder: Path, result: Json) -> list[Record]:
+def _records(folder: Path, result: Json) -> list[RequestRecord]:
     arm, load = result["arm"], result["load"]
     if Path(arm).name + Path(load).name != arm + load:
         raise ValueError(f"{folder / 'result.json'}: {arm!r} at {load!r} cannot name a file")

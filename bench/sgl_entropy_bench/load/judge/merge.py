@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.base.provenance import provenance
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge import compare, metrics
 from sgl_entropy_bench.load.judge.folders import Folder, Json, Key, read_folder
 
@@ -154,7 +154,7 @@ def _refuse_out(folders: Sequence[Folder], out: Path) -> None:
         raise ValueError(f"--out {out}: holds a measured result; name another folder")
 
 
-def _joined(folders: Sequence[Folder], key: Key) -> list[list[Record]]:
+def _joined(folders: Sequence[Folder], key: Key) -> list[list[RequestRecord]]:
     """Each client's records on the clock of the first to start, with distinct indices and
     processes."""
     started = [folder.result(key)["started"] for folder in folders]
@@ -170,7 +170,7 @@ def _joined(folders: Sequence[Folder], key: Key) -> list[list[Record]]:
     return parts
 
 
-def _moved(record: Record, index: int, process: int, shift: float) -> Record:
+def _moved(record: RequestRecord, index: int, process: int, shift: float) -> RequestRecord:
     def later(time: float | None) -> float | None:
         return None if time is None else time + shift
 
@@ -186,7 +186,9 @@ def _moved(record: Record, index: int, process: int, shift: float) -> Record:
     )
 
 
-def _result(folders: Sequence[Folder], key: Key, records: Sequence[Record], shared: float) -> Json:
+def _result(
+    folders: Sequence[Folder], key: Key, records: Sequence[RequestRecord], shared: float
+) -> Json:
     """The figures of one arm at one load, as a run by one client has them."""
     from sgl_entropy_bench.load.judge import verdict
     from sgl_entropy_bench.load.run.worker import Tally
@@ -235,7 +237,7 @@ def _result(folders: Sequence[Folder], key: Key, records: Sequence[Record], shar
     }
 
 
-def _first_use(records: Sequence[Record]) -> list[Record]:
+def _first_use(records: Sequence[RequestRecord]) -> list[RequestRecord]:
     """Requests whose prompt no client had sent before, nor another one while it ran."""
     by_prompt = metrics.by_key(records, lambda r: r.prompt if r.sent is not None else None)
     found = []
@@ -246,7 +248,7 @@ def _first_use(records: Sequence[Record]) -> list[Record]:
     return found
 
 
-def _shared(parts: Sequence[Sequence[Record]]) -> float:
+def _shared(parts: Sequence[Sequence[RequestRecord]]) -> float:
     """Share of the measured requests that were scheduled while every client was sending."""
     start = max(min(r.scheduled for r in part) for part in parts)
     end = min(max(r.scheduled for r in part) for part in parts)
@@ -259,7 +261,7 @@ def _slo(text: str) -> metrics.Slo:
     return metrics.Slo.parse(text.replace(" <= ", "=").replace(" s", "").replace(", ", ","))
 
 
-def _write(report: Json, records: Mapping[Key, Sequence[Record]], out: Path) -> None:
+def _write(report: Json, records: Mapping[Key, Sequence[RequestRecord]], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for (arm, load), held in records.items():
         lines = "".join(record.to_json() + "\n" for record in held)

@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge.intervals import Interval, mean_interval
 
 PERCENTS = (50, 90, 95, 99)
@@ -49,7 +49,7 @@ class Slo:
         held = {"e2e": self.e2e, "ttft": self.ttft, "tpot": self.tpot}
         return ", ".join(f"{k} <= {v:g} s" for k, v in held.items() if v is not None)
 
-    def met(self, record: Record) -> bool:
+    def met(self, record: RequestRecord) -> bool:
         """Whether a request ended well within all limits."""
         values = {"e2e": e2e(record), "ttft": ttft(record), "tpot": tpot(record)}
         limits = {"e2e": self.e2e, "ttft": self.ttft, "tpot": self.tpot}
@@ -59,24 +59,24 @@ class Slo:
         )
 
 
-def e2e(record: Record) -> float | None:
+def e2e(record: RequestRecord) -> float | None:
     """Seconds from the scheduled arrival to the end."""
     return record.last - record.scheduled if record.ok and record.last is not None else None
 
 
-def e2e_from_send(record: Record) -> float | None:
+def e2e_from_send(record: RequestRecord) -> float | None:
     """Seconds from the actual send to the end: blind to a client that is late."""
     if not record.ok or record.last is None or record.sent is None:
         return None
     return record.last - record.sent
 
 
-def ttft(record: Record) -> float | None:
+def ttft(record: RequestRecord) -> float | None:
     """Seconds from the scheduled arrival to the first token."""
     return record.first - record.scheduled if record.ok and record.first is not None else None
 
 
-def tpot(record: Record) -> float | None:
+def tpot(record: RequestRecord) -> float | None:
     """Seconds for each token after the first."""
     if not record.ok or record.first is None or record.last is None:
         return None
@@ -84,13 +84,13 @@ def tpot(record: Record) -> float | None:
     return (record.last - record.first) / after if after > 0 else None
 
 
-def gaps(record: Record) -> list[float]:
+def gaps(record: RequestRecord) -> list[float]:
     """Seconds between events with new tokens (ITL): with speculation, one event may hold some."""
     times = [time for time, _ in record.chunks] if record.ok else []
     return [b - a for a, b in pairwise(times)]
 
 
-def lag(record: Record) -> float | None:
+def lag(record: RequestRecord) -> float | None:
     """Seconds by which a request was sent late."""
     return record.sent - record.scheduled if record.sent is not None else None
 
@@ -125,7 +125,7 @@ def distribution(values: Iterable[float], failed: int = 0) -> dict[str, Any] | N
 
 
 def of_all(
-    records: Sequence[Record], value: Callable[[Record], float | None]
+    records: Sequence[RequestRecord], value: Callable[[RequestRecord], float | None]
 ) -> dict[str, Any] | None:
     """``distribution`` of one value a request; requests that failed rank as the slowest."""
     found = [v for v in map(value, records) if v is not None]
@@ -133,30 +133,32 @@ def of_all(
 
 
 def interval_of(
-    records: Sequence[Record], value: Callable[[Record], float | None]
+    records: Sequence[RequestRecord], value: Callable[[RequestRecord], float | None]
 ) -> Interval | None:
     """The mean with its interval, in the order of the schedule."""
     found = [v for v in map(value, records) if v is not None]
     return mean_interval(found) if found else None
 
 
-def tau(records: Iterable[Record]) -> float | None:
+def tau(records: Iterable[RequestRecord]) -> float | None:
     """Mean tokens a draft-verify cycle emits: pooled, tokens / cycles. None: not reported."""
     counted = [r for r in records if r.ok and r.cycles and r.emitted is not None]
     cycles = sum(r.cycles or 0 for r in counted)
     return sum(r.emitted or 0 for r in counted) / cycles if cycles else None
 
 
-def by_key(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
+def by_key(
+    records: Iterable[RequestRecord], key: Callable[[RequestRecord], Any]
+) -> dict[Any, list[RequestRecord]]:
     """Records by some property, those without it left out."""
-    out: dict[Any, list[Record]] = {}
+    out: dict[Any, list[RequestRecord]] = {}
     for record in records:
         if (name := key(record)) is not None:
             out.setdefault(name, []).append(record)
     return dict(sorted(out.items()))
 
 
-def acceptance_by_position(records: Iterable[Record]) -> list[float] | None:
+def acceptance_by_position(records: Iterable[RequestRecord]) -> list[float] | None:
     """Probability that draft i is accepted when all before it were. None: not reported."""
     depth, cycles, accepted = 0, 0, [0] * 64
     for record in records:
@@ -171,7 +173,7 @@ def acceptance_by_position(records: Iterable[Record]) -> list[float] | None:
     return [accepted[i] / before[i] if before[i] else 0.0 for i in range(depth)]
 
 
-def tokens_between(records: Iterable[Record], start: float, end: float) -> float:
+def tokens_between(records: Iterable[RequestRecord], start: float, end: float) -> float:
     """Output tokens that arrived in a stretch of time. Events without a count share their
     request's tokens equally (one that broke off: as many as an event of the others holds); a
     request that was not streamed counts where it ended."""
@@ -196,7 +198,7 @@ def tokens_between(records: Iterable[Record], start: float, end: float) -> float
     return total
 
 
-def summary(records: Sequence[Record], slo: Slo | None = None) -> dict[str, Any]:
+def summary(records: Sequence[RequestRecord], slo: Slo | None = None) -> dict[str, Any]:
     """All figures of a set of measured requests, as JSON takes them; times in seconds."""
     scheduled = [r.scheduled for r in records]
     span = max(scheduled) - min(scheduled) if len(records) > 1 else 0.0
@@ -255,7 +257,7 @@ def as_json(interval: Interval | None) -> dict[str, Any] | None:
     }
 
 
-def _kinds(records: Iterable[Record]) -> dict[str, int]:
+def _kinds(records: Iterable[RequestRecord]) -> dict[str, int]:
     kinds: dict[str, int] = {}
     for record in records:
         if not record.ok:
@@ -269,12 +271,12 @@ def _mean_max(values: Iterable[int | None]) -> dict[str, float] | None:
     return {"mean": fmean(known), "max": max(known)} if known else None
 
 
-def _taus(groups: Mapping[Any, Sequence[Record]]) -> dict[str, float] | None:
+def _taus(groups: Mapping[Any, Sequence[RequestRecord]]) -> dict[str, float] | None:
     found = {str(name): value for name, held in groups.items() if (value := tau(held)) is not None}
     return found or None
 
 
-def _easd(records: Sequence[Record]) -> dict[str, int] | None:
+def _easd(records: Sequence[RequestRecord]) -> dict[str, int] | None:
     counted = [r for r in records if r.easd_checks is not None]
     if not counted:
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.base.provenance import commit
-from sgl_entropy_bench.http.record import Record, read_records
+from sgl_entropy_bench.http.record import RequestRecord, read_records
 from sgl_entropy_bench.load.judge import compare, verdict
 from sgl_entropy_bench.load.judge.folders import read_folder
 from sgl_entropy_bench.load.run.worker import Tally
@@ -63,7 +63,9 @@ def judge_folder(path: Path) -> Json:
     return report
 
 
-def _again(result: Json, records: list[Record], expected: int | None, open_loop: bool) -> None:
+def _again(
+    result: Json, records: list[RequestRecord], expected: int | None, open_loop: bool
+) -> None:
     measured = [record for record in records if record.phase == "measured"]
     judged = verdict.judge(
         measured,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge.intervals import (
     LEAST_CORRELATION,
     batch_means,
@@ -39,12 +39,12 @@ class Verdict:
 
 
 def judge(
-    measured: Sequence[Record],
+    measured: Sequence[RequestRecord],
     tallies: Sequence[Tally],
     *,
     expected: int,
     open_loop: bool,
-    first_use: Sequence[Record] = (),
+    first_use: Sequence[RequestRecord] = (),
 ) -> Verdict:
     """Judge the measured part of a run.
 
@@ -75,15 +75,15 @@ def judge(
     return Verdict(tuple(reasons), tuple(_repeats(measured, first_use)))
 
 
-def first_uses(records: Sequence[Record]) -> list[Record]:
+def first_uses(records: Sequence[RequestRecord]) -> list[RequestRecord]:
     """Of each prompt the first request, in the order of ``records``."""
-    first: dict[str, Record] = {}
+    first: dict[str, RequestRecord] = {}
     for record in records:
         first.setdefault(record.prompt, record)
     return list(first.values())
 
 
-def rates(measured: Sequence[Record]) -> tuple[float | None, float | None]:
+def rates(measured: Sequence[RequestRecord]) -> tuple[float | None, float | None]:
     """(requests a second of the schedule, of what was sent) over the measured part."""
     sent = sorted(record.sent for record in measured if record.sent is not None)
     scheduled = sorted(record.scheduled for record in measured)
@@ -95,7 +95,7 @@ def _rate(times: Sequence[float]) -> float | None:
     return (len(times) - 1) / span if span > 0 else None
 
 
-def _late(measured: Sequence[Record]) -> list[str]:
+def _late(measured: Sequence[RequestRecord]) -> list[str]:
     reasons = []
     scheduled, sent = rates(measured)
     if scheduled and sent and abs(sent / scheduled - 1) > RATE_OFF:
@@ -113,7 +113,9 @@ def _late(measured: Sequence[Record]) -> list[str]:
     return reasons
 
 
-def _unexplained_hits(measured: Sequence[Record], first_use: Sequence[Record]) -> list[str]:
+def _unexplained_hits(
+    measured: Sequence[RequestRecord], first_use: Sequence[RequestRecord]
+) -> list[str]:
     """A prompt that was not sent before shares the prompts' common head, which is no longer than
     the shortest of them, and with some other prompt perhaps its first words: less than half."""
     lengths = [r.prompt_tokens for r in measured if r.prompt_tokens]
@@ -129,7 +131,7 @@ def _unexplained_hits(measured: Sequence[Record], first_use: Sequence[Record]) -
     ]
 
 
-def _repeats(measured: Sequence[Record], first_use: Sequence[Record]) -> list[str]:
+def _repeats(measured: Sequence[RequestRecord], first_use: Sequence[RequestRecord]) -> list[str]:
     """What of the run the prefix cache may have served."""
     new = {record.index for record in first_use}
     repeated = sum(record.index not in new for record in measured)
@@ -141,7 +143,7 @@ def _repeats(measured: Sequence[Record], first_use: Sequence[Record]) -> list[st
     return [f"{repeated} of {len(measured)} requests repeat an earlier prompt{share}"]
 
 
-def drift(measured: Sequence[Record]) -> float | None:
+def drift(measured: Sequence[RequestRecord]) -> float | None:
     """Relative change of the latency over the measured part where it is large and significant
     (a line through batch means, 0.1 % level, its error widened by what correlation is left between
     batches as in ``intervals``); None = steady."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sgl_entropy_bench.http.record import CUT, Record
+from sgl_entropy_bench.http.record import CUT, RequestRecord
 from sgl_entropy_bench.load.judge import metrics
 from sgl_entropy_bench.load.judge.folders import Folder
 
@@ -123,7 +123,7 @@ def _cdf(folder: Folder, styles: Styles) -> Iterator[Drawn]:
 
 
 def _acceptance(folder: Folder, styles: Styles) -> Iterator[Drawn]:
-    held: dict[str, list[Record]] = {arm: [] for arm in folder.arms}
+    held: dict[str, list[RequestRecord]] = {arm: [] for arm in folder.arms}
     for (arm, _), records in folder.records.items():
         held[arm] += [record for record in records if record.phase == "measured"]
     shares_of = metrics.acceptance_by_position
@@ -161,7 +161,7 @@ def _acceptance(folder: Folder, styles: Styles) -> Iterator[Drawn]:
     yield "acceptance", "Acceptance", "Over all loads, pooled.", figure
 
 
-def _timeline(arm: str, load: str, records: Sequence[Record], colour: str) -> Drawn:
+def _timeline(arm: str, load: str, records: Sequence[RequestRecord], colour: str) -> Drawn:
     from matplotlib.patches import Patch
 
     cut = [r for r in records if r.error == CUT]
@@ -223,7 +223,7 @@ def _dots(axes: Any, points: Sequence[tuple[float, float]], colour: str) -> Any:
     return Line2D([], [], color=colour, marker="o", markersize=2.6, linestyle="none")
 
 
-def _in_flight(records: Sequence[Record]) -> tuple[list[float], list[int]]:
+def _in_flight(records: Sequence[RequestRecord]) -> tuple[list[float], list[int]]:
     """Requests in flight after each time at which their number changed."""
     sent = [r for r in records if r.sent is not None]
     # Every client process cuts off its own requests, when it ends.
@@ -239,7 +239,7 @@ def _in_flight(records: Sequence[Record]) -> tuple[list[float], list[int]]:
     return times, counts
 
 
-def _heard(record: Record) -> float:
+def _heard(record: RequestRecord) -> float:
     last = record.chunks[-1][0] if record.chunks else record.sent or 0.0
     return record.last if record.last is not None else last
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy_bench.http.client import Client, ServerError
-from sgl_entropy_bench.load.run.endpoint import Target
+from sgl_entropy_bench.load.run.endpoint import Endpoint
 from sgl_entropy_bench.server.launch import Server, free_port
 
 if sys.version_info >= (3, 11):
@@ -23,7 +23,7 @@ else:
 
 
 @dataclass(frozen=True)
-class ArmSpec:
+class LoadArm:
     """One arm: ``url`` of a running server, or the ``command`` that starts one ({port} in it)."""
 
     name: str
@@ -38,7 +38,7 @@ class ArmSpec:
         return shlex.join(words)
 
 
-def parse_arms(text: str) -> tuple[ArmSpec, ...]:
+def parse_arms(text: str) -> tuple[LoadArm, ...]:
     """``none=URL,edsd=URL``.
 
     Raises:
@@ -50,12 +50,12 @@ def parse_arms(text: str) -> tuple[ArmSpec, ...]:
         if not equals or not name or not url:
             raise ValueError(f"--arms {text}: expected NAME=URL[,NAME=URL...]")
         Client.from_url(url)
-        arms.append(ArmSpec(_name(name), url=url))
+        arms.append(LoadArm(_name(name), url=url))
     _distinct(arms, "--arms")
     return tuple(arms)
 
 
-def read_arms(path: Path) -> tuple[ArmSpec, ...]:
+def read_arms(path: Path) -> tuple[LoadArm, ...]:
     """An arms file (TOML or JSON): ``command`` (words with {port}; {here} is the file's folder, and
     a leading ~ the home folder), ``environment``, ``ready_timeout_s``, and ``[[arms]]`` with
     ``name``, ``flags`` and an ``environment`` of their own.
@@ -67,7 +67,7 @@ def read_arms(path: Path) -> tuple[ArmSpec, ...]:
     return arms_of(path, read_table(path))
 
 
-def arms_of(path: Path, raw: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
+def arms_of(path: Path, raw: Mapping[str, Any]) -> tuple[LoadArm, ...]:
     """The arms of a table that was read from ``path``. Raises ValueError as ``read_arms``."""
     wrong = sorted(set(raw) - {"command", "environment", "ready_timeout_s", "arms"})
     if wrong:
@@ -94,7 +94,7 @@ def arms_of(path: Path, raw: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
         flags = _words(path, f"{at}.flags", one.get("flags", []))
         extra = _environment(path, one.get("environment", {}))
         arms.append(
-            ArmSpec(
+            LoadArm(
                 _name(one["name"]),
                 command=tuple(
                     os.path.expanduser(word.replace("{here}", str(path.resolve().parent)))
@@ -110,19 +110,19 @@ def arms_of(path: Path, raw: Mapping[str, Any]) -> tuple[ArmSpec, ...]:
 
 @contextlib.contextmanager
 def opened(
-    spec: ArmSpec,
+    spec: LoadArm,
     api: str,
     tokenizer: Path | None,
     log: Path,
     waiting: Callable[[float], None] = lambda _: None,
-) -> Iterator[Target]:
+) -> Iterator[Endpoint]:
     """The arm's server, started first and stopped afterwards where the arm is a command.
 
     Raises:
         StartError, ServerError, ValueError.
     """
     if spec.url:
-        yield Target.connect(spec.name, spec.url, api, tokenizer)
+        yield Endpoint.connect(spec.name, spec.url, api, tokenizer)
         return
     port = free_port()
     words = [word.replace("{port}", str(port)) for word in spec.command]
@@ -132,7 +132,7 @@ def opened(
         spec.name, words, port, log, {**os.environ, **spec.environment}, spec.ready_timeout_s
     )
     with server.start(waiting):
-        target = Target.connect(spec.name, f"http://127.0.0.1:{port}", api, tokenizer)
+        target = Endpoint.connect(spec.name, f"http://127.0.0.1:{port}", api, tokenizer)
         yield target
         if not server.alive():
             raise ServerError(f"the {spec.name} server ended while it was measured: see {log}")
@@ -173,7 +173,7 @@ def _name(name: str) -> str:
     return name
 
 
-def _distinct(arms: list[ArmSpec], where: str) -> None:
+def _distinct(arms: list[LoadArm], where: str) -> None:
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: every arm needs a name of its own")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.base.provenance import provenance
-from sgl_entropy_bench.http.record import Record, read_records
+from sgl_entropy_bench.http.record import RequestRecord, read_records
 from sgl_entropy_bench.load.judge import compare
 from sgl_entropy_bench.load.judge.folders import FORMAT
-from sgl_entropy_bench.load.run.arms import ArmSpec, opened
-from sgl_entropy_bench.load.run.endpoint import Target
-from sgl_entropy_bench.load.run.measure import Measured, Plan, closed_loop, open_loop, warm_up
+from sgl_entropy_bench.load.run.arms import LoadArm, opened
+from sgl_entropy_bench.load.run.endpoint import Endpoint
+from sgl_entropy_bench.load.run.measure import LoadPlan, Measured, closed_loop, open_loop, warm_up
 from sgl_entropy_bench.load.run.progress import LoadProgress
 
 
@@ -47,8 +47,8 @@ class Campaign:
     """
 
     verb: str
-    plan: Plan
-    arms: tuple[ArmSpec, ...]
+    plan: LoadPlan
+    arms: tuple[LoadArm, ...]
     out: Path
     api: str = "auto"
     tokenizer: Path | None = None
@@ -84,7 +84,7 @@ class Campaign:
         return "none" if "none" in names else names[0]
 
     @contextlib.contextmanager
-    def serving(self, spec: ArmSpec) -> Iterator[Target]:
+    def serving(self, spec: LoadArm) -> Iterator[Endpoint]:
         """The arm's server, for as long as the block lasts."""
         progress = LoadProgress(f"{spec.name}: server starts")
         log = self.out / f"{spec.name}.server.log"
@@ -103,7 +103,7 @@ class Campaign:
             self._facts[spec.name] = [spec.url, *spec.command, sorted(spec.environment.items())]
             yield target
 
-    def measure(self, target: Target, load: Load, plan: Plan | None = None) -> dict[str, Any]:
+    def measure(self, target: Endpoint, load: Load, plan: LoadPlan | None = None) -> dict[str, Any]:
         """One arm at one load; its result also joins ``results``.
 
         Raises:
@@ -145,7 +145,7 @@ class Campaign:
             raise done.interrupted
         return result
 
-    def _key(self, target: Target, load: Load, plan: Plan) -> str:
+    def _key(self, target: Endpoint, load: Load, plan: LoadPlan) -> str:
         what = {
             "target": [target.name, target.api, target.version(), target.arguments()],
             "server": self._facts[target.name],
@@ -175,11 +175,11 @@ class Campaign:
                 return one if (self.out / f"{name}.jsonl").is_file() else None
         return None
 
-    def records(self, result: dict[str, Any]) -> list[Record]:
+    def records(self, result: dict[str, Any]) -> list[RequestRecord]:
         """The measured records behind a result."""
         return [record for record in self.every_record(result) if record.phase == "measured"]
 
-    def every_record(self, result: dict[str, Any]) -> list[Record]:
+    def every_record(self, result: dict[str, Any]) -> list[RequestRecord]:
         """All records behind a result, also those that are not measured."""
         return read_records(self.out / f"{result['arm']}-{result['load']}.jsonl")
 
@@ -236,7 +236,7 @@ class Campaign:
 
 def each(
     campaign: Campaign,
-    loads: Callable[[Target], Sequence[Load]],
+    loads: Callable[[Endpoint], Sequence[Load]],
 ) -> None:
     """Every arm at every load. Running servers take turns, load by load; those that have to be
     started first are finished one after the other."""

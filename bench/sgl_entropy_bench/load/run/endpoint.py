@@ -9,7 +9,7 @@ from typing import Any
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client, ServerError
 from sgl_entropy_bench.http.routes import Api
-from sgl_entropy_bench.load.schedule.workload import Prompt
+from sgl_entropy_bench.load.schedule.workload import WorkloadPrompt
 
 # Facts of a server's arguments that belong beside a result; the rest is long and changes names.
 ARGUMENTS = (
@@ -34,7 +34,7 @@ ARGUMENTS = (
 
 
 @dataclass
-class Target:
+class Endpoint:
     """One server under test.
 
     Attributes:
@@ -56,7 +56,7 @@ class Target:
     @classmethod
     def connect(
         cls, name: str, url: str, api: str = "auto", tokenizer: Path | None = None
-    ) -> Target:
+    ) -> Endpoint:
         """Ask a server what it is.
 
         Args:
@@ -92,7 +92,7 @@ class Target:
             raise ValueError(f"--api {api}: expected auto, generate, chat or completions")
         return cls(name, url.rstrip("/"), client, chosen, model or "default", template, info)
 
-    def text(self, prompt: Prompt) -> str:
+    def text(self, prompt: WorkloadPrompt) -> str:
         """What is sent for a prompt."""
         if self.template is None:
             return prompt.text

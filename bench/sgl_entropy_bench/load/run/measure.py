@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.http.record import CUT, Phase, Record, read_records
+from sgl_entropy_bench.http.record import CUT, Phase, RequestRecord, read_records
 from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.judge import metrics, verdict
-from sgl_entropy_bench.load.run.endpoint import Target, tau_of_counters
-from sgl_entropy_bench.load.run.pool import Outcome, Report, drive
-from sgl_entropy_bench.load.run.worker import Planned, Tail, Task, dealt
+from sgl_entropy_bench.load.run.endpoint import Endpoint, tau_of_counters
+from sgl_entropy_bench.load.run.pool import Report, WorkerOutcome, drive
+from sgl_entropy_bench.load.run.worker import Planned, Tail, WorkerTask, dealt
 from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw, arrivals
 from sgl_entropy_bench.load.schedule.workload import Workload
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """What all arms of a run share.
 
     Attributes:
@@ -60,17 +60,17 @@ class Measured:
         result: the figures, as JSON takes them.
     """
 
-    records: list[Record]
+    records: list[RequestRecord]
     result: dict[str, Any]
     interrupted: KeyboardInterrupt | None
 
     @property
-    def measured(self) -> list[Record]:
+    def measured(self) -> list[RequestRecord]:
         return [record for record in self.records if record.phase == "measured"]
 
 
 def open_loop(
-    target: Target, plan: Plan, rate: float, folder: Path, name: str, report: Report
+    target: Endpoint, plan: LoadPlan, rate: float, folder: Path, name: str, report: Report
 ) -> Measured:
     """Requests at their scheduled times, whatever the server does: ``ramp`` first, then those
     that are measured, then more of the same until the last measured one has ended.
@@ -96,7 +96,7 @@ def open_loop(
 
 
 def closed_loop(
-    target: Target, plan: Plan, concurrency: int, folder: Path, name: str, report: Report
+    target: Endpoint, plan: LoadPlan, concurrency: int, folder: Path, name: str, report: Report
 ) -> Measured:
     """``concurrency`` requests at a time: a new one starts as soon as one ends. The first of each
     place are not measured, and more follow until the last measured one has ended.
@@ -116,7 +116,7 @@ def closed_loop(
     return _result(target, plan, out, open_loop=False, extra={"concurrency": concurrency})
 
 
-def warm_up(target: Target, plan: Plan, folder: Path, report: Report) -> None:
+def warm_up(target: Endpoint, plan: LoadPlan, folder: Path, report: Report) -> None:
     """Send the warm-up prompts, four at a time, then empty the prefix cache.
 
     Raises:
@@ -139,26 +139,26 @@ def warm_up(target: Target, plan: Plan, folder: Path, report: Report) -> None:
 Texts = tuple[tuple[str, str, str], ...]
 
 
-def _texts(target: Target, plan: Plan) -> Texts:
+def _texts(target: Endpoint, plan: LoadPlan) -> Texts:
     """(prompt, benchmark, what is sent) of the workload; requests cycle through it by index."""
     return tuple((p.id, p.benchmark, target.text(p)) for p in plan.workload.prompts)
 
 
-def _planned(index: int, time: float, texts: Texts, plan: Plan, ramp: int) -> Planned:
+def _planned(index: int, time: float, texts: Texts, plan: LoadPlan, ramp: int) -> Planned:
     phase: Phase = "ramp" if index < ramp else "measured"
     return Planned(index, time, phase, *texts[index % len(texts)])
 
 
 def _task(
-    target: Target,
-    plan: Plan,
+    target: Endpoint,
+    plan: LoadPlan,
     planned: tuple[Planned, ...],
     path: Path,
     concurrency: int | None,
     process: int,
     tail: Tail | None = None,
-) -> Task:
-    return Task(
+) -> WorkerTask:
+    return WorkerTask(
         target.url,
         target.api,
         target.model,
@@ -176,14 +176,14 @@ def _task(
 
 @dataclass(frozen=True)
 class _Ran:
-    outcome: Outcome
-    records: list[Record]
+    outcome: WorkerOutcome
+    records: list[RequestRecord]
     tau_counted: float | None
 
 
 def _run(
-    target: Target,
-    plan: Plan,
+    target: Endpoint,
+    plan: LoadPlan,
     parts: Sequence[tuple[Planned, ...]],
     places: Sequence[int | None],
     tail: Tail,
@@ -204,7 +204,7 @@ def _run(
 
 
 def _result(
-    target: Target, plan: Plan, ran: _Ran, *, open_loop: bool, extra: dict[str, Any]
+    target: Endpoint, plan: LoadPlan, ran: _Ran, *, open_loop: bool, extra: dict[str, Any]
 ) -> Measured:
     measured = [record for record in ran.records if record.phase == "measured"]
     judged = verdict.judge(
@@ -237,7 +237,7 @@ def _result(
     return Measured(ran.records, result, ran.outcome.interrupted)
 
 
-def window(records: Sequence[Record]) -> dict[str, Any] | None:
+def window(records: Sequence[RequestRecord]) -> dict[str, Any] | None:
     """Closed loop: tokens a second from when the first measured request was sent to when the last
     measured one ended, while all places were taken; all requests' tokens in that time count."""
     measured = [r for r in records if r.phase == "measured" and r.sent is not None]

@@ -12,7 +12,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from sgl_entropy_bench.load.run import worker
-from sgl_entropy_bench.load.run.worker import Tally, Task
+from sgl_entropy_bench.load.run.worker import Tally, WorkerTask
 
 _LEAD_S = 0.3
 _READY_S = 60.0
@@ -24,7 +24,7 @@ class ClientError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WorkerOutcome:
     """How a run ended.
 
     Attributes:
@@ -42,8 +42,8 @@ Report = Callable[[Sequence[Tally], float], None]
 
 
 def drive(
-    tasks: Sequence[Task], measured: int, report: Report, start_at: float | None = None
-) -> Outcome:
+    tasks: Sequence[WorkerTask], measured: int, report: Report, start_at: float | None = None
+) -> WorkerOutcome:
     """Run ``tasks``, one process each, until ``measured`` requests of the measured part ended.
 
     Args:
@@ -95,7 +95,7 @@ def _expect_ready(pipe: Connection) -> None:
 
 def _watch(
     pipes: Sequence[Connection], measured: int, report: Report, began: float, started: float
-) -> Outcome:
+) -> WorkerOutcome:
     tallies = {pipe: Tally() for pipe in pipes}
     running = list(pipes)
     failures: list[str] = []
@@ -122,7 +122,7 @@ def _watch(
                 _tell(pipe)
     if failures and interrupted is None:
         raise ClientError("; ".join(dict.fromkeys(failures)))
-    return Outcome(tuple(tallies.values()), interrupted, started)
+    return WorkerOutcome(tuple(tallies.values()), interrupted, started)
 
 
 def _heard(pipe: Connection) -> tuple[str, Any]:

@@ -9,12 +9,12 @@ from statistics import fmean
 from typing import Any
 
 from sgl_entropy_bench.http.client import ServerError
-from sgl_entropy_bench.http.record import Record
+from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge import compare, metrics
 from sgl_entropy_bench.load.judge.intervals import mean_interval, ratio_interval
 from sgl_entropy_bench.load.judge.verdict import NO_CAPACITY
 from sgl_entropy_bench.load.run.campaign import Campaign, Load, each
-from sgl_entropy_bench.load.run.endpoint import Target
+from sgl_entropy_bench.load.run.endpoint import Endpoint
 
 
 def latency(
@@ -40,7 +40,9 @@ def latency(
     _close(campaign)
 
 
-def _by_rank(target: Target, qps: Sequence[float], dp_size: int | None, clients: int) -> list[Load]:
+def _by_rank(
+    target: Endpoint, qps: Sequence[float], dp_size: int | None, clients: int
+) -> list[Load]:
     ranks = dp_size or target.ranks or 1
     return [Load(rate=rate * ranks / clients, label=f"qps-{rate:g}") for rate in qps]
 
@@ -96,7 +98,7 @@ def capacity_of(campaign: Campaign) -> float:
     return float(rate["value"])
 
 
-def _ended_per_second(records: Sequence[Record]) -> dict[str, Any] | None:
+def _ended_per_second(records: Sequence[RequestRecord]) -> dict[str, Any] | None:
     """Requests of any phase that ended well while all places were taken: from when the first
     measured one was sent to when the last measured one ended. As 1 / the mean time between ends.
     """
@@ -130,7 +132,7 @@ def speed(campaign: Campaign) -> None:
     campaign.write()
 
 
-def _speed(here: Sequence[Record], there: Sequence[Record]) -> dict[str, Any]:
+def _speed(here: Sequence[RequestRecord], there: Sequence[RequestRecord]) -> dict[str, Any]:
     """Speed-up in tokens a second, paired by request; tau."""
     held = {record.index: record for record in there}
     both = [(r, held[r.index]) for r in here if r.ok and r.index in held and held[r.index].ok]

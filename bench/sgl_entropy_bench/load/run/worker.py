@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from sgl_entropy_bench.http.record import CUT, Phase, Record, RecordWriter
+from sgl_entropy_bench.http.record import CUT, Phase, RecordWriter, RequestRecord
 from sgl_entropy_bench.http.routes import (
     Api,
     Output,
@@ -81,7 +81,7 @@ class Tail:
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What one process does.
 
     Attributes:
@@ -135,7 +135,7 @@ class Tally:
     wall_s: float = 0.0
 
 
-def run(task: Task, pipe: Connection) -> None:
+def run(task: WorkerTask, pipe: Connection) -> None:
     """The process's main: says ("ready",), waits for ("start", t0) on time.monotonic's clock,
     says ("tally", Tally) now and then, ends on ("stop",) and says ("done", Tally) or
     ("failed", message)."""
@@ -150,7 +150,7 @@ def run(task: Task, pipe: Connection) -> None:
 
 
 class _Worker:
-    def __init__(self, task: Task, pipe: Connection) -> None:
+    def __init__(self, task: WorkerTask, pipe: Connection) -> None:
         self.task, self.pipe = task, pipe
         self.tally = Tally()
         self.stop = asyncio.Event()
@@ -251,7 +251,7 @@ class _Worker:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _request(self, planned: Planned, scheduled: float) -> None:
-        record = Record(
+        record = RequestRecord(
             planned.index,
             planned.prompt,
             planned.benchmark,
@@ -284,7 +284,7 @@ class _Worker:
         if cut:
             raise asyncio.CancelledError
 
-    async def _exchange(self, planned: Planned, record: Record, reader: Reader) -> None:
+    async def _exchange(self, planned: Planned, record: RequestRecord, reader: Reader) -> None:
         task = self.task
         path, body = body_of(task.api, task.model, planned.text, task.output)
         record.sent = self._now()
@@ -323,7 +323,7 @@ class _Worker:
                     if line.startswith(b"data:"):
                         yield line[5:].strip(), now
 
-    def _note(self, record: Record) -> None:
+    def _note(self, record: RequestRecord) -> None:
         tally = self.tally
         if record.last is None and record.sent is not None:
             record.last = self._now()

@@ -18,7 +18,7 @@ BUILT_IN = "workload.jsonl"
 
 
 @dataclass(frozen=True)
-class Prompt:
+class WorkloadPrompt:
     """One request's input: the user's message, and where it comes from."""
 
     id: str
@@ -38,8 +38,8 @@ class Workload:
         digest: of all of those.
     """
 
-    prompts: tuple[Prompt, ...]
-    warmup: tuple[Prompt, ...]
+    prompts: tuple[WorkloadPrompt, ...]
+    warmup: tuple[WorkloadPrompt, ...]
     source: str
     whole: int
     digest: str
@@ -72,14 +72,14 @@ def load_workload(
     """
     if per_benchmark < 1:
         raise ValueError(f"--per-benchmark must be at least 1, found {per_benchmark}")
-    found: list[Prompt] = []
+    found: list[WorkloadPrompt] = []
     for source in sources:
         found += _read_source(source)
     if not sources:
         found = read_prompts(
             Path(str(importlib.resources.files("sgl_entropy_bench") / "data" / BUILT_IN))
         )
-    groups: dict[str, list[Prompt]] = {}
+    groups: dict[str, list[WorkloadPrompt]] = {}
     seen: set[str] = set()
     for prompt in found:
         if prompt.text not in seen:
@@ -113,7 +113,7 @@ def load_workload(
     )
 
 
-def _read_source(source: str) -> list[Prompt]:
+def _read_source(source: str) -> list[WorkloadPrompt]:
     if source.startswith("hf:"):
         return _from_hub(source)
     path = Path(source).expanduser()
@@ -125,7 +125,7 @@ def _read_source(source: str) -> list[Prompt]:
     return [prompt for file in files for prompt in read_prompts(file)]
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path) -> list[WorkloadPrompt]:
     """The prompts of a JSON Lines file: rows with ``turns`` (the first is sent), ``prompt``,
     ``question``, or ``conversations``.
 
@@ -148,7 +148,7 @@ def read_prompts(path: Path) -> list[Prompt]:
                         f"conversations"
                     ) from None
                 name = str(row.get("benchmark", path.stem))
-                prompts.append(Prompt(f"{name}/{row.get('id', number)}", name, text))
+                prompts.append(WorkloadPrompt(f"{name}/{row.get('id', number)}", name, text))
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is no UTF-8 text: {error}") from None
     if not prompts:
@@ -172,7 +172,7 @@ def _prompt_of(row: Any) -> str:
     return text
 
 
-def _from_hub(source: str) -> list[Prompt]:
+def _from_hub(source: str) -> list[WorkloadPrompt]:
     """``hf:NAME[:SPLIT[:FIELD]]``; without FIELD, the first of the keys that files may have."""
     name, _, rest = source[3:].partition(":")
     split, _, wanted = rest.partition(":")
@@ -193,5 +193,5 @@ def _from_hub(source: str) -> list[Prompt]:
                 f"{source}: row {number} has {', '.join(sorted(row))}; name the field, as "
                 f"hf:{name}:{split or 'test'}:FIELD"
             ) from None
-        prompts.append(Prompt(f"{name}/{number}", name, str(text)))
+        prompts.append(WorkloadPrompt(f"{name}/{number}", name, str(text)))
     return prompts
