@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     records = args.records or cache_dir() / "robustness.jsonl"
     records.parent.mkdir(parents=True, exist_ok=True)
-    question = robustness.Question(
+    settings = robustness.RobustnessSettings(
         args.target,
         drafters,
         groups,
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    figures = robustness.measure(question, records, report, checked_device(args.device))
+    figures = robustness.measure(settings, records, report, checked_device(args.device))
     figures |= {
         "systems": len(systems),
         "systems_sha256": hashlib.sha256(args.systems.read_bytes()).hexdigest(),

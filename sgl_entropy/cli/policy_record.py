@@ -156,9 +156,9 @@ def header_of(
 def _stop(given: Any) -> dict[str, Any] | None:
     """From an object with ``name``, or from ``name:key=value,...``; off and null are None."""
     if isinstance(given, str):
-        from sgl_entropy.verify.replay.policy import Options
+        from sgl_entropy.verify.replay.policy import ReplayOptions
 
-        options = Options.parse(given)
+        options = ReplayOptions.parse(given)
         given = {"name": options.name, **options.given}
     if given is None or (isinstance(given, Mapping) and given.get("name") == "off"):
         return None

@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Question:
+class RobustnessSettings:
     """What is measured.
 
     Attributes:
@@ -68,35 +68,35 @@ class Question:
 
 
 def measure(
-    question: Question, records: Path, report: Report, device: torch.device | str = "cpu"
+    settings: RobustnessSettings, records: Path, report: Report, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
     """Counts under the default and every foreign system prompt, then ``summarise``.
 
     Args:
         records: JSON Lines, one a system prompt and drafter: grows as the measurement goes, and
-            what it holds of the same question is not measured again.
+            what it holds of the same settings is not measured again.
     """
-    key = question.key()
+    key = settings.key()
     held = _read(records, key)
-    kept = _prompts_that_always_fit(question)
+    kept = _prompts_that_always_fit(settings)
     target: PlainTarget | None = None
     drafters: dict[str, Drafter] = {}
-    for index, system in enumerate([None, *question.systems]):
-        todo = [name for name in question.drafters if (index, name) not in held]
+    for index, system in enumerate([None, *settings.systems]):
+        todo = [name for name in settings.drafters if (index, name) not in held]
         if not todo:
             continue
         if target is None:
-            dtype = getattr(torch, question.dtype)
-            target = PlainTarget.from_folder(question.target, dtype, device)
-            drafters = {n: load_drafter(f).to(device) for n, f in question.drafters.items()}
+            dtype = getattr(torch, settings.dtype)
+            target = PlainTarget.from_folder(settings.target, dtype, device)
+            drafters = {n: load_drafter(f).to(device) for n, f in settings.drafters.items()}
         layers = sorted({layer for name in todo for layer in _layers(drafters[name], target)})
-        prompts = chat_prompts(question.target, kept, question.max_prompt_tokens, system)
+        prompts = chat_prompts(settings.target, kept, settings.max_prompt_tokens, system)
         flat = [(group, one) for group, some in prompts.items() for one in some]
         what = "its own system prompt" if system is None else f"system prompt {index - 1}"
         answers = greedy_answers(
             target,
             [one for _, one in flat],
-            question.max_new_tokens,
+            settings.max_new_tokens,
             layers,
             report=lambda line, what=what: report(f"{what}: {line}"),  # type: ignore[misc]
         )
@@ -106,15 +106,15 @@ def measure(
             for (group, _), answer in zip(flat, answers, strict=True):
                 wide = answer.features.view(len(answer.features), len(layers), -1)
                 tapped = replace(answer, features=wide[:, at].flatten(1))
-                found = draft_answer(drafters[name], target.embedding, tapped, question.depth)[0]
+                found = draft_answer(drafters[name], target.embedding, tapped, settings.depth)[0]
                 rows.append((group, found.tokens, found.cycles))
             held[index, name] = rows
             line = {"key": key, "system": index, "drafter": name, "prompts": rows}
             with naming_full_disk(records), records.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
     counts = {
-        name: [held[index, name] for index in range(len(question.systems) + 1)]
-        for name in question.drafters
+        name: [held[index, name] for index in range(len(settings.systems) + 1)]
+        for name in settings.drafters
     }
     return summarise(counts)
 
@@ -123,20 +123,20 @@ def _layers(drafter: Drafter, target: PlainTarget) -> tuple[int, ...]:
     return drafter.config.target_layer_ids or default_eagle3_layer_ids(target.num_layers)
 
 
-def _prompts_that_always_fit(question: Question) -> dict[str, list[str]]:
+def _prompts_that_always_fit(settings: RobustnessSettings) -> dict[str, list[str]]:
     """Texts by group that stay within the limit under every system prompt."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(question.target)
-    longest = max(question.systems, key=lambda system: len(tokenizer(system).input_ids))
+    tokenizer = AutoTokenizer.from_pretrained(settings.target)
+    longest = max(settings.systems, key=lambda system: len(tokenizer(system).input_ids))
     # The target's own may be the longest of all.
     either = [
-        chat_prompts(question.target, question.groups, sys.maxsize, system)
+        chat_prompts(settings.target, settings.groups, sys.maxsize, system)
         for system in (None, longest)
     ]
-    most = question.max_prompt_tokens
+    most = settings.max_prompt_tokens
     kept: dict[str, list[str]] = {}
-    for name, texts in question.groups.items():
+    for name, texts in settings.groups.items():
         lengths = zip(*(map(len, prompts[name]) for prompts in either), strict=True)
         kept[name] = [text for text, n in zip(texts, lengths, strict=True) if max(n) <= most]
         if not kept[name]:

@@ -24,7 +24,7 @@ from sgl_entropy.target.plain import PlainTarget, TargetOutput
 
 
 @dataclass(frozen=True)
-class Answer:
+class GreedyAnswer:
     """A greedy answer with what a drafter taps.
 
     Attributes:
@@ -104,7 +104,7 @@ def greedy_answers(
     tap_layers: Sequence[int],
     batch: int | None = None,
     report: Callable[[str], None] | None = None,
-) -> list[Answer]:
+) -> list[GreedyAnswer]:
     """The target's greedy answers (an end token included) with the taps' outputs.
 
     Args:
@@ -112,7 +112,7 @@ def greedy_answers(
         batch: the most prompts answered together; None = what suits the target's device.
         report: called with a progress line after each batch.
     """
-    answers: dict[int, Answer] = {}
+    answers: dict[int, GreedyAnswer] = {}
     for part in answered_together([len(prompt) for prompt in prompts], target.device, batch):
         lengths = torch.tensor([len(prompts[i]) for i in part])
         ids = torch.zeros((len(part), int(lengths.max())), dtype=torch.long)
@@ -140,7 +140,7 @@ def greedy_answers(
             count = int(ends[0]) + 1 if len(ends) else written.shape[1]
             seen = features[0][row, : len(prompts[i])]
             answer_rows = [block[row] for block in features[1:count]]
-            answers[i] = Answer(
+            answers[i] = GreedyAnswer(
                 torch.cat([ids[row, : len(prompts[i])], written[row, :count]]),
                 len(prompts[i]),
                 torch.cat([seen, *answer_rows]),
@@ -153,14 +153,16 @@ def greedy_answers(
     return [answers[i] for i in range(len(prompts))]
 
 
-def chain_figures(drafter: Drafter, embedding: Tensor, answer: Answer, depth: int) -> ChainFigures:
+def chain_figures(
+    drafter: Drafter, embedding: Tensor, answer: GreedyAnswer, depth: int
+) -> ChainFigures:
     """``draft_answer`` without the uncertainties."""
     return draft_answer(drafter, embedding, answer, depth)[0]
 
 
 @torch.inference_mode()
 def draft_answer(
-    drafter: Drafter, embedding: Tensor, answer: Answer, depth: int
+    drafter: Drafter, embedding: Tensor, answer: GreedyAnswer, depth: int
 ) -> tuple[ChainFigures, FirstDrafts]:
     """What a greedy chain of ``depth`` drafts accepts on one answer, and each cycle's first draft.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sgl_entropy.drafter.config import hidden_state_number, target_layer_id
 from sgl_entropy.select.probe import Probe
-from sgl_entropy.select.report import SelectReport
+from sgl_entropy.select.selection_report import SelectReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

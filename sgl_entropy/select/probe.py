@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_entropy.select.calibration import batches, padded, room
+from sgl_entropy.select.hidden_states import batches, padded, room
 from sgl_entropy.target.plain import PlainTarget
 
 # Rows that are learned from and held out, spread evenly over the texts.
@@ -39,7 +39,7 @@ _DIRECTIONS = 1024
 
 
 @dataclass(frozen=True)
-class Rows:
+class ProbeRows:
     """What is told from what; those that are learned from stand first.
 
     Attributes:
@@ -83,7 +83,7 @@ class Probe:
 @torch.inference_mode()
 def collect(
     target: PlainTarget, texts: Sequence[Sequence[int]], learned: int, held_out: int
-) -> Rows:
+) -> ProbeRows:
     """Rows of ``texts`` (token ids, at least 4 each), those of the last ones held out.
 
     A text's first token is left out: attention rests on it, and its states are of another size.
@@ -112,7 +112,7 @@ def collect(
             embeds[to] = F.embedding(ids[row, here + 1], target.embedding).float().cpu()
             final[to] = out.final[row, here + 1].float().cpu()
     numbers = torch.arange(count).repeat_interleave(torch.tensor(list(map(len, at))))
-    return Rows(taps, embeds, final, numbers, starts[front])
+    return ProbeRows(taps, embeds, final, numbers, starts[front])
 
 
 def _spread(last: int, most: int) -> Tensor:
@@ -124,7 +124,7 @@ def _spread(last: int, most: int) -> Tensor:
 
 @torch.inference_mode()
 def probe(
-    rows: Rows,
+    rows: ProbeRows,
     resamples: int,
     seed: int,
     also: Collection[tuple[int, int]] = (),

@@ -21,7 +21,7 @@ _CHARACTERS_A_TOKEN = 12
 
 
 @dataclass(frozen=True)
-class Sample:
+class CalibrationSample:
     """Texts to measure with.
 
     Attributes:
@@ -44,7 +44,7 @@ def sample_texts(
     max_tokens: int,
     seed: int,
     report: Callable[[str], None],
-) -> Sample:
+) -> CalibrationSample:
     """A seeded sample of the files' texts; of a conversation, its first question and answer.
 
     Args:
@@ -89,7 +89,7 @@ def sample_texts(
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    return Sample(kept, ids, short, digest.hexdigest())
+    return CalibrationSample(kept, ids, short, digest.hexdigest())
 
 
 def noisy_ids(

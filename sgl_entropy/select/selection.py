@@ -17,12 +17,12 @@ from sgl_entropy.select.bootstrap import (
     lidar_profiles,
     resample_counts,
 )
-from sgl_entropy.select.calibration import measure
 from sgl_entropy.select.choice import check_layers, choose, win_share
+from sgl_entropy.select.hidden_states import measure
 from sgl_entropy.select.noise import RATE
 from sgl_entropy.select.probe import HELD_OUT, LEARNED, collect, probe
-from sgl_entropy.select.report import SelectReport
 from sgl_entropy.select.samples import MIN_COUNT, MIN_TOKENS, noisy_ids, sample_texts
+from sgl_entropy.select.selection_report import SelectReport
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.target.tokenizer import load_tokenizer
 

@@ -13,8 +13,8 @@ from sgl_entropy.drafter.model import DraftCache, Drafter, build_drafter, draft_
 from sgl_entropy.drafter.unroll import Unroll
 from sgl_entropy.evaluate.report import report
 from sgl_entropy.evaluate.walk import (
-    Answer,
     ChainFigures,
+    GreedyAnswer,
     answered_together,
     chain_figures,
     greedy_answers,
@@ -105,7 +105,7 @@ def test_offline_counts_equal_a_verify_loop(arm: str) -> None:
     assert some_accepted, "nothing was ever accepted: the comparison would show nothing"
 
 
-def _teach(drafter: Drafter, target: PlainTarget, answer: Answer) -> None:
+def _teach(drafter: Drafter, target: PlainTarget, answer: GreedyAnswer) -> None:
     """Solve the head so that chains over this answer are often right, at later steps too."""
     n, first = len(answer.tokens), answer.prompt_length - 1
     draft_id = torch.cumsum(drafter.t2d, 0) - 1

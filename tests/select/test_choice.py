@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sgl_entropy.select.choice import Choice, choose, ranked
-from sgl_entropy.select.report import SelectReport, read_choice
+from sgl_entropy.select.selection_report import SelectReport, read_choice
 
 # Six hidden states, 0 .. 5: the ends are highest and must not be chosen.
 CURVATURE = [9.0, 1.0, 2.0, 5.0, 3.0, 9.0]

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 
 from sgl_entropy.select import probe as module
-from sgl_entropy.select.calibration import hidden_states
-from sgl_entropy.select.probe import Rows, collect, kernel, left_and_all, probe
-from sgl_entropy.select.report import read_choice
+from sgl_entropy.select.hidden_states import hidden_states
+from sgl_entropy.select.probe import ProbeRows, collect, kernel, left_and_all, probe
 from sgl_entropy.select.selection import SelectSettings
+from sgl_entropy.select.selection_report import read_choice
 from sgl_entropy.target.plain import PlainTarget
 from tests.select.conftest import command
 
 Texts = Callable[..., Path]
 
 
-def planted(noise: float = 0.1, layers: int = 6, rows: int = 700, d: int = 8) -> Rows:
+def planted(noise: float = 0.1, layers: int = 6, rows: int = 700, d: int = 8) -> ProbeRows:
     """Layers 1 and 4 hold what the final state is made of, gated by the token; the others hold
     nothing. Seventy texts of ten rows, of which the last thirty are held out."""
     chance = torch.Generator().manual_seed(4)
@@ -30,7 +30,7 @@ def planted(noise: float = 0.1, layers: int = 6, rows: int = 700, d: int = 8) ->
     mixed = torch.randn((2, d, d), generator=chance)
     final = taps[1] @ mixed[0] + (taps[4] @ mixed[1]) * embeds
     final += noise * torch.randn((rows, d), generator=chance)
-    return Rows(taps, embeds, final, torch.arange(rows) // 10, 400)
+    return ProbeRows(taps, embeds, final, torch.arange(rows) // 10, 400)
 
 
 def test_it_is_ridge_regression_on_all_products() -> None:
@@ -72,11 +72,13 @@ def test_the_layers_that_tell_are_found() -> None:
 def test_where_nothing_tells_nothing_is_explained() -> None:
     rows = planted()
     chance = torch.Generator().manual_seed(5)
-    deaf = Rows(rows.taps, rows.embeds, torch.randn((700, 8), generator=chance), rows.texts, 400)
+    deaf = ProbeRows(
+        rows.taps, rows.embeds, torch.randn((700, 8), generator=chance), rows.texts, 400
+    )
     found = probe(deaf, 50, 0)
     assert max(found.pairs.values()) < 0.05
     assert found.share < 0.9
-    still = Rows(rows.taps, rows.embeds, torch.ones(700, 8), rows.texts, 400)
+    still = ProbeRows(rows.taps, rows.embeds, torch.ones(700, 8), rows.texts, 400)
     assert set(probe(still, 5, 0).pairs.values()) == {0.0}
 
 

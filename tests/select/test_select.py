@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from sgl_entropy.cli import main
-from sgl_entropy.select import bootstrap, calibration
-from sgl_entropy.select.calibration import batches, hidden_states, measure
-from sgl_entropy.select.report import read_choice
+from sgl_entropy.select import bootstrap
+from sgl_entropy.select import hidden_states as measuring
+from sgl_entropy.select.hidden_states import batches, hidden_states, measure
 from sgl_entropy.select.samples import noisy_ids, sample_texts
+from sgl_entropy.select.selection_report import read_choice
 from sgl_entropy.target.fingerprint import target_fingerprint
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.target.tokenizer import load_tokenizer
@@ -74,14 +75,14 @@ def test_many_pooled_vectors_lie_in_a_file(
     texts = [[1 + (7 * i + j) % 250 for j in range(9)] for i in range(6)]
     views = [[text, text[::-1]] for text in texts]
     held = measure(target, texts, views)
-    monkeypatch.setattr(calibration, "HELD_BYTES", 0)
+    monkeypatch.setattr(measuring, "HELD_BYTES", 0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mapped = measure(target, texts, views)
     assert torch.equal(mapped.pooled, held.pooled)
     assert any(str(tmp_path) in line for line in Path("/proc/self/maps").read_text().splitlines())
     assert not list(tmp_path.iterdir()), "a killed run leaves nothing behind"
     with pytest.raises(ValueError, match=r"take 4000\.0 GB, and .* refuses them"):
-        calibration.room(10**6, 10**6)
+        measuring.room(10**6, 10**6)
 
 
 def test_batches_hold_every_text_once_and_keep_their_bounds() -> None:

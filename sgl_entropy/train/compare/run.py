@@ -19,7 +19,7 @@ import torch
 
 from sgl_entropy.base.disk import write_whole
 from sgl_entropy.drafter.model import load_drafter
-from sgl_entropy.evaluate.walk import Answer, ChainFigures, draft_answer, greedy_answers
+from sgl_entropy.evaluate.walk import ChainFigures, GreedyAnswer, draft_answer, greedy_answers
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train import workspace
 from sgl_entropy.train.compare.costs import answer_tokens, flops
@@ -112,7 +112,7 @@ class _Judge:
         self.report = report
         self.given = comparison.arms[0].settings
         self.layers = sorted({layer for arm in comparison.arms for layer in _layers(arm)})
-        self._answers: list[tuple[str, Answer]] = []
+        self._answers: list[tuple[str, GreedyAnswer]] = []
         self._embedding = torch.zeros(0)
         self._digest = ""
 

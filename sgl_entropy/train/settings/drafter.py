@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from sgl_entropy.drafter.config import Algorithm, default_eagle3_layer_ids
-from sgl_entropy.select.report import read_choice
+from sgl_entropy.select.selection_report import read_choice
 from sgl_entropy.train.settings.checks import no_taps, out_of_range
 
 

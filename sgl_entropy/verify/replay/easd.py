@@ -15,8 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgl_entropy.verify.replay.ledger import Costs, Counts, Ledger
-from sgl_entropy.verify.replay.policy import ROUNDING, Agreement, Options, Report, column, table
+from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger
+from sgl_entropy.verify.replay.policy import (
+    ROUNDING,
+    Agreement,
+    ReplayOptions,
+    ReplayReport,
+    column,
+    table,
+)
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
@@ -67,14 +74,14 @@ class Positions:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReplayedOutcome:
     """Of each cycle, int64 [cycles]: positions checked, and the one that fires; -1 = none."""
 
     checked: Tensor
     fired: Tensor
 
     @classmethod
-    def of(cls, fires: Tensor, reached: Tensor) -> Outcome:
+    def of(cls, fires: Tensor, reached: Tensor) -> ReplayedOutcome:
         first = torch.where(fires.any(1), fires.int().argmax(1), -1)
         at = torch.arange(fires.shape[1])
         before = (first < 0).unsqueeze(1) | (at <= first.unsqueeze(1))
@@ -121,7 +128,7 @@ class EasdReplay:
 
     def add(self, request: RequestTrace) -> None:
         held = Positions.of(request, self.header, self.rule.accepted_only)
-        found = Outcome.of(held.fires(self.rule), held.reached)
+        found = ReplayedOutcome.of(held.fires(self.rule), held.reached)
         names = ("verified", "emitted", "accepted", "fired")
         verified, emitted, accepted, fired = (column(request.cycles, name) for name in names)
         self.cycles += len(request.cycles)
@@ -133,16 +140,16 @@ class EasdReplay:
         drafted = verified
         if self.header.draft_stop is None:
             drafted = torch.full_like(verified, self.header.draft_tokens)
-        before = Counts(int(drafted.sum()), int(verified.sum()), int(emitted.sum()))
+        before = CycleCounts(int(drafted.sum()), int(verified.sum()), int(emitted.sum()))
         after = dataclasses.replace(before, emitted=int(found.emitted(emitted).sum()))
         self.ledger.add(len(request.cycles), before, after)
         for row in self.rows:
-            one = Outcome.of(held.fires(row.rule), held.reached)
+            one = ReplayedOutcome.of(held.fires(row.rule), held.reached)
             row.checked += int(one.checked.sum())
             row.fired += int((one.fired >= 0).sum())
             row.emitted += int(one.emitted(emitted).sum())
 
-    def report(self, costs: Costs | None) -> Report:
+    def report(self, costs: Costs | None) -> ReplayReport:
         figures = self.ledger.figures(costs)
         figures |= {
             "checked": self.checked,
@@ -166,20 +173,23 @@ class EasdReplay:
             notes.append("recorded under another rule: what stood behind its fires is not known")
         if self.header.rule is not None:
             notes.append("fired_on_accepted needs a trace without a rule (`policy record --exact`)")
-        return Report(figures, self.agreement.agrees, self.agreement.disagreement, tuple(notes))
+        return ReplayReport(
+            figures, self.agreement.agrees, self.agreement.disagreement, tuple(notes)
+        )
 
-    def _check(self, request: RequestTrace, held: Positions, found: Outcome) -> None:
+    def _check(self, request: RequestTrace, held: Positions, found: ReplayedOutcome) -> None:
         if self.agreement.agrees is None:
             return
         checked, fired = (column(request.cycles, name) for name in ("checked", "fired"))
 
-        def same(one: Outcome) -> Tensor:
+        def same(one: ReplayedOutcome) -> Tensor:
             return (one.checked == checked) & (one.fired == fired)
 
         if same(found).all():
             return
         either = [
-            Outcome.of(held.fires(self.rule, more), held.reached) for more in (-ROUNDING, ROUNDING)
+            ReplayedOutcome.of(held.fires(self.rule, more), held.reached)
+            for more in (-ROUNDING, ROUNDING)
         ]
         good = torch.stack([same(one) for one in (found, *either)]).any(0)
         for at in (~good).nonzero().flatten().tolist():
@@ -191,12 +201,12 @@ class EasdReplay:
             self.agreement.differs(request, at, what)
 
 
-def make_easd(options: Options, header: TraceHeader) -> EasdReplay:
+def make_easd(options: ReplayOptions, header: TraceHeader) -> EasdReplay:
     """Thresholds that are not given are the recorded rule's, or the defaults."""
     return EasdReplay(rule_of(options, header), header)
 
 
-def rule_of(options: Options, header: TraceHeader) -> EasdRule:
+def rule_of(options: ReplayOptions, header: TraceHeader) -> EasdRule:
     """Reads the last of the options."""
     base = header.rule or EasdRule(top_n=header.top_n or EasdRule.top_n)
     rule = dataclasses.replace(

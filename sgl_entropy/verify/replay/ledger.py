@@ -41,7 +41,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Counts:
+class CycleCounts:
     """Sums over cycles: tokens drafted, verified and emitted."""
 
     drafted: float = 0
@@ -55,7 +55,7 @@ class Ledger:
     def __init__(self) -> None:
         self._rows: list[tuple[float, ...]] = []
 
-    def add(self, cycles: int, recorded: Counts, under: Counts) -> None:
+    def add(self, cycles: int, recorded: CycleCounts, under: CycleCounts) -> None:
         """One request's."""
         self._rows.append((cycles, *astuple(recorded), *astuple(under)))
 

@@ -1,7 +1,7 @@
 """What every replayed policy is: one small object that a trace's requests are given to.
 
 A new policy is one module with a class of ``Replay``'s form and a function that makes it from
-``Options``, and one line in ``replay.POLICIES``.
+``ReplayOptions``, and one line in ``replay.POLICIES``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDING = 2e-6
 
 
 @dataclass(frozen=True)
-class Report:
+class ReplayReport:
     """What a policy would have done.
 
     Attributes:
@@ -45,7 +45,7 @@ class Replay(Protocol):
     def add(self, request: RequestTrace) -> None:
         """Take in the next request."""
 
-    def report(self, costs: Costs | None) -> Report:
+    def report(self, costs: Costs | None) -> ReplayReport:
         """What the requests so far come to. Raises ValueError without a cycle."""
 
 
@@ -66,7 +66,7 @@ class Agreement:
         return self.disagreement is None if self._asked else None
 
 
-class Options:
+class ReplayOptions:
     """A policy's ``key=value`` settings: ``given``, as words or as JSON has them.
 
     Raises:
@@ -79,7 +79,7 @@ class Options:
         self._known: list[str] = []
 
     @classmethod
-    def parse(cls, word: str) -> Options:
+    def parse(cls, word: str) -> ReplayOptions:
         """From ``name`` or ``name:key=value,key=value``."""
         name, _, rest = word.partition(":")
         given: dict[str, Any] = {}

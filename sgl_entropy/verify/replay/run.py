@@ -13,7 +13,7 @@ from typing import Any
 
 from sgl_entropy.verify.replay.easd import EasdReplay, make_easd
 from sgl_entropy.verify.replay.ledger import Costs
-from sgl_entropy.verify.replay.policy import Options, Replay
+from sgl_entropy.verify.replay.policy import Replay, ReplayOptions
 from sgl_entropy.verify.replay.stop import StopReplay, make_calibrated, make_off, make_svip, stop_of
 from sgl_entropy.verify.replay.strictness import make_strictness
 from sgl_entropy.verify.replay.switch import make_switch
@@ -25,7 +25,7 @@ from sgl_entropy.verify.trace_file import TraceReader
 class Policy:
     """How a policy is made from its ``key=value`` settings, and what they are."""
 
-    make: Callable[[Options, TraceHeader], Replay]
+    make: Callable[[ReplayOptions, TraceHeader], Replay]
     help: str
 
 
@@ -53,7 +53,7 @@ POLICIES = {
 
 def make(word: str, header: TraceHeader) -> Replay:
     """The policy that ``NAME:KEY=VALUE,...`` says. Raises ValueError for what it cannot say."""
-    options = Options.parse(word)
+    options = ReplayOptions.parse(word)
     if options.name not in POLICIES:
         raise ValueError(
             f"--policy {word}: no policy is called {options.name!r}; there are "
@@ -84,7 +84,7 @@ def replay(path: Path, words: Sequence[str] = (), costs: Costs | None = None) ->
         costs: for ratios of speeds.
 
     Returns:
-        ``trace``, its ``header``, and ``policies``: word -> the fields of a ``Report``.
+        ``trace``, its ``header``, and ``policies``: word -> the fields of a ``ReplayReport``.
 
     Raises:
         ValueError: a policy that is not one or does not fit the trace, or a broken trace.

@@ -21,8 +21,15 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.verify.policies import CalibratedStop, DraftStep, DraftStop, NoStop, Svip
-from sgl_entropy.verify.replay.ledger import Costs, Counts, Ledger
-from sgl_entropy.verify.replay.policy import ROUNDING, Agreement, Options, Report, column, table
+from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger
+from sgl_entropy.verify.replay.policy import (
+    ROUNDING,
+    Agreement,
+    ReplayOptions,
+    ReplayReport,
+    column,
+    table,
+)
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
 
@@ -65,11 +72,13 @@ class StopReplay:
         self._check(request, stopped, verified)
         self.ledger.add(
             len(cycles),
-            Counts(int(drafted.sum()), int(verified.sum()), int(emitted.sum())),
-            Counts(int(depth.sum()), int(torch.minimum(verified, depth).sum()), int(kept.sum())),
+            CycleCounts(int(drafted.sum()), int(verified.sum()), int(emitted.sum())),
+            CycleCounts(
+                int(depth.sum()), int(torch.minimum(verified, depth).sum()), int(kept.sum())
+            ),
         )
 
-    def report(self, costs: Costs | None) -> Report:
+    def report(self, costs: Costs | None) -> ReplayReport:
         figures = self.ledger.figures(costs)
         drafted = figures["drafted"]
         figures |= {
@@ -83,7 +92,9 @@ class StopReplay:
             notes.append("the record ends before the policy would in some cycles: see beyond")
         if self.unknown:
             notes.append(f"the header's draft_stop is not understood: {self.unknown}")
-        return Report(figures, self.agreement.agrees, self.agreement.disagreement, tuple(notes))
+        return ReplayReport(
+            figures, self.agreement.agrees, self.agreement.disagreement, tuple(notes)
+        )
 
     def _check(self, request: RequestTrace, stopped: Tensor, verified: Tensor) -> None:
         most = self.header.draft_tokens
@@ -118,16 +129,16 @@ def stop_depths(stop: DraftStop, request: RequestTrace, most: int, rounding: flo
     return out
 
 
-def make_off(options: Options, header: TraceHeader) -> StopReplay:
+def make_off(options: ReplayOptions, header: TraceHeader) -> StopReplay:
     options.done()
     return StopReplay(NoStop(), header)
 
 
-def make_svip(options: Options, header: TraceHeader) -> StopReplay:
+def make_svip(options: ReplayOptions, header: TraceHeader) -> StopReplay:
     return StopReplay(_svip(options), header)
 
 
-def make_calibrated(options: Options, header: TraceHeader) -> StopReplay:
+def make_calibrated(options: ReplayOptions, header: TraceHeader) -> StopReplay:
     return StopReplay(_calibrated(options), header)
 
 
@@ -135,7 +146,7 @@ def stop_of(held: Mapping[str, Any] | None) -> DraftStop:
     """The policy that a header's ``draft_stop`` names. Raises ValueError for one not known here."""
     if held is None:
         return NoStop()
-    options = Options(str(held["name"]), {k: v for k, v in held.items() if k != "name"})
+    options = ReplayOptions(str(held["name"]), {k: v for k, v in held.items() if k != "name"})
     if options.name == "off":
         options.done()
         return NoStop()
@@ -146,14 +157,14 @@ def stop_of(held: Mapping[str, Any] | None) -> DraftStop:
     raise ValueError(f"no draft stop is called {options.name!r}")
 
 
-def _svip(options: Options) -> Svip:
+def _svip(options: ReplayOptions) -> Svip:
     plain = Svip()
     stop = Svip(options.number("factor", plain.factor), options.number("limit", plain.limit))
     options.done()
     return stop
 
 
-def _calibrated(options: Options) -> CalibratedStop:
+def _calibrated(options: ReplayOptions) -> CalibratedStop:
     """From ``table=FILE``, as ``sgl-entropy calibrate`` writes it or with the table alone, or from
     the numbers themselves as a header has them."""
     path = options.raw("table")

@@ -16,8 +16,8 @@ from torch import Tensor
 from sgl_entropy.verify.easd import Uncertainty
 from sgl_entropy.verify.policies import Strictness, Typical
 from sgl_entropy.verify.replay.easd import EasdReplay, Positions, rule_of
-from sgl_entropy.verify.replay.ledger import Costs, Counts, Ledger
-from sgl_entropy.verify.replay.policy import Options, Report, column, table
+from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger
+from sgl_entropy.verify.replay.policy import ReplayOptions, ReplayReport, column, table
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
@@ -73,11 +73,11 @@ class StrictnessReplay:
         drafted = verified
         if self.header.draft_stop is None:
             drafted = torch.full_like(verified, most)
-        before = Counts(int(drafted.sum()), int(verified.sum()), int(emitted.sum()))
+        before = CycleCounts(int(drafted.sum()), int(verified.sum()), int(emitted.sum()))
         after = dataclasses.replace(before, emitted=int(got.sum()))
         self.ledger.add(len(cycles), before, after)
 
-    def report(self, costs: Costs | None) -> Report:
+    def report(self, costs: Costs | None) -> ReplayReport:
         figures = self.ledger.figures(costs)
         gained = figures["emitted"]["under"] - figures["emitted"]["recorded"] + self.lost
         figures |= {
@@ -87,7 +87,7 @@ class StrictnessReplay:
             "fired": self.fired,
             "tokens_lost": self.lost,
         }
-        return Report(
+        return ReplayReport(
             figures,
             notes=(
                 "not lossless; tokens behind the first relaxed one and "
@@ -109,7 +109,7 @@ class StrictnessReplay:
         return dataclasses.replace(held, reached=known).fires(self.rule)
 
 
-def make_strictness(options: Options, header: TraceHeader) -> StrictnessReplay:
+def make_strictness(options: ReplayOptions, header: TraceHeader) -> StrictnessReplay:
     plain = Typical()
     typical = Typical(options.number("eps", plain.eps), options.number("delta", plain.delta))
     below = options.number("below", 0.5)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from sgl_entropy.verify.policies import DrafterSwitch
 from sgl_entropy.verify.replay.ledger import Costs
-from sgl_entropy.verify.replay.policy import Options, Report
+from sgl_entropy.verify.replay.policy import ReplayOptions, ReplayReport
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
 _NAMES = ("small", "large")
@@ -41,7 +41,7 @@ class SwitchReplay:
             self.emitted[now] += cycle.emitted
         self.requests += 1
 
-    def report(self, costs: Costs | None) -> Report:
+    def report(self, costs: Costs | None) -> ReplayReport:
         total = sum(self.cycles)
         if not total:
             raise ValueError("the trace holds no verify cycle")
@@ -61,10 +61,10 @@ class SwitchReplay:
             ],
         }
         notes = ("tokens_per_cycle are the recorded drafter's, a batch of one is assumed",)
-        return Report(figures, notes=notes)
+        return ReplayReport(figures, notes=notes)
 
 
-def make_switch(options: Options, header: TraceHeader) -> SwitchReplay:
+def make_switch(options: ReplayOptions, header: TraceHeader) -> SwitchReplay:
     policy = DrafterSwitch(options.number("down", 0.5), options.number("up", 1.5))
     start = _NAMES.index(options.choice("start", _NAMES))
     options.done()

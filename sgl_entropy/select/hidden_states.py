@@ -31,7 +31,7 @@ BATCH_ROWS = 32
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLayers:
     """What the metrics are made of, for hidden states 0 .. L; on the CPU.
 
     Attributes:
@@ -95,7 +95,7 @@ def measure(
     texts: Sequence[Sequence[int]],
     views: Sequence[Sequence[Sequence[int]]],
     report: Callable[[str], None] | None = None,
-) -> Measured:
+) -> MeasuredLayers:
     """Run everything through the target.
 
     Args:
@@ -118,7 +118,7 @@ def measure(
         for state, rows in enumerate(hidden):
             pooled[state, group] = pooled_rows(unit_rows(rows, lengths), lengths).float().cpu()
         progress.add(int(lengths.sum()))
-    return Measured(curvature, pooled.view(states, n, q, -1))
+    return MeasuredLayers(curvature, pooled.view(states, n, q, -1))
 
 
 def room(*shape: int) -> Tensor:
