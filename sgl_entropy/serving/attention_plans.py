@@ -19,7 +19,7 @@ _SLACK = 32
 
 
 @dataclass(frozen=True)
-class Group:
+class AttentionGroup:
     """Sequences that one kernel call serves.
 
     Attributes:
@@ -63,7 +63,7 @@ def make_plan(
     kv_lens: list[int],
     new_lens: list[int],
     tree_mask: list[torch.Tensor] | None = None,
-) -> list[Group]:
+) -> list[AttentionGroup]:
     """Plan the attention of ``new_lens[i]`` last rows of each sequence over ``kv_lens[i]`` keys.
 
     Args:
@@ -106,7 +106,7 @@ def make_plan(
             if ragged_rows:
                 keep = offsets[None, :] < news_t[:, None]
         if n > 1 and len(group) == 1 and n == longest and tree_mask is None:
-            plan.append(Group(rows, kv, None, keep, n, causal=True))
+            plan.append(AttentionGroup(rows, kv, None, keep, n, causal=True))
             continue
         mask = None
         if n > 1 or ragged_kv or tree_mask is not None:
@@ -124,7 +124,7 @@ def make_plan(
                 # not silence a NaN there.
                 kv.masked_fill_(~mask.any(1), 0)
             mask = mask[:, None]
-        plan.append(Group(rows, kv, mask, keep, n))
+        plan.append(AttentionGroup(rows, kv, mask, keep, n))
     return plan
 
 
@@ -132,7 +132,7 @@ def attend(
     query: torch.Tensor,
     k_pool: torch.Tensor,
     v_pool: torch.Tensor,
-    plan: list[Group],
+    plan: list[AttentionGroup],
     scaling: float,
     out: torch.Tensor,
 ) -> torch.Tensor:
@@ -212,13 +212,13 @@ def draft_step_plans(
     seq_lens: list[int],
     topk: int,
     steps: int,
-) -> list[list[Group]]:
+) -> list[list[AttentionGroup]]:
     """One plan for each of the ``steps - 1`` draft forwards; rows are [b * topk], branch inside.
 
     A row's keys are its branch's newest tokens first, then the sequence, so that every step's
     indices are a slice of one table (the order of keys does not matter to attention).
     """
-    plans: list[list[Group]] = [[] for _ in range(steps - 1)]
+    plans: list[list[AttentionGroup]] = [[] for _ in range(steps - 1)]
     for group in group_by_length(seq_lens):
         lens = torch.tensor([seq_lens[i] for i in group])
         longest = int(lens.max())
@@ -244,7 +244,19 @@ def draft_step_plans(
             rows = (torch.tensor(group)[:, None] * topk + torch.arange(topk)).reshape(-1, 1)
         for step in range(steps - 1):
             skip = steps - 2 - step
-            plans[step].append(
-                Group(rows, table[:, skip:], None if mask is None else mask[..., skip:], None, 1)
-            )
+            visible = None if mask is None else mask[..., skip:]
+            plans[step].append(AttentionGroup(rows, table[:, skip:], visible, None, 1))
     return plans
+
+
+def narrowed(plan: list[AttentionGroup], live: torch.Tensor) -> list[AttentionGroup]:
+    """A draft step's attention plan (one row a sequence) for the ``live`` rows (bool [b]) alone."""
+    place = live.cumsum(0) - 1
+    out = []
+    for group in plan:
+        kept = live if group.rows is None else live[group.rows[:, 0]]
+        if bool(kept.any()):
+            rows = None if group.rows is None else place[group.rows[kept]]
+            mask = None if group.mask is None else group.mask[kept]
+            out.append(AttentionGroup(rows, group.kv[kept], mask, None, 1))
+    return out

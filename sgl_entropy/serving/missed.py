@@ -25,7 +25,7 @@ MOST_ROWS = 2048
 
 
 @dataclass(frozen=True)
-class Rows:
+class MissedRows:
     """Missed rows of several requests, one request behind the other.
 
     Attributes:
@@ -68,10 +68,10 @@ def count(req: Any) -> int:
     return sum(len(ids) for ids, _ in getattr(req, _ROWS))
 
 
-def gather(reqs: Sequence[Any]) -> Rows:
+def gather(reqs: Sequence[Any]) -> MissedRows:
     """All missed rows of these requests, which must miss at least one each."""
     held = [rows for req in reqs for rows in getattr(req, _ROWS)]
-    return Rows(
+    return MissedRows(
         [count(req) for req in reqs],
         torch.cat([ids for ids, _ in held]).long(),
         torch.cat([features for _, features in held]),

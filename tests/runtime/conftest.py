@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from sgl_entropy.runtime.v0_5_6.modes import Mode
+    from sgl_entropy.serving.mode import Mode
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats
-from sgl_entropy.runtime.v0_5_6.cpu.spec_ops import build_tree, verify_tree
+from sgl_entropy.serving.trees import build_tree, verify_tree
 from sgl_entropy.verify.rule import EasdRule
 
 VOCABULARY, DRAFT_VOCABULARY, NODES = 40, 24, 5

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats
-from sgl_entropy.runtime.v0_5_6.modes import Mode
 from sgl_entropy.serving.draft_logits import DraftLogits, DraftStats
 from sgl_entropy.serving.draft_nodes import KnownNodes, WaitingNodes
+from sgl_entropy.serving.mode import Mode
 from sgl_entropy.verify.easd import uncertainty
 from sgl_entropy.verify.rule import EasdRule
 from tests.runtime.easd_batches import DRAFT_VOCABULARY, RULE, TO_TARGET, VOCABULARY, worker

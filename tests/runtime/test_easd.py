@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats, easd, easd_record
-from sgl_entropy.runtime.v0_5_6.modes import Mode
-from sgl_entropy.runtime.v0_5_6.sampling import draw, request_probs
 from sgl_entropy.serving.draft_nodes import WaitingNodes
+from sgl_entropy.serving.draws import draw, request_probs
+from sgl_entropy.serving.mode import Mode
 from sgl_entropy.verify.easd import Uncertainty, Walk, uncertainty, verify_chain, without
 from sgl_entropy.verify.rule import EasdRule
 from tests.runtime.chi_square import p_value

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_entropy.runtime.v0_5_6.cpu.spec_ops import verify_tree
 from sgl_entropy.runtime.v0_5_6.sampling import target_tokens
+from sgl_entropy.serving.trees import verify_tree
 from tests.runtime.chi_square import p_value
 
 VOCABULARY = 8

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sgl_entropy.drafter.config import DrafterError
-from sgl_entropy.runtime.v0_5_6 import flags, requests, switch_args
-from sgl_entropy.runtime.v0_5_6.switch_args import Served, served_switch
+from sgl_entropy.runtime.v0_5_6 import flags
+from sgl_entropy.runtime.v0_5_6.switch_args import ServedDrafters, served_switch
 from sgl_entropy.verify.policies import DrafterSwitch
 from tests.drafter import tiny
 from tests.runtime.test_flags import arguments, break_missing, tree
@@ -64,7 +64,7 @@ def test_every_process_reads_it_from_the_arguments(
     args = two(first, small)
     flags.prepare(args)
     monkeypatch.setattr("sglang.srt.server_args.get_global_server_args", lambda: args)
-    assert served_switch() == Served(DrafterSwitch(1.0, 1.5), str(small), str(first))
+    assert served_switch() == ServedDrafters(DrafterSwitch(1.0, 1.5), str(small), str(first))
 
 
 @pytest.mark.parametrize(
@@ -146,17 +146,3 @@ def test_a_second_that_does_not_fit(
         flags.prepare(two(first, other, **changes))
     for word in words:
         assert word in str(caught.value)
-
-
-def test_a_request_may_ask_who_drafted_where_there_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "served_mode", lambda: None)
-    served: list[Any] = [Served(DrafterSwitch(1.0, 2.0), "a", "b")]
-    monkeypatch.setattr(requests, "served_switch", lambda: served[0])
-    requests.check_custom({"spec_drafters": True})
-    for wrong in (1, "yes", None):
-        with pytest.raises(ValueError, match="spec_drafters must be true or false"):
-            requests.check_custom({"spec_drafters": wrong})
-    served[0] = None
-    requests.check_custom({"spec_drafters": False})
-    with pytest.raises(ValueError, match=switch_args.FLAG):
-        requests.check_custom({"spec_drafters": True})

@@ -94,7 +94,7 @@ def test_missed_rows_stand_where_a_prompt_would_end() -> None:
     table = torch.arange(40, dtype=torch.int32).view(4, 10)
     reqs = [SimpleNamespace(number=i) for i in range(3)]
     ids = torch.tensor([11, 12, 13, 14])
-    rows = missed.Rows([3, 1], ids, torch.arange(8.0).view(4, 2))
+    rows = missed.MissedRows([3, 1], ids, torch.arange(8.0).view(4, 2))
     batch = SimpleNamespace(
         reqs=reqs,
         req_to_token_pool=SimpleNamespace(req_to_token=table),

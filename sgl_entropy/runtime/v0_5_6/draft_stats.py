@@ -16,9 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sgl_entropy.runtime.v0_5_6.modes import Mode, served_mode
+from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.serving.draft_logits import DraftLogits, DraftStats
 from sgl_entropy.serving.draft_nodes import DraftNodes, KnownNodes, WaitingNodes
+from sgl_entropy.serving.mode import Mode
 from sgl_entropy.serving.mode_time import timed
 
 # Attributes on SGLang's EagleDraftInput and EagleVerifyInput.

@@ -28,8 +28,8 @@ from sgl_entropy.entropy import entropy_of_rows
 from sgl_entropy.runtime.v0_5_6 import draft_stats, regime
 from sgl_entropy.runtime.v0_5_6.easd_cycle import Cycle, of_request
 from sgl_entropy.runtime.v0_5_6.modes import served_mode
-from sgl_entropy.runtime.v0_5_6.sampling import draw, is_greedy, request_probs
 from sgl_entropy.serving.draft_nodes import DraftNodes
+from sgl_entropy.serving.draws import draw, is_greedy, request_probs
 from sgl_entropy.serving.mode_time import timed
 from sgl_entropy.verify.easd import compared, likeliest, overlap, without
 

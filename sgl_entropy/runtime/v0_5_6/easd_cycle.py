@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sgl_entropy.runtime.v0_5_6.modes import Mode
+from sgl_entropy.serving.mode import Mode
 from sgl_entropy.verify.easd import Thresholds
 from sgl_entropy.verify.rule import EasdRule
 

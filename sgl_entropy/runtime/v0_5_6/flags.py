@@ -16,9 +16,9 @@ from sgl_entropy.drafter.check import algorithm_mismatch
 from sgl_entropy.drafter.checkpoint import load_tensors
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
 from sgl_entropy.runtime.v0_5_6 import modes, switch_args
-from sgl_entropy.runtime.v0_5_6.cpu import pruning
 from sgl_entropy.runtime.v0_5_6.cpu.standins import cpu_engine_asked
-from sgl_entropy.runtime.v0_5_6.drafters import drafter_config, local_folder
+from sgl_entropy.serving.drafter_files import drafter_config, local_folder
+from sgl_entropy.serving.pruning import cycle_rows
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def _check_cpu(args: Any) -> None:
             "--speculative-accept-threshold-single and -acc at 1.0"
         )
     try:
-        pruning.cycle_rows()
+        cycle_rows()
     except ValueError as error:
         raise DrafterError(str(error)) from None
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sgl_entropy.drafter.checkpoint import load_tensors
 from sgl_entropy.drafter.config import DrafterError
 from sgl_entropy.runtime.v0_5_6 import switch_args
-from sgl_entropy.runtime.v0_5_6.drafters import drafter_config, local_folder
+from sgl_entropy.serving.drafter_files import drafter_config, local_folder
+from sgl_entropy.serving.mode import Mode
 from sgl_entropy.verify.calibration import Calibration
-from sgl_entropy.verify.policies import DraftStop, Svip, Typical
+from sgl_entropy.verify.policies import Svip
 from sgl_entropy.verify.replay.stop import stop_of
 from sgl_entropy.verify.rule import EasdRule
 
@@ -259,28 +260,6 @@ def _draft_stop(args: Any, calibration: Calibration | None) -> dict[str, Any] | 
         "acceptance": list(stop.acceptance),
         "cost": stop.cost,
     }
-
-
-@dataclass(frozen=True)
-class Mode:
-    """What drafting and verification of this process follow.
-
-    Attributes:
-        rule: the server's, which requests may change; of a server that verifies exactly, what
-            the statistics of a trace are made by.
-        relaxed_below: nats of the target's entropy; 0 = acceptance is never relaxed.
-        typical: the relaxed acceptance.
-        chain: drafts are chains, not trees.
-        verifies: EASD is on.
-        stop: when chains end; None = at their full length.
-    """
-
-    rule: EasdRule
-    relaxed_below: float = 0.0
-    typical: Typical = field(default_factory=Typical)
-    chain: bool = True
-    verifies: bool = True
-    stop: DraftStop | None = None
 
 
 def served_mode() -> Mode | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sgl_entropy.runtime.v0_5_6 import ours
+from sgl_entropy.serving.draws import make_drawable
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -18,14 +19,6 @@ _MARK = "sgl_entropy_broken"
 REASON = "the model's logits are NaN or infinite here"
 
 
-def broken_rows(logits: torch.Tensor) -> torch.Tensor:
-    """[rows] bool: NaN or +inf somewhere, or nothing but -inf; -inf alone is a mask.
-
-    One pass: the maximum of a row is a finite number exactly where it is sound.
-    """
-    return ~torch.isfinite(logits.amax(-1))
-
-
 def guard_prompt(logits: torch.Tensor, info: Any) -> None:
     """Before the first token of each request is drawn: make broken rows drawable, in place.
 
@@ -34,10 +27,9 @@ def guard_prompt(logits: torch.Tensor, info: Any) -> None:
     """
     if not ours.active():
         return
-    broken = broken_rows(logits)
-    if bool(broken.any()):
-        logits[broken] = 0.0
-        setattr(info, _MARK, broken.tolist())
+    broken = make_drawable(logits)
+    if broken is not None:
+        setattr(info, _MARK, broken)
 
 
 def end_prompts(batch: ScheduleBatch) -> None:
@@ -55,10 +47,9 @@ def guard_draft(logits: torch.Tensor, draft: Any) -> None:
     """
     if not ours.active():
         return
-    broken = broken_rows(logits)
-    if bool(broken.any()):
-        logits[broken] = 0.0
-        setattr(draft, _MARK, broken.tolist())
+    broken = make_drawable(logits)
+    if broken is not None:
+        setattr(draft, _MARK, broken)
 
 
 def end_drafts(batch: ScheduleBatch, draft: Any, accepted: list[list[int]]) -> None:

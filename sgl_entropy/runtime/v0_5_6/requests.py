@@ -1,121 +1,27 @@
-"""What a request may hold: what upstream lets through to the scheduler, where it ends the server.
-
-Under SGLang's own checks a negative token id, a NaN temperature or half a token to generate reach
-the scheduler process, and its exception takes every running request down with it.
-"""
+"""Requests are checked before they leave the tokenizer's process."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from sgl_entropy.runtime.v0_5_6 import ours
 from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.runtime.v0_5_6.switch_args import served_switch
-
-# name -> whether None stands for the default
-_WHOLE = {"max_new_tokens": True, "min_new_tokens": False, "top_k": False, "n": False}
-_NUMBERS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "repetition_penalty",
-)
+from sgl_entropy.serving.request_checks import check_custom, check_ids, check_sampling
 
 
 def check(request: Any, input_ids: list[int] | None, vocab_size: int) -> None:
-    """Refuse one request before it leaves the tokenizer's process.
+    """Refuse one request that the scheduler could not serve.
 
     Raises:
-        ValueError: which the server answers with status 400.
+        ValueError: the server answers it with status 400.
     """
     if not ours.active():
         return
     if input_ids is not None:
         check_ids("input_ids", input_ids, vocab_size)
-    if isinstance(request.sampling_params, Mapping):
-        check_sampling(request.sampling_params, vocab_size)
-        check_custom(request.sampling_params.get("custom_params"))
-
-
-def check_custom(given: Any) -> None:
-    """What a request asks of the entropy mode; other keys are for custom logit processors."""
-    if given is None:
-        return
-    if not isinstance(given, Mapping):
-        raise ValueError(f"custom_params must be an object, found {given!r}")
-    mode = served_mode()
-    if "easd" in given:
-        if mode is not None and mode.verifies:
-            mode.rule.of_request(given["easd"])
-        elif given["easd"] is not False:
-            raise ValueError(
-                "easd: this server verifies exactly; it takes --speculative-verify-mode easd"
-            )
-    if "spec_drafters" in given:
-        if type(given["spec_drafters"]) is not bool:
-            raise ValueError(
-                f"spec_drafters must be true or false, found {given['spec_drafters']!r}"
-            )
-        if given["spec_drafters"] and served_switch() is None:
-            raise ValueError(
-                "spec_drafters: this server has one drafter; it takes "
-                "--speculative-second-draft-model-path"
-            )
-    if "spec_trace" in given:
-        if type(given["spec_trace"]) is not bool:
-            raise ValueError(f"spec_trace must be true or false, found {given['spec_trace']!r}")
-        if given["spec_trace"] and (mode is None or not mode.chain):
-            raise ValueError(
-                "spec_trace: cycles are traced of chains (--speculative-eagle-topk 1) under "
-                "--speculative-verify-mode easd, beside which a request may set easd to false, or "
-                "--speculative-draft-stop"
-            )
-
-
-def check_ids(name: str, ids: Any, vocab_size: int) -> None:
-    """Token ids must be whole numbers in 0..vocab_size - 1."""
-    wrong = [token for token in ids if not _whole(token) or not 0 <= token < vocab_size]
-    if wrong:
-        raise ValueError(
-            f"{name} must be whole numbers in 0..{vocab_size - 1}, found {_few(wrong)}"
-        )
-
-
-def check_sampling(params: Mapping[str, Any], vocab_size: int) -> None:
-    """Numbers must be numbers and finite; ranges are left to upstream's own check."""
-    for name, optional in _WHOLE.items():
-        value = params.get(name)
-        if name in params and not _whole(value) and not (optional and value is None):
-            raise ValueError(f"{name} must be a whole number, found {value!r}")
-    for name in _NUMBERS:
-        if name in params and not _finite(params[name]):
-            raise ValueError(f"{name} must be a finite number, found {params[name]!r}")
-    bias = params.get("logit_bias")
-    if bias is not None:
-        if not isinstance(bias, Mapping):
-            raise ValueError(f"logit_bias must map token ids to numbers, found {bias!r}")
-        wrong = [f"{key}: {value!r}" for key, value in bias.items() if not _finite(value)]
-        if wrong:
-            raise ValueError(f"logit_bias must hold finite numbers, found {_few(wrong)}")
-    stop = params.get("stop_token_ids")
-    if stop is not None:
-        if not isinstance(stop, list | tuple | set):
-            raise ValueError(f"stop_token_ids must be a list of token ids, found {stop!r}")
-        check_ids("stop_token_ids", stop, vocab_size)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> bool:
-    return (_whole(value) or isinstance(value, float)) and math.isfinite(value)
-
-
-def _few(values: list[Any]) -> str:
-    shown = ", ".join(str(value) for value in values[:5])
-    return shown + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+    params = request.sampling_params
+    if isinstance(params, Mapping):
+        check_sampling(params, vocab_size)
+        check_custom(params.get("custom_params"), served_mode(), served_switch() is not None)

@@ -15,7 +15,7 @@ from typing import Any
 from sgl_entropy.drafter.check import algorithm_mismatch
 from sgl_entropy.drafter.checkpoint import load_tensors
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
-from sgl_entropy.runtime.v0_5_6.drafters import drafter_config, local_folder
+from sgl_entropy.serving.drafter_files import drafter_config, local_folder
 from sgl_entropy.verify.policies import DrafterSwitch
 
 FLAG, THRESHOLDS = "--speculative-second-draft-model-path", "--speculative-drafter-switch"
@@ -144,7 +144,7 @@ def _weights(config: DrafterConfig) -> int:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedDrafters:
     """What this server switches between; the small drafter is number 0, the large one 1."""
 
     policy: DrafterSwitch
@@ -152,11 +152,11 @@ class Served:
     large: str
 
 
-def served_switch() -> Served | None:
+def served_switch() -> ServedDrafters | None:
     """None = one drafter."""
     from sglang.srt.server_args import get_global_server_args
 
     held = getattr(get_global_server_args(), "drafter_switch", None)
     if held is None:
         return None
-    return Served(DrafterSwitch(held["down"], held["up"]), held["small"], held["large"])
+    return ServedDrafters(DrafterSwitch(held["down"], held["up"]), held["small"], held["large"])

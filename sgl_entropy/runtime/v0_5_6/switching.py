@@ -33,7 +33,7 @@ from sglang.srt.speculative.eagle_worker import EAGLEWorker
 
 from sgl_entropy.runtime.v0_5_6 import regime
 from sgl_entropy.runtime.v0_5_6.counters import TOTALS
-from sgl_entropy.runtime.v0_5_6.switch_args import Served
+from sgl_entropy.runtime.v0_5_6.switch_args import ServedDrafters
 from sgl_entropy.serving import missed
 from sgl_entropy.serving.switch_counters import SwitchCounters
 from sgl_entropy.verify.policies import DrafterSwitch
@@ -42,7 +42,7 @@ from sgl_entropy.verify.policies import DrafterSwitch
 class SwitchingWorker(EAGLEWorker):
     """The first drafter's worker, which also runs the second and chooses between them."""
 
-    def __init__(self, served: Served, **kwargs: Any) -> None:
+    def __init__(self, served: ServedDrafters, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         args = kwargs["server_args"]
         first_is_small = args.speculative_draft_model_path == served.small
@@ -152,7 +152,7 @@ def _build(path: str, kwargs: dict[str, Any]) -> EAGLEWorker:
 
 
 def _prompt_of(
-    batch: ScheduleBatch, staying: list[int], ends: list[int], rows: missed.Rows
+    batch: ScheduleBatch, staying: list[int], ends: list[int], rows: missed.MissedRows
 ) -> ScheduleBatch:
     """A batch in which the missed rows stand as the last part of a prompt."""
     device = batch.seq_lens.device

@@ -14,7 +14,7 @@ from sglang.srt.layers.radix_attention import AttentionType
 
 from sgl_entropy.runtime.v0_5_6.cpu.pruning import live_nodes
 from sgl_entropy.serving.attention_plans import (
-    Group,
+    AttentionGroup,
     attend,
     draft_step_plans,
     make_plan,
@@ -32,7 +32,7 @@ class CpuAttnBackend(TorchNativeAttnBackend):
 
     def __init__(self, model_runner: ModelRunner) -> None:
         super().__init__(model_runner)
-        self.plan: list[Group] | None = None
+        self.plan: list[AttentionGroup] | None = None
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         mode = forward_batch.forward_mode

@@ -12,27 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sgl_entropy.runtime.v0_5_6.cpu.gemm import paid_rows
-from sgl_entropy.serving.attention_plans import Group
+from sgl_entropy.serving.attention_plans import narrowed
+from sgl_entropy.serving.row_costs import paid_rows
 
 
 def saves(live: Tensor) -> bool:
     """Whether a step of the ``live`` rows (bool [b]) costs less than one of all b."""
     rows = int(live.sum())
     return rows > 0 and paid_rows(rows) < paid_rows(len(live))
-
-
-def narrowed(plan: list[Group], live: Tensor) -> list[Group]:
-    """A draft step's attention plan (one row a sequence) for the ``live`` rows (bool [b]) alone."""
-    place = live.cumsum(0) - 1
-    out = []
-    for group in plan:
-        kept = live if group.rows is None else live[group.rows[:, 0]]
-        if bool(kept.any()):
-            rows = None if group.rows is None else place[group.rows[kept]]
-            mask = None if group.mask is None else group.mask[kept]
-            out.append(Group(rows, group.kv[kept], mask, None, 1))
-    return out
 
 
 def forward_live(runner: Any, batch: Any, live: Tensor) -> tuple[Any, bool]:

@@ -17,14 +17,15 @@ import torch
 from torch.nn.functional import linear as plain_linear
 
 from sgl_entropy.runtime.v0_5_6.cpu.standins import plain_layers
+from sgl_entropy.serving.row_costs import STEP, paid_rows
 
 # Rows for which oneDNN lays the weight out: a chain of depth 4 and its bonus token.
 _ROWS = 5
 # oneDNN compiles and keeps a kernel for every row count, and those of one to three rows are slower
 # than that of four (35, 42 and 30 ms for the small target where four take 27): fewer are filled up
-# to _LEAST, more than _STEP to multiples of it. Prefills above _MOST rows go the plain way, which
+# to _LEAST, more than STEP to multiples of it. Prefills above _MOST rows go the plain way, which
 # is as fast there.
-_LEAST, _STEP, _MOST = 4, 8, 96
+_LEAST, _MOST = 4, 96
 _PACKED = "_sgl_entropy_packed"
 
 _active = (
@@ -40,11 +41,6 @@ def serves(layer: Any) -> bool:
         return False
     weight = layer.weight
     return bool(weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16))
-
-
-def paid_rows(rows: int) -> int:
-    """``rows`` rounded up to those that their time pays for: up to ``_STEP`` it hardly differs."""
-    return -(-rows // _STEP) * _STEP
 
 
 def linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,7 +60,7 @@ def linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> tor
     if packed is None or packed[0] != key:
         packed = (key, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS))
         layer.__dict__[_PACKED] = packed
-    padding = max(_LEAST - rows, paid_rows(rows) - rows if rows > _STEP else 0)
+    padding = max(_LEAST - rows, paid_rows(rows) - rows if rows > STEP else 0)
     if padding <= 0:
         return torch.ops.mkldnn._linear_pointwise(x, packed[1], bias, "none", [], "")
     flat = torch.nn.functional.pad(x.reshape(rows, -1), (0, 0, 0, padding))

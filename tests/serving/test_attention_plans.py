@@ -15,13 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_entropy.runtime.v0_5_6.cpu.draft_rows import narrowed
 from sgl_entropy.serving import attention_plans as plans
 from sgl_entropy.serving.attention_plans import (
     attend,
     draft_step_plans,
     group_by_length,
     make_plan,
+    narrowed,
     reference_attention,
     tree_block,
 )
@@ -65,7 +65,9 @@ def make_pool(lengths: list[int], kv_heads: int, seed: int, spare: int = 0) -> P
     return Pool(req_to_token, torch.tensor(rows), keys, values)
 
 
-def check(pool: Pool, plan: list[plans.Group], visible: list[list[int]], ratio: int) -> None:
+def check(
+    pool: Pool, plan: list[plans.AttentionGroup], visible: list[list[int]], ratio: int
+) -> None:
     """Run a plan with random queries; every row must match the reference."""
     heads = pool.keys.shape[1] * ratio
     query = torch.randn(len(visible), heads, DIM, generator=torch.Generator().manual_seed(5))
