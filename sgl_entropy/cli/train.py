@@ -118,6 +118,7 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
     import torch
 
     from sgl_entropy.train.stages import data, drafter
+    from sgl_entropy.train.workspace import fit_folder
 
     torch.set_num_threads(args.threads)
 
@@ -134,7 +135,7 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
         if args.out is None:
             raise ValueError("export needs --out DIR")
         check_folder("--out", args.out)
-        drafter.export(settings, args.algorithm, args.out, _say)
+        drafter.export(fit_folder(settings, args.algorithm), args.out, _say)
         print(f"wrote {args.out}")
     else:
         if args.drafter is None:

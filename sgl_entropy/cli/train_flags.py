@@ -24,7 +24,7 @@ _BELONGS: dict[str, tuple[tuple[str, ...], object]] = {
     "server": (("prepare",), None),
     "concurrency": (("prepare",), 64),
     "threads": (("prepare", "fit", "export", "evaluate", "benchmark"), 1),
-    "online": (("prepare", "fit", "export", "compare", PLAN), False),
+    "online": (("prepare", "fit", "compare", PLAN), False),
     "workers": (("compare",), 2),
     "json": (("evaluate", "compare", "benchmark", PLAN), None),
 }

@@ -24,7 +24,7 @@ from sgl_entropy.figures.peak_memory import memory_of
 from sgl_entropy.figures.plain_loop import Straightforward
 from sgl_entropy.figures.stopwatch import PARTS, places, timing
 from sgl_entropy.figures.store_bytes import bytes_a_token
-from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.loss.unrolled import StepFigures
 from sgl_entropy.train.samples.open_store import checked_store
@@ -60,18 +60,18 @@ def make_trainer(job: Job) -> Trainer:
         settings = replace(settings, dtype="float32")
     config = drafter.drafter_config(job.settings, job.algorithm)
     store = checked_store(job.settings)
-    target = PlainTarget.from_folder(target_folder(job.settings))
+    embedding, head = read_embedding_and_head(target_folder(job.settings))
     with tempfile.TemporaryDirectory() as scratch:
         run = Fit(
             config,
             settings,
             store,
             drafter.make_vocabulary(job.settings, job.algorithm, store),
-            target.embedding,
-            target.head,
+            embedding,
+            head,
             Path(scratch),
         )
-    return run if job.arm != PLAIN else Straightforward(run, target.embedding, target.head)
+    return run if job.arm != PLAIN else Straightforward(run, embedding, head)
 
 
 def measure(

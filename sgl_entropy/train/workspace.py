@@ -30,6 +30,11 @@ def answers_file(settings: TrainSettings) -> Path:
     return work_folder(settings) / "answers.jsonl"
 
 
+def fit_folder(settings: TrainSettings, algorithm: Algorithm) -> Path:
+    """Where ``fit`` keeps the checkpoints and the log of a drafter."""
+    return work_folder(settings) / algorithm.lower()
+
+
 def stored_layers(settings: TrainSettings, count: int) -> tuple[int, ...]:
     """The layers that are wanted of a target of ``count``.
 

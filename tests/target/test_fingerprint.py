@@ -85,8 +85,6 @@ def test_a_store_of_another_target_of_the_same_name_is_refused(
     with pytest.raises(ValueError, match=message):
         drafter.make_fit(settings_of(work, other), "EDSD")
     with pytest.raises(ValueError, match=message):
-        drafter.export(settings_of(work, other), "EDSD", tmp_path / "out")
-    with pytest.raises(ValueError, match=message):
         data.generate(settings_of(work, other), print)
     with pytest.raises(ValueError, match=message):
         known_lengths(settings_of(work, other), print)

@@ -34,7 +34,7 @@ from sgl_entropy.train.stages import drafter
         (["--plan", "--workers", "2"], "--workers belongs to compare, not to --plan"),
         (["benchmark", "--arms", "a", "--algorithm", "EDSD"], "--arms names a recipe with its own"),
         (["features", "--threads", "2"], "--threads belongs to prepare, fit, export, evaluate"),
-        (["features", "--online"], "--online belongs to prepare, fit, export, compare, --plan"),
+        (["features", "--online"], "--online belongs to prepare, fit, compare, --plan"),
         (["fit", "--settings"], "--settings prints the settings and does nothing else"),
         (["fit", "--threads", "0"], "--threads must be at least 1"),
         (["benchmark", "--batches", "0"], "--batches must be at least 1"),

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sgl_entropy.drafter.config import DrafterConfig
+from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.answers.file import Answered, in_batches
 from sgl_entropy.train.fit.trainer import Fit
@@ -220,7 +221,7 @@ def _noise_fit(trial: Trial, batches: Sequence[Sequence[Entry]], folder: Path) -
     meta = {"format": FORMAT, "tap_layers": list(taps), "hidden_size": d}
     write_meta(folder / "store", meta)
     write_shard(folder / "store" / "noise.safetensors", [noise(one) for one in wanted.values()])
-    target = PlainTarget.from_folder(trial.target)
+    embedding, head = read_embedding_and_head(Path(trial.target))
     return Fit(
         config,
         # None of them is held out.
@@ -236,7 +237,7 @@ def _noise_fit(trial: Trial, batches: Sequence[Sequence[Entry]], folder: Path) -
         ),
         Store(folder / "store"),
         torch.arange(config.draft_vocab_size),
-        target.embedding,
-        target.head,
+        embedding,
+        head,
         folder / "fit",
     )

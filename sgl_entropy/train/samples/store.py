@@ -152,7 +152,7 @@ class Store:
             again = "features` reads their" if given else "generate` makes their"
             raise ValueError(
                 "\n".join(lines) + f"\nremove these shards, and `train {again} answers again; or "
-                "leave them: `train fit`, `export` and `compare` alone go on without them, with "
+                "leave them: `train fit` and `compare` alone go on without them, with "
                 "--set fit.skip_damaged=true"
             )
         self._shards = [shard for shard in shards if shard.name not in self.skipped]

@@ -64,7 +64,7 @@ class FitSettings:
             of reading a store: no storage, but one more target forward an epoch and sample.
         hold_gb: with ``online``, keep all features on the device once they are computed, if so
             many GB hold them; 0 = compute them anew every epoch.
-        skip_damaged: fit (export, compare) without the shards that are not what was written,
+        skip_damaged: fit (and compare) without the shards that are not what was written,
             instead of refusing them; other stages refuse them all the same.
         checkpoint_seconds: between two checkpoints.
         seed: of weights and batch order.

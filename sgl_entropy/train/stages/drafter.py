@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch import Tensor
 from sgl_entropy.base.disk import write_whole
 from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
-from sgl_entropy.drafter.model import load_drafter
+from sgl_entropy.drafter.model import build_drafter, load_drafter
 from sgl_entropy.evaluate.report import chat_prompts, judged
 from sgl_entropy.evaluate.report import report as figures_of
 from sgl_entropy.evaluate.uncertainty import FirstDrafts
 from sgl_entropy.target.config import end_tokens
-from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.target.rotary import rotary_of
+from sgl_entropy.train.fit.checkpoints import Checkpoints
 from sgl_entropy.train.fit.export import export_drafter, refuse_others
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.machine.processes import Group, device_of, join_group, leave_group
@@ -33,7 +35,7 @@ from sgl_entropy.train.samples.open_store import open_store
 from sgl_entropy.train.samples.store import Samples
 from sgl_entropy.train.settings.file import TrainSettings
 from sgl_entropy.train.stages.data import Report, load_prompts
-from sgl_entropy.train.workspace import served_layers, target_folder, work_folder
+from sgl_entropy.train.workspace import fit_folder, served_layers, target_folder, work_folder
 
 
 def _vocabulary_file(settings: TrainSettings) -> Path:
@@ -135,18 +137,17 @@ def make_fit(
         group: the processes that share the work; None = this one alone, on the CPU.
         accept_changes: see ``Fit``.
     """
-    work = work_folder(settings)
     config = drafter_config(settings, algorithm)
     store = open_store(settings, device=None if group is None else str(group.device))
-    target = PlainTarget.from_folder(target_folder(settings))
+    embedding, head = read_embedding_and_head(target_folder(settings))
     return Fit(
         config,
         settings.fit,
         store,
         make_vocabulary(settings, algorithm, store),
-        target.embedding,
-        target.head,
-        work / algorithm.lower() if folder is None else folder,
+        embedding,
+        head,
+        fit_folder(settings, algorithm) if folder is None else folder,
         group,
         accept_changes=accept_changes,
     )
@@ -167,18 +168,28 @@ def fit(
         leave_group(group)
 
 
-def export(
-    settings: TrainSettings, algorithm: Algorithm, out: Path, report: Report = print
-) -> None:
-    """Write the trained (or half-trained) drafter in the published layout."""
-    refuse_others(out)  # before the store is read
-    # At which rate it would go on does not matter here.
-    trained = make_fit(settings, algorithm, accept_changes=True)
-    if trained.checkpoints.note:
-        report(trained.checkpoints.note)
-    if not trained.step:
-        raise ValueError(f"no checkpoint in {trained.folder}: run `sgl-entropy train fit` first")
-    export_drafter(trained.drafter, trained.side.tap_scale, out)
+def export(folder: Path, out: Path, report: Report = print) -> None:
+    """Write the drafter of the newest checkpoint, trained or half-trained, in the published layout.
+    Neither the samples nor the target are read.
+
+    Args:
+        folder: a fit's folder of checkpoints; see ``fit_folder``.
+
+    Raises:
+        ValueError: no checkpoint there, or ``out`` holds something other than a drafter.
+    """
+    refuse_others(out)
+    checkpoints = Checkpoints(folder)
+    state = checkpoints.load()
+    if state is None:
+        raise ValueError(f"no checkpoint in {folder}: run `sgl-entropy train fit` first")
+    if checkpoints.note:
+        report(checkpoints.note)
+    made = state["identity"]["drafter"]
+    config = DrafterConfig.from_dict(made, source=str(checkpoints.path))
+    trained = build_drafter(replace(config, fuse_size=made["fuse_size"]))
+    trained.load_state_dict(state["drafter"])
+    export_drafter(trained, state["tap_scale"], out)
 
 
 def benchmark_texts(settings: TrainSettings) -> tuple[dict[str, list[str]], str]:

@@ -138,8 +138,8 @@ def test_an_interrupt_ends_at_once_and_loses_no_finished_answer(tmp_path: Path) 
     code = f"""
 import os, signal, threading
 from pathlib import Path
-from sgl_entropy.train.asking import collect_answers
-from sgl_entropy.train.queues import Prompt
+from sgl_entropy.train.answers.from_server import collect_answers
+from sgl_entropy.train.prompts.order import Prompt
 answered = threading.Semaphore(0)
 def ask(prompt):
     if prompt.prompt_id % 2:

@@ -1,0 +1,37 @@
+"""The target's embedding and head alone: what a drafter shares with it, without its layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from sgl_entropy.checkpoint.errors import DrafterError
+from sgl_entropy.checkpoint.files import target_files
+from sgl_entropy.target.layers import check_family
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def read_embedding_and_head(folder: Path) -> tuple[Tensor, Tensor]:
+    """Embedding and head of a Hugging Face folder, each [vocab, d], in the dtype of its files. The
+    head is the embedding itself where they are tied, as ``PlainTarget`` has it.
+
+    Raises:
+        DrafterError: a family that is not known here, or no embedding in the folder's files.
+        OSError: no config, or not readable.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    check_family(config)
+    found: dict[str, Tensor] = {}
+    for path in target_files(folder):
+        with safe_open(path, framework="pt") as file:
+            held = file.keys()
+            found |= {name: file.get_tensor(name) for name in (EMBEDDING, HEAD) if name in held}
+    if EMBEDDING not in found:
+        raise DrafterError(f"{folder}: expected {EMBEDDING} in *.safetensors of the target")
+    if config.get("tie_word_embeddings"):
+        return found[EMBEDDING], found[EMBEDDING]
+    return found[EMBEDDING], found.get(HEAD, found[EMBEDDING])
