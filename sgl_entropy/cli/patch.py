@@ -100,7 +100,7 @@ def _record(upstream: str, folder: Path | None) -> int:
     return 0
 
 
-def _print(report: patching.Report, quiet: bool) -> None:
+def _print(report: patching.PatchReport, quiet: bool) -> None:
     if quiet:
         checked = ", every hash is right" if report.verb == "verify" else ""
         print(f"SGLang {report.sglang}, {len(report.files)} files: {report.state}{checked}")

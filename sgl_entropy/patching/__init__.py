@@ -3,11 +3,11 @@
 from sgl_entropy.patching.errors import PatchError
 from sgl_entropy.patching.install import SglangInstall, check_python, find_sglang
 from sgl_entropy.patching.manifest import Series, load_series, read_series
-from sgl_entropy.patching.verbs import Report, apply, revert, status, verify
+from sgl_entropy.patching.verbs import PatchReport, apply, revert, status, verify
 
 __all__ = [
     "PatchError",
-    "Report",
+    "PatchReport",
     "Series",
     "SglangInstall",
     "apply",

@@ -1,4 +1,4 @@
-"""The few filesystem operations that both ways of committing use.
+"""The few filesystem operations that a change of installed files needs.
 
 Files are always replaced, never written in place: package managers hard-link installed files
 into their caches.
@@ -32,13 +32,14 @@ def make_sibling(root: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix(root), dir=root.parent))
 
 
-def write_new(path: Path, data: bytes, like: Path | None, owner: Path) -> None:
+def write_new(path: Path, data: bytes, like: Path | None, root: Path) -> None:
     """Write the new file ``path`` down to the disk.
 
     Args:
-        like: an existing file to take permissions from; the new file's time differs from its by
-            whole seconds, so that Python never takes the old bytecode for the new source.
-        owner: a file or folder to take the owner from.
+        like: an existing file to take owner and permissions from; the new file's time differs
+            from its by whole seconds, so that Python never takes the old bytecode for the new
+            source. None: the owner of ``root``, and permissions 0644.
+        root: the package folder.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
@@ -47,7 +48,7 @@ def write_new(path: Path, data: bytes, like: Path | None, owner: Path) -> None:
             view = view[os.write(descriptor, view) :]
         before = like.stat() if like is not None else None
         os.fchmod(descriptor, stat.S_IMODE(before.st_mode) if before else 0o644)
-        _own(descriptor, owner)
+        _own(descriptor, like or root)
         if before and int(before.st_mtime) >= int(os.fstat(descriptor).st_mtime):
             later = int(before.st_mtime) + 1
             os.utime(descriptor, (later, later))

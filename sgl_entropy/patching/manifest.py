@@ -105,10 +105,10 @@ def read_patches(folder: Traversable) -> tuple[PatchFile, ...]:
     Raises:
         PatchError: there is none.
     """
-    found = sorted((e for e in folder.iterdir() if e.name.endswith(".patch")), key=lambda e: e.name)
-    if not found:
+    files = sorted((e for e in folder.iterdir() if e.name.endswith(".patch")), key=lambda e: e.name)
+    if not files:
         raise PatchError(f"{folder}: no *.patch file")
-    return tuple(PatchFile(entry.name, entry.read_bytes()) for entry in found)
+    return tuple(PatchFile(entry.name, entry.read_bytes()) for entry in files)
 
 
 def read_series(folder: Traversable) -> Series:
@@ -167,7 +167,7 @@ def record(folder: Path, upstream: SglangInstall) -> dict[str, Any]:
         raise PatchError(f"{upstream.root} is patched, not pristine: sgl-entropy patch revert")
     patches = read_patches(folder)
     by_patch = {patch.name: touched(patch) for patch in patches}
-    names = sorted({name for found in by_patch.values() for name in found})
+    names = sorted({name for files in by_patch.values() for name in files})
     before = {name: read_file(upstream.path(name)) for name in names}
     after = run_series(patches, before)
     if None not in after.values() and reverse_series(patches, after) != before:

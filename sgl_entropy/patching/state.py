@@ -35,7 +35,7 @@ STATE_FILE = f"{STATE_FOLDER}/state.json"
 
 
 @dataclass(frozen=True)
-class Record:
+class InstallRecord:
     """What ``state.json`` says: the series that was applied and its files' hashes."""
 
     series: str
@@ -44,7 +44,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Survey:
-    """An install as found.
+    """The state of an install.
 
     Attributes:
         state: of the whole.
@@ -57,7 +57,7 @@ class Survey:
     state: State
     files: Mapping[str, FileState]
     hashes: Mapping[str, Hashes]
-    record: Record | None
+    record: InstallRecord | None
     notes: tuple[str, ...]
 
     @property
@@ -87,7 +87,7 @@ def survey(install: SglangInstall, series: Series) -> Survey:
         else:
             files[name] = "missing" if digest is None else "changed"
     state: State = "mixed/changed"
-    if all(found == "upstream" for found in files.values()):
+    if all(file == "upstream" for file in files.values()):
         state = "not applied"
     elif other and _whole(other.files, series.files, digests):
         state = "applied (other series)"
@@ -110,7 +110,7 @@ def _digest(install: SglangInstall, name: str) -> str | None:
     return "not a file" if path.is_dir() else sha256(read_file(path))
 
 
-def _read_record(install: SglangInstall) -> tuple[Record | None, tuple[str, ...]]:
+def _read_record(install: SglangInstall) -> tuple[InstallRecord | None, tuple[str, ...]]:
     path = install.path(STATE_FILE)
     data = read_file(path)
     if data is None:
@@ -124,7 +124,7 @@ def _read_record(install: SglangInstall) -> tuple[Record | None, tuple[str, ...]
         if raw["sglang"] != install.version:
             left = f"{STATE_FOLDER} is left over from SGLang {raw['sglang']}; not used"
             return None, (left,)
-        return Record(str(raw["series"]), parse_files(raw["files"], str(path))), ()
+        return InstallRecord(str(raw["series"]), parse_files(raw["files"], str(path))), ()
     except (ValueError, KeyError, TypeError, AttributeError, PatchError) as error:
         return None, (f"{STATE_FILE} is damaged and not used ({error!r})",)
 
@@ -172,22 +172,22 @@ def _leaves(folder: Path) -> Iterable[Path]:
 
 
 def upstream_contents(
-    install: SglangInstall, series: Series, found: Survey
+    install: SglangInstall, series: Series, now: Survey
 ) -> dict[str, bytes | None]:
     """Upstream's bytes of every surveyed file: in place, from the originals, or by reversal.
 
     Raises:
-        PatchError: some cannot be had back; lists them.
+        PatchError: some cannot be restored; lists them.
     """
     contents: dict[str, bytes | None] = {}
     lost: dict[str, str] = {}
-    for name, hashes in found.hashes.items():
+    for name, hashes in now.hashes.items():
         for candidate in (None, read_file(install.path(name)), _original(install, name)):
             if sha256(candidate) == hashes.upstream:
                 contents[name] = candidate
                 break
         else:
-            lost[name] = found.files[name]
+            lost[name] = now.files[name]
     if not lost:
         return contents
     try:
@@ -196,7 +196,7 @@ def upstream_contents(
     except PatchError:
         reversed_ = {}
     for name in list(lost):
-        if sha256(reversed_.get(name)) == found.hashes[name].upstream:
+        if sha256(reversed_.get(name)) == now.hashes[name].upstream:
             contents[name] = reversed_[name]
             del lost[name]
     if lost:

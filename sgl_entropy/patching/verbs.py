@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from sgl_entropy.patching.commit import commit, leftovers, recover
+from sgl_entropy.patching import journal
 from sgl_entropy.patching.engine import run_series
 from sgl_entropy.patching.errors import PatchError
 from sgl_entropy.patching.fsops import READ_ONLY, lock
@@ -30,7 +30,7 @@ Verb = Literal["apply", "revert", "status", "verify"]
 
 
 @dataclass(frozen=True)
-class Report:
+class PatchReport:
     """The outcome of one verb.
 
     Attributes:
@@ -60,7 +60,7 @@ class Report:
         return {**asdict(self), "files": dict(self.files), "notes": list(self.notes)}
 
 
-def apply(install: SglangInstall, series: Series) -> Report:
+def apply(install: SglangInstall, series: Series) -> PatchReport:
     """Bring every file to its patched state, or change nothing. Idempotent.
 
     An older series of ours is replaced in the same step, by way of the stored originals.
@@ -69,75 +69,76 @@ def apply(install: SglangInstall, series: Series) -> Report:
         PatchError: another SGLang version, files that are neither upstream's nor ours (all of
             them listed), a series that does not fit, or a write that failed.
     """
-    with _session(install, series) as (found, notes, locked):
-        if found.state == "applied":
-            return _report("apply", install, series, found, notes)
-        if found.foreign:
+    with _session(install, series) as session:
+        before = session.before
+        if before.state == "applied":
+            return session.report("apply")
+        if before.foreign:
             raise PatchError(
                 f"{install.root}: these files are neither SGLang {series.sglang}'s nor patched by "
                 "us, so nothing was written. Put them right, or reinstall SGLang (pip install "
                 f"--force-reinstall --no-deps sglang=={series.sglang})",
-                found.foreign,
+                before.foreign,
             )
-        if found.state == "mixed/changed":
-            notes.append("found some files patched and some not (a reinstall?); completed them")
-        upstream = upstream_contents(install, series, found)
-        wanted = {**upstream, **patched_contents(series, upstream)}
-        after = _write(install, series, {**wanted, **state_files(series, upstream)}, notes, locked)
-    if after.state != "applied":
-        raise PatchError(f"{install.root}: changed by someone else meanwhile", after.foreign)
-    return _report("apply", install, series, after, notes, changed=True)
+        if before.state == "mixed/changed":
+            session.notes.append(
+                "some files were patched and some not (a reinstall?); completed them"
+            )
+        upstream = upstream_contents(install, series, before)
+        patched = patched_contents(series, upstream)
+        session.write({**upstream, **patched, **state_files(series, upstream)})
+        return session.report("apply", expected="applied")
 
 
-def revert(install: SglangInstall, series: Series) -> Report:
+def revert(install: SglangInstall, series: Series) -> PatchReport:
     """Bring every file back to upstream's bytes, or change nothing. Idempotent.
 
     Raises:
         PatchError: files changed locally since (all of them listed), lost originals, or a write
             that failed.
     """
-    with _session(install, series) as (found, notes, locked):
-        if found.state == "not applied" and not install.path(STATE_FOLDER).exists():
-            return _report("revert", install, series, found, notes)
-        if found.foreign:
+    with _session(install, series) as session:
+        before = session.before
+        if before.state == "not applied" and not install.path(STATE_FOLDER).exists():
+            return session.report("revert")
+        if before.foreign:
             raise PatchError(
                 f"{install.root}: these files were changed since the patches were applied, so "
                 "nothing was written. Undo those changes, or reinstall SGLang (pip install "
                 f"--force-reinstall --no-deps sglang=={series.sglang})",
-                found.foreign,
+                before.foreign,
             )
-        wanted = upstream_contents(install, series, found)
-        after = _write(install, series, wanted, notes, locked)
-    if after.state != "not applied":
-        raise PatchError(f"{install.root}: changed by someone else meanwhile", after.foreign)
-    return _report("revert", install, series, after, notes, changed=True)
+        session.write(upstream_contents(install, series, before))
+        return session.report("revert", expected="not applied")
 
 
-def status(install: SglangInstall, series: Series) -> Report:
+def status(install: SglangInstall, series: Series) -> PatchReport:
     """Which state the install and every touched file is in. Writes only to settle a crash.
 
     Raises:
         PatchError: a crashed run left a journal that cannot be settled, or a file is unreadable.
     """
-    with _session(install, series) as (found, notes, _):
-        return _report("status", install, series, found, notes)
+    with _session(install, series) as session:
+        return session.report("status")
 
 
-def verify(install: SglangInstall, series: Series) -> Report:
+def verify(install: SglangInstall, series: Series) -> PatchReport:
     """Like :func:`status`; ``ok`` only if every file is patched and every stored original right.
 
     Raises:
         PatchError: as for :func:`status`.
     """
-    with _session(install, series) as (found, notes, _):
+    with _session(install, series) as session:
+        applied = session.before.state == "applied"
         damaged: dict[str, str] = {}
-        if found.state == "applied" and found.record is None:
-            notes.append(f"{STATE_FOLDER} holds no record; revert will reverse the patches instead")
-        elif found.state == "applied":
+        if applied and session.before.record is None:
+            session.notes.append(
+                f"{STATE_FOLDER} holds no record; revert will reverse the patches instead"
+            )
+        elif applied:
             damaged = damaged_originals(install, series.files)
-            notes += [f"stored original {name}: {state}" for name, state in damaged.items()]
-        fine = found.state == "applied" and not damaged
-        return _report("verify", install, series, found, notes, ok=fine)
+            session.notes += [f"stored original {name}: {what}" for name, what in damaged.items()]
+        return session.report("verify", ok=applied and not damaged)
 
 
 def patched_contents(
@@ -163,28 +164,57 @@ def patched_contents(
     return result
 
 
-def _write(
-    install: SglangInstall,
-    series: Series,
-    wanted: Mapping[str, bytes | None],
-    notes: list[str],
-    locked: OSError | None,
-) -> Survey:
-    """Commit ``wanted`` plus what follows from it; state files not in it are deleted."""
-    changes = {name: data for name, data in wanted.items() if read_file(install.path(name)) != data}
-    for name in present_state_files(install):
-        if name not in wanted:
-            changes[name] = None
-    for name in [name for name, data in changes.items() if data is None]:
-        changes |= dict.fromkeys(_bytecode(install, name))
-    with _told(install):
-        if locked is not None:
-            raise locked
-        notes += commit(install.root, changes)
-    try:
-        return survey(install, series)
-    except OSError as error:
-        raise PatchError(f"{install.root}: written, but cannot be read back: {error}") from error
+@dataclass
+class _Session:
+    """One verb at work on an install that it has locked.
+
+    Attributes:
+        before: the install as it was.
+        notes: what a person should know, one line each; grows.
+        read_only: why nothing can be written beside the package; None where it can.
+        after: the install once something was written.
+    """
+
+    install: SglangInstall
+    series: Series
+    before: Survey
+    notes: list[str]
+    read_only: OSError | None
+    after: Survey | None = None
+
+    def write(self, wanted: Mapping[str, bytes | None]) -> None:
+        """Commit ``wanted`` plus what follows from it; state files not in it are deleted."""
+        root, path = self.install.root, self.install.path
+        changes = {name: data for name, data in wanted.items() if read_file(path(name)) != data}
+        changes |= {name: None for name in present_state_files(self.install) if name not in wanted}
+        for name in [name for name, data in changes.items() if data is None]:
+            changes |= dict.fromkeys(_bytecode(self.install, name))
+        with _explained(self.install):
+            if self.read_only is not None:
+                raise self.read_only
+            journal.commit(root, changes)
+        try:
+            self.after = survey(self.install, self.series)
+        except OSError as error:
+            raise PatchError(f"{root}: written, but cannot be read back: {error}") from error
+
+    def report(self, verb: Verb, *, expected: State | None = None, ok: bool = True) -> PatchReport:
+        """What to tell; ``expected`` is the state that a write must have led to."""
+        now = self.after or self.before
+        root = str(self.install.root)
+        if expected is not None and now.state != expected:
+            raise PatchError(f"{root}: changed by someone else meanwhile", now.foreign)
+        return PatchReport(
+            verb=verb,
+            root=root,
+            sglang=self.install.version,
+            series=self.series.hash,
+            state=now.state,
+            files=now.files,
+            changed=self.after is not None,
+            ok=ok,
+            notes=tuple(self.notes),
+        )
 
 
 def _bytecode(install: SglangInstall, name: str) -> list[str]:
@@ -193,33 +223,31 @@ def _bytecode(install: SglangInstall, name: str) -> list[str]:
     cache = install.path(str(path.parent)) / "__pycache__"
     if path.suffix != ".py" or not cache.is_dir():
         return []
-    found = (entry.name for entry in cache.iterdir() if entry.name.startswith(f"{path.stem}."))
-    return [str(path.parent / "__pycache__" / entry) for entry in found if entry.endswith(".pyc")]
+    cached = (entry.name for entry in cache.iterdir() if entry.name.startswith(f"{path.stem}."))
+    return [str(path.parent / "__pycache__" / entry) for entry in cached if entry.endswith(".pyc")]
 
 
 @contextmanager
-def _session(
-    install: SglangInstall, series: Series
-) -> Iterator[tuple[Survey, list[str], OSError | None]]:
+def _session(install: SglangInstall, series: Series) -> Iterator[_Session]:
     """Lock, settle what a crash left, look around."""
     if series.sglang != install.version:
         raise PatchError(
             f"{install.root} is SGLang {install.version}; these patches are for {series.sglang}. "
             f'Install that one: pip install "{PACKAGE}=={series.sglang}"'
         )
-    with _told(install), lock(install.root) as unlocked:
+    with _explained(install), lock(install.root) as read_only:
         notes: list[str] = []
-        if unlocked is None:
-            notes += recover(install.root)
-        elif any(".journal." in f"{path.name}." for path in leftovers(install.root)):
+        if read_only is None:
+            notes += journal.recover(install.root)
+        elif journal.journals(install.root):
             raise PatchError(
                 f"{install.root.parent} has the journal of a run that was cut short, and is "
-                f"read-only ({unlocked.strerror}), so that it cannot be settled. Make it writable."
+                f"read-only ({read_only.strerror}), so the run cannot be undone. Make it writable."
             )
         try:
-            found = survey(install, series)
-            notes += found.notes
-            yield found, notes, unlocked
+            before = survey(install, series)
+            notes += before.notes
+            yield _Session(install, series, before, notes, read_only)
         except PatchError as error:
             if notes:
                 raise PatchError(f"{error}\nBefore that: {'; '.join(notes)}") from error
@@ -227,8 +255,8 @@ def _session(
 
 
 @contextmanager
-def _told(install: SglangInstall) -> Iterator[None]:
-    """Say of an OSError what it means here. Whoever raises it has left nothing half-done."""
+def _explained(install: SglangInstall) -> Iterator[None]:
+    """Turn an OSError into advice. Whatever raises one here has left nothing half-done."""
     try:
         yield
     except OSError as error:
@@ -236,32 +264,8 @@ def _told(install: SglangInstall) -> Iterator[None]:
         if error.errno in READ_ONLY:
             hint = f" Run this as the owner of {install.root.parent}, where it is writable."
         elif error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = f" Free some space there (a copy of {install.root} may be needed)."
+            hint = " Free some space there."
         where = f": {error.filename}" if error.filename else ""
         raise PatchError(
             f"{install.root}: {error.strerror or error}{where}. Nothing was changed.{hint}"
         ) from error
-
-
-def _report(
-    verb: Verb,
-    install: SglangInstall,
-    series: Series,
-    found: Survey,
-    notes: list[str],
-    *,
-    changed: bool = False,
-    ok: bool = True,
-) -> Report:
-    root = str(install.root)
-    return Report(
-        verb,
-        root,
-        install.version,
-        series.hash,
-        found.state,
-        found.files,
-        changed,
-        ok,
-        tuple(notes),
-    )

@@ -1,7 +1,6 @@
 """A miniature SGLang and a series of two patches for it."""
 
 import difflib
-import errno
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy.patching import SglangInstall, find_sglang, read_series
-from sgl_entropy.patching import commit as commit_module
 from sgl_entropy.patching import manifest as manifest_module
 from sgl_entropy.patching.manifest import Series
 
@@ -121,15 +119,3 @@ def mini(memory_path: Path) -> Mini:
     made = Mini(dist, memory_path)
     made.write_series(diff(UPSTREAM, FIRST), diff({**UPSTREAM, **FIRST}, SECOND))
     return made
-
-
-@pytest.fixture(params=["exchange", "journal"])
-def way(request, monkeypatch) -> Iterator[str]:
-    """Both ways to commit; the second as on a filesystem that cannot exchange folders."""
-
-    def refuse(one: Path, other: Path) -> None:
-        raise commit_module.ExchangeUnsupported(errno.EINVAL, "no exchange here")
-
-    if request.param == "journal":
-        monkeypatch.setattr(commit_module, "exchange", refuse)
-    return request.param

@@ -1,7 +1,7 @@
 """Faults at the N-th filesystem operation: a kill, one failure, or failures from there on.
 
 Python's audit hooks see almost every operation that changes a filesystem, whoever does it, and
-may fail it; writes and the exchange of folders are wrapped. fsync is counted but left out: a
+may fail it; writes are wrapped. fsync is counted but left out: a
 kill does not depend on it, and the loops are many times faster.
 """
 
@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sgl_entropy.patching import commit as commit_module
-from sgl_entropy.patching import verbs
+from sgl_entropy.patching import journal
 
 _CHANGES = {
     "os.mkdir", "os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.chmod",
@@ -28,19 +27,15 @@ class Fault:
     """Counts operations; at number ``at`` (1-based) the fault happens.
 
     ``kind``: ``kill`` (SIGKILL to this process), ``once`` (one ENOSPC), ``on`` (ENOSPC for ever).
-    ``wait``: count only from the first call of this function on, ``commit`` or ``exchange``.
+    ``wait``: count only from the first call of ``journal.commit`` on.
     """
 
-    def __init__(self, kind: str, at: int, wait: str = "") -> None:
+    def __init__(self, kind: str, at: int, wait: bool = False) -> None:
         self.kind, self.at, self.wait, self.count = kind, at, wait, 0
 
     @property
     def struck(self) -> bool:
         return self.count >= self.at
-
-    def called(self, function: str) -> None:
-        if function == self.wait:
-            self.wait = ""
 
     def step(self) -> None:
         if self.wait:
@@ -69,7 +64,7 @@ def injected(fault: Fault, monkeypatch) -> Iterator[Fault]:
     if not _hooked:  # a hook cannot be taken out again
         sys.addaudithook(_hook)
         _hooked = True
-    write, exchange, commit = os.write, commit_module.exchange, verbs.commit
+    write, commit = os.write, journal.commit
 
     def torn_write(descriptor: int, data: bytes) -> int:
         if fault.count + 1 == fault.at and not fault.wait:
@@ -77,20 +72,14 @@ def injected(fault: Fault, monkeypatch) -> Iterator[Fault]:
         fault.step()
         return write(descriptor, data)
 
-    def noticed_commit(*args) -> list[str]:
-        fault.called("commit")
-        return commit(*args)
-
-    def counted_exchange(one, other) -> None:
-        fault.called("exchange")
-        fault.step()
-        exchange(one, other)
+    def noticed_commit(*args) -> None:
+        fault.wait = False
+        commit(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", torn_write)
         patch.setattr(os, "fsync", lambda _: fault.step())
-        patch.setattr(commit_module, "exchange", counted_exchange)
-        patch.setattr(verbs, "commit", noticed_commit)
+        patch.setattr(journal, "commit", noticed_commit)
         _active = fault.step
         try:
             yield fault
@@ -98,7 +87,7 @@ def injected(fault: Fault, monkeypatch) -> Iterator[Fault]:
             _active = None
 
 
-def killed_at(number: int, act: Callable[[], object], monkeypatch, wait: str = "") -> bool:
+def killed_at(number: int, act: Callable[[], object], monkeypatch, wait: bool = False) -> bool:
     """Run ``act`` in a child killed at operation ``number``; False if it ended before that."""
     child = os.fork()
     if child == 0:
