@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.plots import require_plots
 from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.cli.devices import add_device, checked_device
@@ -129,10 +129,7 @@ def run(args: argparse.Namespace) -> int:
         "target": str(args.target),
         "source": args.server or "offline",
         **_settings(args, served),
-        "texts": {
-            f.stem: {"file": f.name, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()}
-            for f in files
-        },
+        "texts": {f.stem: {"file": f.name, "sha256": file_sha256(f)} for f in files},
         "provenance": _provenance(args, served),
     }
     earlier = read_earlier(args.against, head) if args.against is not None else None

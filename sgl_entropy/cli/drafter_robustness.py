@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
+from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
@@ -95,11 +95,8 @@ def run(args: argparse.Namespace) -> int:
     figures = robustness.measure(settings, records, report, checked_device(args.device))
     figures |= {
         "systems": len(systems),
-        "systems_sha256": hashlib.sha256(args.systems.read_bytes()).hexdigest(),
-        "texts_sha256": {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in text_files(args.texts)
-        },
+        "systems_sha256": file_sha256(args.systems),
+        "texts_sha256": {file.name: file_sha256(file) for file in text_files(args.texts)},
         "depth": args.depth,
         "max_new_tokens": args.max_new_tokens,
         "dtype": args.dtype,

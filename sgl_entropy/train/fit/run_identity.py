@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.train.samples.store import Entry
 from sgl_entropy.train.settings.fit import FitSettings
@@ -85,5 +86,4 @@ def _compared(
 
 def _digest(folder: Path) -> str:
     """sha256 of a drafter's weights."""
-    sums = [hashlib.sha256(f.read_bytes()) for f in sorted(folder.glob("*.safetensors"))]
-    return "-".join(digest.hexdigest() for digest in sums)
+    return "-".join(file_sha256(file) for file in sorted(folder.glob("*.safetensors")))

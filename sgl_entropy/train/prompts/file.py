@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy.base.disk import write_whole
+from sgl_entropy.base.disk import file_sha256, write_whole
 from sgl_entropy.target.fingerprint import tokenizer_fingerprint
 from sgl_entropy.target.tokenizer import load_tokenizer
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.prompts.texts import collect_texts, read_jsonl, tokenize
-from sgl_entropy.train.samples.shards import file_sha256
 from sgl_entropy.train.settings.file import PromptSettings
 
 Report = Callable[[str], None]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sgl_entropy.base.disk import full_disk, is_full
+from sgl_entropy.base.disk import file_sha256, full_disk, is_full
 
 RECORD = ".json"
 
@@ -72,15 +71,6 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
         if is_full(error):
             raise OSError(full_disk(path, error)) from error
         raise OSError(f"{path} could not be written: {error}") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes, read in pieces: Python 3.10 has no ``hashlib.file_digest``."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def shard_problem(path: Path, *, whole: bool) -> str | None:

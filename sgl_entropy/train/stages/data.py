@@ -6,12 +6,12 @@ any of them can be killed and run again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.answers.decode import Decoding
 from sgl_entropy.train.answers.file import read_answers, refuse_other_answers
@@ -57,7 +57,7 @@ def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt],
         most = settings.generate.max_new_tokens
         write_prompts(path, given, target_folder(settings), most, report)
     prompts = _less_skipped(read_prompts(path), given.skip, path)
-    return prompts, hashlib.sha256(path.read_bytes()).hexdigest()
+    return prompts, file_sha256(path)
 
 
 def planned_prompts(settings: TrainSettings, report: Report) -> list[Prompt]:
