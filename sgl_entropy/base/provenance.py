@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.identity import Identity
+
 PACKAGES = ("sgl-entropy", "sglang", "torch", "transformers", "triton", "numpy", "xgrammar")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +23,9 @@ def provenance(threads: int, inputs: dict[str, Path | None] | None = None) -> di
     """The facts that someone needs to repeat a measurement on this machine.
 
     ``threads``: compute threads of the measured server. ``inputs``: folders of weights that were
-    measured, recorded by name and by a hash of their weights. Paths of this machine are left out.
+    measured, recorded by name and by their :class:`Identity`, the same digest that a calibration
+    holds. (Older results have ``weights_sha256`` there instead: the first digits of the SHA-256 of
+    the safetensors files.) Paths of this machine are left out.
     """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -41,7 +45,7 @@ def provenance(threads: int, inputs: dict[str, Path | None] | None = None) -> di
         },
         "threads": threads,
         "inputs": {
-            name: {"folder": folder.name, "weights_sha256": weights_hash(folder)}
+            name: {"folder": folder.name, "identity": Identity.of(folder).sha256}
             for name, folder in (inputs or {}).items()
             if folder is not None
         },
@@ -125,16 +129,6 @@ def served_hash() -> str:
     for file in sorted([*files, *ours.glob("entropy.py")]):
         name = file.relative_to(ROOT).as_posix()
         digest.update(name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def weights_hash(folder: Path) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of a folder's safetensors files."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
     return digest.hexdigest()[:16]
 
 

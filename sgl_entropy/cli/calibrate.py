@@ -20,8 +20,8 @@ from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import check_file, write_json
 
 if TYPE_CHECKING:
+    from sgl_entropy.base.identity import Identity
     from sgl_entropy.cli.calibrate_sources import Source
-    from sgl_entropy.target.identity import Identity
     from sgl_entropy.verify.calibration import Calibration
     from sgl_entropy.verify.observations import Observations
     from sgl_entropy.verify.rule import EasdRule
@@ -90,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
+    from sgl_entropy.base.identity import Identity
     from sgl_entropy.cli.calibrate_sources import offline, on_server
     from sgl_entropy.evaluate.report import chat_prompts
-    from sgl_entropy.target.identity import Identity
     from sgl_entropy.verify.calibration import Calibration
     from sgl_entropy.verify.observations import Observations
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.identity import Identity
 from sgl_entropy.cli.served import Served
 from sgl_entropy.evaluate.report import Counted
 from sgl_entropy.evaluate.uncertainty import FirstDrafts
 from sgl_entropy.evaluate.walk import ChainFigures
-from sgl_entropy.target.identity import Identity
 from sgl_entropy.train.answers.same_target import comparable, other_target, weights_here
 from sgl_entropy.verify.trace import CycleRecord
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.base.disk import naming_full_disk, write_whole
+from sgl_entropy.base.identity import Identity
 from sgl_entropy.drafter.config import default_eagle3_layer_ids
 from sgl_entropy.drafter.model import Drafter, load_drafter
 from sgl_entropy.evaluate.report import chat_prompts
@@ -55,16 +56,13 @@ class RobustnessSettings:
     def key(self) -> str:
         """A digest of all that decides the counts, weights included."""
         parts = [
-            *(f.read_bytes() for f in sorted(self.target.glob("*.safetensors"))),
-            *(
-                name.encode() + (folder / "model.safetensors").read_bytes()
-                for name, folder in self.drafters.items()
-            ),
-            json.dumps([dict(self.groups), list(self.systems)], sort_keys=True).encode(),
-            json.dumps([self.depth, self.max_new_tokens, self.max_prompt_tokens]).encode(),
-            self.dtype.encode(),
+            Identity.of(self.target).sha256,
+            {name: Identity.of(folder).sha256 for name, folder in self.drafters.items()},
+            dict(self.groups),
+            list(self.systems),
+            [self.depth, self.max_new_tokens, self.max_prompt_tokens, self.dtype],
         ]
-        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def measure(

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.identity import Identity
 from sgl_entropy.base.json_file import read_object
-from sgl_entropy.checkpoint.files import target_files
-from sgl_entropy.checkpoint.tensors import TensorEntry, read_header
 
 # What a target's hidden states and answers depend on beside its weights.
 _DECIDES = (
@@ -37,34 +36,22 @@ _TOKENIZER = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-# Of each tensor: any fine-tuning moves nearly all of the weights, so a part of them shows it.
-_BLOCKS, _BLOCK_BYTES = 16, 4096
+# Fingerprints of another making begin otherwise: those are not compared.
+_FORM = "2:"
 
 
 def target_fingerprint(folder: Path) -> str:
-    """16 hexadecimal digits that change with what decides the target's hidden states: its config,
-    and the names, types, shapes and a spread sample of the bytes of its weights (ours). Where the
-    folder lies, what it is called and how its weights are split into files do not count.
+    """What decides the target's hidden states, in 16 hexadecimal digits: its :class:`Identity`
+    (names, types, shapes and a part of the bytes of its weights) and its config. Where the folder
+    lies, what it is called and how its weights are split into files do not count.
 
     Raises:
         ValueError: weights that are damaged, or none.
         OSError: no config, or not readable.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    digest = hashlib.sha256(json.dumps([config.get(key) for key in _DECIDES]).encode())
-    entries: dict[str, TensorEntry] = {}
-    for path in target_files(folder):
-        entries |= read_header(path)
-    if not entries:
-        raise ValueError(f"{folder}: no *.safetensors of the target")
-    for name, entry in sorted(entries.items()):
-        digest.update(f"{name} {entry.dtype} {entry.shape}".encode())
-        with entry.path.open("rb") as file:
-            last = max(0, entry.num_bytes - _BLOCK_BYTES)
-            for start in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
-                file.seek(entry.start + start)
-                digest.update(file.read(min(_BLOCK_BYTES, entry.num_bytes)))
-    return digest.hexdigest()[:16]
+    parts = [[config.get(key) for key in _DECIDES], Identity.of(folder).sha256]
+    return _FORM + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
@@ -82,9 +69,9 @@ def made_for(target: Path) -> dict[str, str]:
 
 
 def refuse_other_report(report: Path, target: Path) -> None:
-    """Refuse the layers that ``sgl-entropy select`` chose for another target. Reports from before
-    the fingerprint, and targets whose weights are not there yet, are known by their layers' number
-    alone.
+    """Refuse the layers that ``sgl-entropy select`` chose for another target. Reports without a
+    fingerprint of today's form, and targets whose weights are not there yet, are compared by their
+    number of layers alone.
 
     Args:
         report: one that ``read_choice`` takes.
@@ -93,13 +80,13 @@ def refuse_other_report(report: Path, target: Path) -> None:
         ValueError: another target.
     """
     raw = read_object(report)
-    held = raw.get("target_fingerprint")
+    recorded = _comparable(raw)
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     layers, count = len(raw["profiles"]["curvature"]) - 1, int(config["num_hidden_layers"])
     same, differ = layers == count, f"{layers} layers, now {count}"
-    if same and held is not None and any(target.glob("*.safetensors")):
-        found = target_fingerprint(target)
-        same, differ = held == found, f"other weights or config: {held}, now {found}"
+    if same and recorded and any(target.glob("*.safetensors")):
+        now = target_fingerprint(target)
+        same, differ = recorded == now, f"other weights or config: {recorded}, now {now}"
     if not same:
         raise ValueError(
             f"drafter.select_report {report} was made for another target, "
@@ -111,8 +98,9 @@ def refuse_other_report(report: Path, target: Path) -> None:
 def refuse_other_target(
     meta: Mapping[str, Any], target: Path, where: Path, *, by_name: bool = False
 ) -> dict[str, str]:
-    """Refuse what was made for another target. Stores from before the fingerprint are known by the
-    target's width and number of layers alone, and by its name where more is to be written.
+    """Refuse what was made for another target. Stores without a fingerprint of today's form are
+    compared by the target's width and number of layers, and by its name where more is to be
+    written.
 
     Args:
         meta: of the store in ``where``.
@@ -125,10 +113,9 @@ def refuse_other_target(
         ValueError: another target.
     """
     named = {key: meta[key] for key in ("target", "target_fingerprint") if key in meta}
-    held = named.get("target_fingerprint")
-    if held is not None:
-        found = target_fingerprint(target)
-        same, differ = held == found, f"other weights or config: {held}, now {found}"
+    if recorded := _comparable(meta):
+        now = target_fingerprint(target)
+        same, differ = recorded == now, f"other weights or config: {recorded}, now {now}"
     else:
         config = json.loads((target / "config.json").read_text(encoding="utf-8"))
         sizes = (int(config["hidden_size"]), int(config["num_hidden_layers"]))
@@ -149,3 +136,9 @@ def refuse_other_target(
             "(--work)"
         )
     return named
+
+
+def _comparable(record: Mapping[str, Any]) -> str | None:
+    """The record's fingerprint, if it is one that :func:`target_fingerprint` gives today."""
+    recorded = str(record.get("target_fingerprint"))
+    return recorded if recorded.startswith(_FORM) else None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sgl_entropy.target.identity import Identity
+from sgl_entropy.base.identity import Identity
 from sgl_entropy.verify.policies import CalibratedStop
 from sgl_entropy.verify.rule import EasdRule
 

@@ -61,7 +61,7 @@ def test_weights_config_and_nothing_else_count(tiny_folder: Path, tmp_path: Path
 
 
 def test_large_weights_are_sampled(tmp_path: Path) -> None:
-    save_file({"w": torch.zeros(64 << 20)}, tmp_path / "model.safetensors")
+    save_file({"w": torch.zeros(64 << 10, 1 << 10)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     target_fingerprint(tmp_path)
     began = time.process_time()
@@ -160,6 +160,9 @@ def test_a_store_without_a_fingerprint_is_known_by_its_sizes(
     settings = settings_of(work, other, "drafter.edsd_layers=[1, 2]")
     with pytest.raises(ValueError, match=rf"made for another target, {tiny_folder.name}, than"):
         data.generate(settings, lambda line: None)
+    old_form = {**meta, "hidden_size": 32, "target_fingerprint": "0123456789abcdef"}
+    (work / "store" / "meta.json").write_text(json.dumps(old_form))
+    assert open_store.open_store(settings_of(work, other)).entries, "of another making"
     (work / "store" / "meta.json").write_text(json.dumps({**meta, "hidden_size": 64}))
     with pytest.raises(ValueError, match=r"width 64 .* now width 32"):
         open_store.open_store(settings_of(work, tiny_folder))

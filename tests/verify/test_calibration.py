@@ -1,4 +1,4 @@
-"""Thresholds and tables from cycles counted by hand, the file that holds them, and identities."""
+"""Thresholds and tables from cycles counted by hand, and the file that stores them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from sgl_entropy.target.identity import Identity
+from sgl_entropy.base.identity import Identity
 from sgl_entropy.verify.calibration import Calibration
 from sgl_entropy.verify.observations import Observations
 from sgl_entropy.verify.policies import DraftStep
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import CycleRecord
+from tests.base.test_identity import write
 
 
 def cycle(
@@ -237,37 +237,6 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         path.write_text(json.dumps({name: value for name, value in held.items() if name != key}))
         with pytest.raises(ValueError, match=f"missing key {key}|format None|expected an object"):
             Calibration.load(path)
-
-
-def write(folder: Path, seed: int = 0, shards: int = 1, **changes: torch.Tensor) -> Path:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"a": (8, 4), "b": (5,), "c": (2, 3, 4), "d": (0, 4), "e": ()}
-    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    tensors |= changes
-    folder.mkdir()
-    for shard in range(shards):
-        part = dict(list(tensors.items())[shard::shards])
-        save_file(part, folder / f"model-{shard}.safetensors")
-    return folder
-
-
-def test_an_identity_is_that_of_the_weights(tmp_path: Path) -> None:
-    first = Identity.of(write(tmp_path / "first"))
-    assert first.name == "first"
-    assert Identity.of(write(tmp_path / "copy", shards=3)).sha256 == first.sha256
-    others = [
-        write(tmp_path / "trained", seed=1),
-        write(tmp_path / "vector", b=torch.zeros(5)),
-        write(tmp_path / "scalar", e=torch.tensor(0.5)),
-        write(tmp_path / "dtype", a=torch.zeros(8, 4).bfloat16()),
-        write(tmp_path / "zeros", a=torch.zeros(8, 4)),
-        write(tmp_path / "more", f=torch.zeros(1)),
-    ]
-    digests = {Identity.of(folder).sha256 for folder in others} | {first.sha256}
-    assert len(digests) == 1 + len(others)
-    hub = tmp_path / "models--org--small" / "snapshots"
-    hub.mkdir(parents=True)
-    assert Identity.of(write(hub / "0123")).name == "org/small"
 
 
 def test_a_foreign_calibration_names_what_differs(tmp_path: Path) -> None:

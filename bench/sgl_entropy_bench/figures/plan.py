@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sgl_entropy.base.provenance import footer, provenance, served_hash, weights_hash
+from sgl_entropy.base.identity import Identity
+from sgl_entropy.base.provenance import footer, provenance, served_hash
 from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server, free_port
 
@@ -74,14 +75,14 @@ class Plan:
 
     def target_key(self) -> str:
         """A short key of what the target writes without us: its weights and dtype."""
-        parts = [weights_hash(self.engine.target), self.engine.dtype, ""]
+        parts = [Identity.of(self.engine.target).sha256, self.engine.dtype, ""]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
 
     def arm_key(self, arm: ServeArm) -> str:
         """A short key of all that decides what ``arm`` writes: code, weights, shape and flags."""
         parts = [served_hash(), self.target_key(), arm.algorithm or ""]
         if arm.drafter is not None:
-            parts += [weights_hash(arm.drafter), f"{arm.steps}.{arm.topk}.{arm.draft_tokens}"]
+            parts += [Identity.of(arm.drafter).sha256, f"{arm.steps}.{arm.topk}.{arm.draft_tokens}"]
         parts += [*arm.extra_flags, *(f"{name}={value}" for name, value in arm.variables)]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
 

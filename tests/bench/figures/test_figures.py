@@ -228,7 +228,7 @@ def test_speed_against_the_fake_server(plan: Plan) -> None:
     path = write_results(plan, "speed", data, page)
     assert path.name == "speed-quick.md"
     written = json.loads(path.with_suffix(".json").read_text())
-    assert written["provenance"]["inputs"]["edsd"]["weights_sha256"]
+    assert written["provenance"]["inputs"]["edsd"]["identity"]
     assert str(plan.engine.target.parent) not in path.with_suffix(".json").read_text()
 
 

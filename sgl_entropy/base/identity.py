@@ -1,0 +1,120 @@
+"""Which model a folder holds, told by its weights: cheap, and the same for every copy of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_ROWS = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A model's name, for people, and the digest of its weights, which decides.
+
+    The digest covers every tensor's name, dtype, shape and three of its rows (vectors whole):
+    training changes some of these, and nothing else does, neither copying nor sharding anew. So
+    even a large model takes a moment. Another dtype is another model: its entropies differ.
+    """
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Identity:
+        """The identity of a folder's safetensors: those that its index names, else
+        ``model.safetensors``, else all. (Some repositories hold the weights a second time, in
+        another layout, beside them.)
+
+        Raises:
+            ValueError: there are none, or they cannot be read.
+        """
+        folder = Path(folder).absolute()
+        tensors: dict[str, bytes] = {}
+        for file in _files(folder):
+            tensors |= _digests(file)
+        if not tensors:
+            raise ValueError(f"{folder}: holds no *.safetensors, by which a model is known")
+        parts = [name.encode() + b"\0" + tensors[name] for name in sorted(tensors)]
+        return cls(_name(folder), hashlib.sha256(b"".join(parts)).hexdigest())
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Identity:
+        """Raises ValueError for anything but two strings, ``name`` and ``sha256``."""
+        if (
+            not isinstance(raw, Mapping)
+            or set(raw) != {"name", "sha256"}
+            or not all(isinstance(value, str) and value for value in raw.values())
+        ):
+            raise ValueError(f"expected an object with name and sha256, found {raw!r:.80}")
+        return cls(**raw)
+
+
+def _name(folder: Path) -> str:
+    """The folder's; in a hub's cache, whose folders are named by commits, the model's."""
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / _INDEX).is_file():
+        try:
+            names = json.loads((folder / _INDEX).read_bytes())["weight_map"].values()
+            return [folder / name for name in sorted(set(names))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / _INDEX}: cannot be read: {error!r}") from None
+    single = folder / _SINGLE
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def _digests(path: Path) -> dict[str, bytes]:
+    """Of every tensor; the format is described in ``checkpoint.tensors``, which checks more."""
+    out = {}
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError("no safetensors file, or a truncated one")
+            header = json.loads(file.read(size))
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    out[name] = _digest(file, 8 + size, **entry)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    return out
+
+
+def _digest(
+    file: BinaryIO, data: int, *, dtype: str, shape: list[int], data_offsets: list[int]
+) -> bytes:
+    digest = hashlib.sha256(f"{dtype} {shape}".encode())
+    start, end = data_offsets
+    rows = math.prod(shape[:-1])
+    if len(shape) < 2 or not all(shape):
+        starts, length = [0], end - start
+    else:
+        length = (end - start) // rows
+        starts = [length * _row(shape, share) for share in _ROWS]
+    for offset in starts:
+        file.seek(data + start + offset)
+        row = file.read(length)
+        if len(row) != length:
+            raise ValueError("truncated")
+        digest.update(row)
+    return digest.digest()
+
+
+def _row(shape: list[int], share: float) -> int:
+    """The number of the row that lies at ``share`` of every dimension but the last."""
+    number = 0
+    for size in shape[:-1]:
+        number = number * size + round(share * (size - 1))
+    return number
