@@ -18,7 +18,7 @@ from sgl_entropy.train.answers.same_target import refuse_other_server
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data
-from tests.target.test_fingerprint import copied, other_weights
+from tests.train.test_fingerprint import copied, other_weights
 
 URL = "http://127.0.0.1:30000"
 
