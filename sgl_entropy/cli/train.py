@@ -14,6 +14,7 @@ from sgl_entropy.train.settings.file import TrainSettings, load_settings
 
 if TYPE_CHECKING:
     from sgl_entropy.train.answers.from_server import Ask
+    from sgl_entropy.train.workspace import Workspace
 
 __all__ = ["configure", "run"]
 
@@ -48,22 +49,24 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
     from sgl_entropy.train.plan import counts, estimate
     from sgl_entropy.train.plan import gpu as plan_gpu
+    from sgl_entropy.train.workspace import Workspace
 
+    work = Workspace.of(settings)
     if args.check:
-        return _check(args, settings)
+        return _check(args, work)
     gpu = None if args.gpu is None else plan_gpu.gpu_named(args.gpu)
-    figures = estimate.plan(settings, args.algorithm, gpu, _say)
+    figures = estimate.plan(work, args.algorithm, gpu, _say)
     if not write_json(figures, args.json):
         print(counts.table(figures, args.gpu or "this machine"))
     return 0
 
 
-def _check(args: argparse.Namespace, settings: TrainSettings) -> int:
+def _check(args: argparse.Namespace, work: Workspace) -> int:
     """0 where every quantity is as planned, else 1."""
     from sgl_entropy.figures import plan_check
 
-    origin = _origin(args, settings)
-    figures = plan_check.check(settings, args.check, _say)
+    origin = _origin(args, work)
+    figures = plan_check.check(work, args.check, _say)
     _write(args, origin, figures, plan_check.page(figures))
     return 0 if figures["as_planned"] else 1
 
@@ -73,6 +76,7 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
 
     from sgl_entropy.figures import train_throughput, train_throughput_page
     from sgl_entropy.train.compare.file import load_comparison
+    from sgl_entropy.train.workspace import Workspace
 
     torch.set_num_threads(args.threads)
 
@@ -88,18 +92,18 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
             if arm.name == args.arms
         )
         settings, algorithm = arm.settings, arm.algorithm
-    origin = _origin(args, settings)
-    figures = train_throughput.measure(settings, algorithm, args.batches, _say)
+    work = Workspace.of(settings)
+    origin = _origin(args, work)
+    figures = train_throughput.measure(work, algorithm, args.batches, _say)
     _write(args, origin, figures, train_throughput_page.page(figures))
     return 0
 
 
-def _origin(args: argparse.Namespace, settings: TrainSettings) -> dict[str, Any]:
+def _origin(args: argparse.Namespace, work: Workspace) -> dict[str, Any]:
     """Where a figure comes from; asked before it is measured, for the machine's load."""
     from sgl_entropy.base.provenance import provenance
-    from sgl_entropy.train.workspace import target_folder
 
-    return provenance(args.threads, {"target": target_folder(settings)})
+    return provenance(args.threads, {"target": work.target})
 
 
 def _write(
@@ -118,34 +122,36 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
     import torch
 
     from sgl_entropy.train.stages import data, drafter
-    from sgl_entropy.train.workspace import fit_folder
+    from sgl_entropy.train.workspace import Workspace, fit_folder
 
     torch.set_num_threads(args.threads)
 
-    if args.stage == "prepare":
-        ask = _server(args.server, settings) if args.server else None
-        data.prepare(settings, ask, args.concurrency, _say)
-    elif args.stage == "features":
-        data.features(settings, _say)
-    elif args.stage == "generate":
-        data.generate(settings, _say)
-    elif args.stage == "fit":
-        drafter.fit(settings, args.algorithm, _say, accept_changes=args.accept_changes)
-    elif args.stage == "export":
+    if args.stage == "export":  # reads a checkpoint: the target need not be here
         if args.out is None:
             raise ValueError("export needs --out DIR")
         check_folder("--out", args.out)
         drafter.export(fit_folder(settings, args.algorithm), args.out, _say)
         print(f"wrote {args.out}")
+        return 0
+    if args.stage == "evaluate" and args.drafter is None:
+        raise ValueError("evaluate needs --drafter DIR")
+    work = Workspace.of(settings)
+    if args.stage == "prepare":
+        ask = _server(args.server, work) if args.server else None
+        data.prepare(work, ask, args.concurrency, _say)
+    elif args.stage == "generate" or (args.stage == "features" and not work.answers_file.is_file()):
+        # Without answers, features come out of the pass that writes them.
+        data.generate(work, _say)
+    elif args.stage == "features":
+        data.features(work, _say)
+    elif args.stage == "fit":
+        drafter.fit(work, args.algorithm, _say, accept_changes=args.accept_changes)
     else:
-        if args.drafter is None:
-            raise ValueError("evaluate needs --drafter DIR")
-        figures = drafter.evaluate(settings, args.drafter, _say)
-        write_json(figures, args.json or "-")
+        write_json(drafter.evaluate(work, args.drafter, _say), args.json or "-")
     return 0
 
 
-def _server(url: str, settings: TrainSettings) -> Ask:
+def _server(url: str, work: Workspace) -> Ask:
     """Asks the server at ``url`` greedily for an answer's token ids.
 
     Raises:
@@ -157,13 +163,12 @@ def _server(url: str, settings: TrainSettings) -> Ask:
     from sgl_entropy.train.answers.from_server import Refused
     from sgl_entropy.train.answers.same_target import refuse_other_server
     from sgl_entropy.train.prompts.order import Prompt
-    from sgl_entropy.train.workspace import target_folder
 
     served = Served.at(url)
     client, info = served.client, served.info
     _say(f"{url} serves {info.get('model_path')}; dtype {info.get('dtype')}")
-    refuse_other_server(info, target_folder(settings), url, _say)
-    most = settings.generate.max_new_tokens
+    refuse_other_server(info, work.target, url, _say)
+    most = work.settings.generate.max_new_tokens
 
     def ask(prompt: Prompt) -> Sequence[int]:
         try:
@@ -187,10 +192,10 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
     import torch
 
     from sgl_entropy.base.provenance import footer, provenance
-    from sgl_entropy.train import workspace
     from sgl_entropy.train.compare import run as compare
     from sgl_entropy.train.compare.file import load_comparison
     from sgl_entropy.train.compare.report import page, summarise, table
+    from sgl_entropy.train.workspace import Workspace
 
     if args.config is None:
         raise ValueError("compare needs --config FILE, which names the arms (see --help)")
@@ -201,9 +206,10 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
         args.arms.split(",") if args.arms else [],
         _seeds(args.seeds) if args.seeds else [],
     )
-    rows = compare.run(comparison, args.workers, _say)
+    work = Workspace.of(comparison.arms[0].settings)
+    rows = compare.run(work, comparison, args.workers, _say)
     figures = summarise(rows, comparison.baseline)
-    origin = provenance(1, {"target": workspace.target_folder(comparison.arms[0].settings)})
+    origin = provenance(1, {"target": work.target})
     taken = write_json({**figures, "runs": rows, "provenance": origin}, args.json)
     text = page(figures, rows, f"Training comparison: {args.config.stem}", args.workers)
     taken = write_text(f"{text}\n\n{footer(origin)}\n", args.page) or taken

@@ -27,12 +27,12 @@ from sgl_entropy.train.plan.counts import count, muon_flops, muon_matrices, trai
 from sgl_entropy.train.plan.lengths import expected_lengths
 from sgl_entropy.train.plan.memory import fit_memory
 from sgl_entropy.train.plan.trial import Trial, fit_seconds, generate_seconds
+from sgl_entropy.train.prompts.file import load_prompts
 from sgl_entropy.train.samples.open_store import checked_store
 from sgl_entropy.train.samples.store import made_with
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter as pipeline
-from sgl_entropy.train.stages.data import load_prompts
-from sgl_entropy.train.workspace import stored_layers, target_folder
+from sgl_entropy.train.workspace import Workspace
 
 # A quantity is as planned when plan and record differ by no more than this, of the record.
 ALLOWED = 0.25
@@ -54,11 +54,11 @@ class Finished:
     parameters: int
 
 
-def read_finished(folder: Path, settings: TrainSettings) -> Finished:
+def read_finished(folder: Path, work: Workspace) -> Finished:
     """What a fit left in ``folder``.
 
     Args:
-        settings: its recipe, unless the folder holds its own (those of ``compare`` do).
+        work: with its recipe, unless the folder holds its own (those of ``compare`` do).
 
     Raises:
         ValueError: no fit there, one that has not ended, or one of other settings.
@@ -66,7 +66,7 @@ def read_finished(folder: Path, settings: TrainSettings) -> Finished:
     held = Checkpoints(folder).load()
     if held is None:
         raise ValueError(f"--check {folder}: no checkpoint.pt there; name the folder of a fit")
-    own = folder / "fit.json"
+    settings, own = work.settings, folder / "fit.json"
     if own.is_file():
         recipe = json.loads(own.read_text(encoding="utf-8"))["recipe"]
         del recipe["algorithm"]  # the checkpoint has it too
@@ -84,7 +84,7 @@ def read_finished(folder: Path, settings: TrainSettings) -> Finished:
         for key, value in made.items()
         if key != "dtype" and value != getattr(settings.fit, key, value)
     ]
-    config = pipeline.drafter_config(settings, algorithm)
+    config = pipeline.drafter_config(replace(work, settings=settings), algorithm)
     shape = config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size}
     differ = [f"fit.{key}" for key in differ]
     differ += sorted(key for key in {*drafter, *shape} if drafter.get(key) != shape.get(key))
@@ -137,25 +137,25 @@ def generation_seconds(store: Path) -> float | None:
     return max(took)
 
 
-def check(settings: TrainSettings, folders: Sequence[Path], report: Report) -> dict[str, Any]:
+def check(work: Workspace, folders: Sequence[Path], report: Report) -> dict[str, Any]:
     """Plan and records of the store, and of the fits in ``folders``.
 
     Returns:
         ``allowed``; ``store``, and ``fits`` by name: quantity -> ``planned``, ``recorded``,
         ``ratio`` (planned over recorded); ``as_planned``: whether all are within ``allowed``.
     """
-    fits = [read_finished(folder, settings) for folder in folders]
-    store = checked_store(settings)
+    fits = [read_finished(folder, work) for folder in folders]
+    store = checked_store(work)
     folder = store.folder
-    prompts, _ = load_prompts(settings, report)
-    given = settings.generate
-    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
+    prompts, _ = load_prompts(work, report)
+    given = work.settings.generate
+    model = work.model
     lengths = expected_lengths(prompts, given, None)
-    layers = len(stored_layers(settings, int(model["num_hidden_layers"])))
+    layers = len(work.stored_layers)
 
     def trial(config: DrafterConfig, one: TrainSettings) -> Trial:
         return Trial(
-            str(target_folder(settings)),
+            str(work.target),
             store.tap_layers,
             config,
             one.fit,
@@ -166,7 +166,7 @@ def check(settings: TrainSettings, folders: Sequence[Path], report: Report) -> d
         )
 
     first = fits[0]
-    config = pipeline.drafter_config(first.settings, first.algorithm)
+    config = pipeline.drafter_config(replace(work, settings=first.settings), first.algorithm)
     counts = count(lengths, model, layers, config, first.settings.fit)
     report("generation: a few steps")
     held: dict[str, tuple[float, float]] = {
@@ -181,7 +181,7 @@ def check(settings: TrainSettings, folders: Sequence[Path], report: Report) -> d
     out: dict[str, Any] = {"allowed": ALLOWED, "store": _compared(held), "fits": {}}
     for one in fits:
         report(f"{one.name}: a few steps, and memory")
-        config = pipeline.drafter_config(one.settings, one.algorithm)
+        config = pipeline.drafter_config(replace(work, settings=one.settings), one.algorithm)
         counts = count(lengths, model, layers, config, one.settings.fit)
         layer, head = trained_weights(config)
         muon = sum(muon_flops(shape) for shape in muon_matrices(config, one.settings.fit))

@@ -7,7 +7,6 @@ that are thrown away. (Ours.)
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -31,7 +30,7 @@ from sgl_entropy.train.samples.open_store import checked_store
 from sgl_entropy.train.samples.store import Entry, Store
 from sgl_entropy.train.settings.file import TrainSettings
 from sgl_entropy.train.stages import drafter
-from sgl_entropy.train.workspace import target_folder
+from sgl_entropy.train.workspace import Workspace
 
 OURS, OURS_FLOAT32, PLAIN = "ours", "ours, float32", "straightforward"
 Trainer = Fit | Straightforward
@@ -46,11 +45,10 @@ class Job:
     arm: str
 
 
-def layers_of(settings: TrainSettings) -> dict[str, tuple[int, ...]]:
+def layers_of(work: Workspace) -> dict[str, tuple[int, ...]]:
     """The layers that each drafter taps."""
-    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
-    layers = settings.drafter.eagle3_taps(int(model["num_hidden_layers"]))
-    return {"EDSD": settings.drafter.layers, "EAGLE3": layers}
+    given = work.settings.drafter
+    return {"EDSD": given.layers, "EAGLE3": given.eagle3_taps(work.num_layers)}
 
 
 def make_trainer(job: Job) -> Trainer:
@@ -58,15 +56,16 @@ def make_trainer(job: Job) -> Trainer:
     settings = job.settings.fit
     if job.arm != OURS:
         settings = replace(settings, dtype="float32")
-    config = drafter.drafter_config(job.settings, job.algorithm)
-    store = checked_store(job.settings)
-    embedding, head = read_embedding_and_head(target_folder(job.settings))
+    work = Workspace.of(job.settings)
+    config = drafter.drafter_config(work, job.algorithm)
+    store = checked_store(work)
+    embedding, head = read_embedding_and_head(work.target)
     with tempfile.TemporaryDirectory() as scratch:
         run = Fit(
             config,
             settings,
             store,
-            drafter.make_vocabulary(job.settings, job.algorithm, store),
+            drafter.make_vocabulary(work, store),
             embedding,
             head,
             Path(scratch),
@@ -75,7 +74,7 @@ def make_trainer(job: Job) -> Trainer:
 
 
 def measure(
-    settings: TrainSettings, algorithm: Algorithm, batches: int, report: Callable[[str], None]
+    work: Workspace, algorithm: Algorithm, batches: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
     """Everything of the figure.
 
@@ -89,6 +88,7 @@ def measure(
     Raises:
         ValueError: no store, ``fit.online`` or ``fit.prompt_rows``, or too few batches.
     """
+    settings = work.settings
     if settings.fit.online:
         raise ValueError("benchmark reads a feature store: fit.online is set")
     ours = make_trainer(Job(settings, algorithm, OURS))
@@ -131,7 +131,7 @@ def measure(
         },
         "losses": _losses(figures),
         "profile": profile,
-        "storage": bytes_a_token(store, layers_of(settings)),
+        "storage": bytes_a_token(store, layers_of(work)),
     }
 
 

@@ -12,6 +12,7 @@ from sgl_entropy.figures.plan_check import generation_seconds, page, read_finish
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter
+from sgl_entropy.train.workspace import Workspace
 from tests.train.fit.test_processes import work_folder
 from tests.train.plan.test_counts import settings_of
 
@@ -28,7 +29,7 @@ def fitted(
     work: Path, target: Path, stop_after: int | None = None, more: tuple[str, ...] = ()
 ) -> TrainSettings:
     settings = load_settings(None, settings_of(work, target, [*SHORT, *more]))
-    drafter.make_fit(settings, "EDSD").run(lambda line: None, stop_after)
+    drafter.make_fit(Workspace.of(settings), "EDSD").run(lambda line: None, stop_after)
     return settings
 
 
@@ -48,7 +49,7 @@ def test_a_finished_fit_is_compared_by_the_command(
     assert fit["parameters"]["ratio"] == 1
     assert fit["rows"]["ratio"] == pytest.approx(1, abs=0.2)
     assert fit["FLOPs"]["ratio"] == pytest.approx(1, abs=0.25)
-    finished = read_finished(work / "edsd", settings)
+    finished = read_finished(work / "edsd", Workspace.of(settings))
     assert fit["rows"]["recorded"] == finished.layer_rows >= finished.head_rows > 0
     assert fit["seconds"]["recorded"] == pytest.approx(finished.seconds, abs=0.06)
     assert held["store"]["bytes"]["recorded"] == Store(work / "store").bytes()
@@ -63,15 +64,15 @@ def test_what_is_no_finished_fit_of_these_settings_is_refused(
 ) -> None:
     settings = fitted(work, tiny_folder, stop_after=2)
     with pytest.raises(ValueError, match="not finished, epoch 2 is missing"):
-        read_finished(work / "edsd", settings)
+        read_finished(work / "edsd", Workspace.of(settings))
     other = load_settings(None, settings_of(work, tiny_folder, [*SHORT, "fit.rows=41"]))
     with pytest.raises(ValueError, match=r"made with another fit\.rows"):
-        read_finished(work / "edsd", other)
+        read_finished(work / "edsd", Workspace.of(other))
     wider = load_settings(None, settings_of(work, tiny_folder, [*SHORT, "drafter.fuse_size=40"]))
     with pytest.raises(ValueError, match="made with another fuse_size"):
-        read_finished(work / "edsd", wider)
+        read_finished(work / "edsd", Workspace.of(wider))
     with pytest.raises(ValueError, match=r"no checkpoint\.pt there"):
-        read_finished(work, settings)
+        read_finished(work, Workspace.of(settings))
     assert main(["train", "fit", "--check", str(work)]) == 2
     assert "--check belongs to --plan" in capsys.readouterr().err
 
@@ -85,7 +86,7 @@ def test_a_folder_of_a_comparison_brings_its_own_recipe(work: Path, tiny_folder:
     job = Job(Arm("residual", "EDSD", settings), 3)
     fit_job(job, lambda line: None)
     plain = load_settings(None, settings_of(work, tiny_folder, []))
-    found = read_finished(job.folder, plain)
+    found = read_finished(job.folder, Workspace.of(plain))
     assert (found.name, found.algorithm) == ("residual", "EDSD")
     assert found.settings.drafter.fuse_residual
     assert found.settings.fit == job.settings.fit
@@ -97,14 +98,16 @@ def test_what_was_fitted_is_told_by_its_checkpoint(work: Path, tiny_folder: Path
     given = [*SHORT, "drafter.eagle3_layers=[0, 1, 2]"]
     settings = load_settings(None, settings_of(work, tiny_folder, given))
     for algorithm in ("EDSD", "EAGLE3"):
-        drafter.make_fit(settings, algorithm).run(lambda line: None)  # type: ignore[arg-type]
-        assert read_finished(work / algorithm.lower(), settings).algorithm == algorithm
+        drafter.make_fit(Workspace.of(settings), algorithm).run(lambda line: None)  # type: ignore[arg-type]
+        assert (
+            read_finished(work / algorithm.lower(), Workspace.of(settings)).algorithm == algorithm
+        )
     more = settings_of(work, tiny_folder, [*given, "drafter.fuse_residual=true"])
     with pytest.raises(ValueError, match="made with another architectures, edfuse_"):
-        read_finished(work / "edsd", load_settings(None, more))
+        read_finished(work / "edsd", Workspace.of(load_settings(None, more)))
     other = settings_of(work, tiny_folder, [*SHORT, "drafter.eagle3_layers=[0, 2]"])
     with pytest.raises(ValueError, match="made with another eagle_config"):
-        read_finished(work / "eagle3", load_settings(None, other))
+        read_finished(work / "eagle3", Workspace.of(load_settings(None, other)))
 
 
 def test_time_of_generation_over_runs_and_workers(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.samples.store import Entry, Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
+from sgl_entropy.train.workspace import Workspace
 from tests.train.conftest import TAPS, VOCAB
 from tests.train.fit.test_processes import work_folder
 from tests.train.plan.test_counts import settings_of
@@ -180,7 +181,7 @@ def test_what_cannot_be_compared_is_refused(
     work = work_folder(tmp_path / "work", tiny_store)
     given = load_settings(None, settings_of(work, tiny_folder, [*TWO_EPOCHS, *extra]))
     with pytest.raises(ValueError, match=message):
-        measure(given, "EDSD", 2, print)
+        measure(Workspace.of(given), "EDSD", 2, print)
 
 
 def test_the_command(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sgl_entropy.cli import main
-from sgl_entropy.train.stages import drafter
+from sgl_entropy.train.stages import data, drafter
+from sgl_entropy.train.workspace import Workspace
 
 
 @pytest.mark.parametrize(
@@ -62,27 +63,44 @@ def test_a_drafter_has_no_place_for_a_file(
 
 
 def test_stdout_holds_the_figures_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def evaluate(settings: Any, folder: Path, report: Any) -> dict[str, float]:
+    def evaluate(work: Workspace, folder: Path, report: Any) -> dict[str, float]:
         report("1 of 2 prompts")
         return {"tau": 2.0}
 
     monkeypatch.setattr(drafter, "evaluate", evaluate)
-    assert main(["train", "evaluate", "--drafter", "here", "--json", "-"]) == 0
+    assert main(["train", "evaluate", "--target", str(tiny_folder), "--drafter", "a"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"tau": 2.0}
     assert "1 of 2 prompts" in printed.err
 
 
 def test_online_is_a_setting_by_another_name(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found: list[bool] = []
-    monkeypatch.setattr(drafter, "fit", lambda given, *_, **__: found.append(given.fit.online))
-    assert main(["train", "fit", "--online"]) == 0
-    assert main(["train", "fit"]) == 0
-    assert main(["train", "fit", "--online", "--set", "fit.online=false"]) == 0
+    monkeypatch.setattr(
+        drafter, "fit", lambda work, *_, **__: found.append(work.settings.fit.online)
+    )
+    words = ["train", "fit", "--target", str(tiny_folder)]
+    assert main([*words, "--online"]) == 0
+    assert main(words) == 0
+    assert main([*words, "--online", "--set", "fit.online=false"]) == 0
     assert found == [True, False, True]
     assert main(["train", "--settings"]) == 0
     assert "\nonline = false\n" in capsys.readouterr().out
+
+
+def test_features_without_answers_is_the_pass_that_writes_them(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[str] = []
+    for name in ("features", "generate"):
+        monkeypatch.setattr(data, name, lambda work, report, name=name: stages.append(name))
+    words = ["--target", str(tiny_folder), "--work", str(tmp_path)]
+    assert main(["train", "features", *words]) == 0
+    (tmp_path / "answers.jsonl").write_text("")
+    assert main(["train", "features", *words]) == 0
+    assert main(["train", "generate", *words]) == 0
+    assert stages == ["generate", "features", "generate"]

@@ -12,6 +12,7 @@ from sgl_entropy.evaluate import report
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data
 from sgl_entropy.train.stages import drafter as pipeline
+from sgl_entropy.train.workspace import Workspace
 from tests.train.conftest import tiny_prompts
 
 
@@ -26,9 +27,11 @@ def test_tau_is_measured_where_a_drafter_is_fitted(
     monkeypatch.setattr(pipeline, "device_of", lambda number: "meta")
     monkeypatch.setattr(pipeline, "benchmark_prompts", lambda settings: {})
     monkeypatch.setattr(report, "load_pair", load_pair)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text("{}")
     settings = load_settings(None, [f"target={tmp_path / 'target'}"])
     with pytest.raises(RuntimeError, match="target and edsd on meta"):
-        pipeline.evaluate(settings, tmp_path / "edsd")
+        pipeline.evaluate(Workspace.of(settings), tmp_path / "edsd")
 
 
 @pytest.mark.parametrize("gpu", [True, False])
@@ -45,11 +48,10 @@ def test_decoding_here_says_that_it_leaves_the_gpu_idle(
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(data, "work", begun)
-    for stage in (data.generate, data.features):
-        lines: list[str] = []
-        with pytest.raises(RuntimeError, match="begun"):
-            stage(load_settings(None, given), lines.append)
-        said = [line for line in lines if "on the CPU, not on the NVIDIA H200" in line]
-        assert len(said) == gpu
-        assert all("fit.online=true" in line and "--server URL" in line for line in said)
+    monkeypatch.setattr(data, "run_processes", begun)
+    lines: list[str] = []
+    with pytest.raises(RuntimeError, match="begun"):
+        data.generate(Workspace.of(load_settings(None, given)), lines.append)
+    said = [line for line in lines if "on the CPU, not on the NVIDIA H200" in line]
+    assert len(said) == gpu
+    assert all("fit.online=true" in line and "--server URL" in line for line in said)

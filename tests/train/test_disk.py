@@ -15,7 +15,7 @@ from sgl_entropy.train.compare.file import Arm, Job
 from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter
-from tests.train.conftest import VOCAB
+from sgl_entropy.train.workspace import Workspace
 from tests.train.fit.test_processes import work_folder
 
 
@@ -48,9 +48,12 @@ def settings(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> TrainSetti
         ),
         (
             "vocabulary-96.json",
-            lambda settings, store: drafter.vocabulary(settings, store, VOCAB),
+            lambda settings, store: drafter.vocabulary(Workspace.of(settings), store),
         ),
-        ("benchmarks.json", lambda settings, store: drafter.benchmark_prompts(settings)),
+        (
+            "benchmarks.json",
+            lambda settings, store: drafter.benchmark_prompts(Workspace.of(settings)),
+        ),
         (
             "compare/a/seed-0/fit.json",
             lambda settings, store: run.fit_job(Job(Arm("a", "EDSD", settings), 0), print),

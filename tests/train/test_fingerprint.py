@@ -15,11 +15,12 @@ from sgl_entropy.figures.plan_check import check
 from sgl_entropy.figures.train_throughput import OURS, Job, make_trainer
 from sgl_entropy.target.fingerprint import made_for, target_fingerprint
 from sgl_entropy.train.plan.estimate import known_lengths
+from sgl_entropy.train.prompts.file import load_prompts
 from sgl_entropy.train.samples import open_store
 from sgl_entropy.train.samples.store import FORMAT, Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import data, drafter
-from sgl_entropy.train.workspace import wanted_layers
+from sgl_entropy.train.workspace import Workspace
 from tests.train.fit.test_processes import work_folder
 
 
@@ -79,25 +80,29 @@ def test_a_store_of_another_target_of_the_same_name_is_refused(
         **{"format": FORMAT, **made_for(own), "tap_layers": [0, 1, 2], "hidden_size": 32},
         **{"max_new_tokens": 20, "dtype": "float32"},
     }
-    meta["prompts_sha256"] = data.load_prompts(settings_of(work, own), print)[1]
+    meta["prompts_sha256"] = load_prompts(workspace_of(work, own), print)[1]
     (work / "store" / "meta.json").write_text(json.dumps(meta))
     message = rf"{work}/store was made for another target, model, than {other} .*--work"
     with pytest.raises(ValueError, match=message):
-        drafter.make_fit(settings_of(work, other), "EDSD")
+        drafter.make_fit(workspace_of(work, other), "EDSD")
     with pytest.raises(ValueError, match=message):
-        data.generate(settings_of(work, other), print)
+        data.generate(workspace_of(work, other), print)
     with pytest.raises(ValueError, match=message):
-        known_lengths(settings_of(work, other), print)
+        known_lengths(workspace_of(work, other), print)
     with pytest.raises(ValueError, match=message):
         make_trainer(Job(settings_of(work, other), "EDSD", OURS))
     with pytest.raises(ValueError, match=message):
-        check(settings_of(work, other), [], print)
-    assert drafter.make_fit(settings_of(work, own), "EDSD").train
+        check(workspace_of(work, other), [], print)
+    assert drafter.make_fit(workspace_of(work, own), "EDSD").train
     renamed = copied(own, tmp_path / "renamed")
     lines: list[str] = []
     # All that the prompts give is stored already, but for answers of one token.
-    data.generate(settings_of(work, renamed, "generate.answer_tokens=1"), lines.append)
+    data.generate(workspace_of(work, renamed, "generate.answer_tokens=1"), lines.append)
     assert "nothing to do" in lines[-1], "the same target under another name goes on"
+
+
+def workspace_of(work: Path, target: Path, *more: str) -> Workspace:
+    return Workspace.of(settings_of(work, target, *more))
 
 
 def write_report(path: Path, states: int = 5, **target: str) -> Path:
@@ -114,34 +119,37 @@ def test_a_select_report_of_another_target_is_refused(tiny_folder: Path, tmp_pat
     other = other_weights(copied(tiny_folder, tmp_path / "other"))
     path = tmp_path / "select.json"
 
-    def asked(target: Path) -> TrainSettings:
-        return settings_of(tmp_path / "work", target, f"drafter.select_report={path}")
+    def asked(target: Path) -> Workspace:
+        return workspace_of(tmp_path / "work", target, f"drafter.select_report={path}")
 
     write_report(path, **made_for(tiny_folder))
-    assert wanted_layers(asked(tiny_folder)) == (0, 1, 2)
-    assert drafter.drafter_config(asked(tiny_folder), "EDSD").target_layer_ids == (1, 2)
+    assert asked(tiny_folder).stored_layers == (0, 1, 2)
+    assert drafter.drafter_config(asked(tiny_folder), "EDSD").target_layer_ids == (
+        1,
+        2,
+    )
     message = rf"select_report {path} was made for .*{tiny_folder.name}, than {other} \(other weigh"
     for refused in (
-        lambda: wanted_layers(asked(other)),
+        lambda: asked(other).stored_layers,
         lambda: drafter.make_fit(asked(other), "EDSD"),
         lambda: data.prepare(asked(other), None, 1, print),
     ):
         with pytest.raises(ValueError, match=message):
             refused()
     (other / "model.safetensors").unlink()
-    assert wanted_layers(asked(other)) == (0, 1, 2), "a plan needs no weights"
+    assert asked(other).stored_layers == (0, 1, 2), "a plan needs no weights"
 
     write_report(path, target="renamed-since")
-    assert wanted_layers(asked(tiny_folder)) == (0, 1, 2), "from before the fingerprint"
+    assert asked(tiny_folder).stored_layers == (0, 1, 2), "from before the fingerprint"
     write_report(path, states=6, target="deeper")
     with pytest.raises(ValueError, match=r"another target, deeper, .*\(5 layers, now 4\)"):
-        wanted_layers(asked(tiny_folder))
+        asked(tiny_folder).check_layers()
 
 
 def test_a_new_store_records_its_target(tiny_folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt_id": i, "tokens": [5 + i, 7, 9]} for i in range(2)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data.generate(settings_of(tmp_path, tiny_folder, "generate.workers=1"), lambda line: None)
+    data.generate(workspace_of(tmp_path, tiny_folder, "generate.workers=1"), lambda line: None)
     meta = json.loads((tmp_path / "store" / "meta.json").read_text())
     assert meta["target_fingerprint"] == target_fingerprint(tiny_folder)
     assert meta["format"] == FORMAT
@@ -154,16 +162,16 @@ def test_a_store_without_a_fingerprint_is_known_by_its_sizes(
     meta = {"format": FORMAT, "target": tiny_folder.name, "tap_layers": [0, 1, 2]}
     (work / "store" / "meta.json").write_text(json.dumps({**meta, "hidden_size": 32}))
     before = (work / "store" / "meta.json").read_bytes()
-    assert open_store.open_store(settings_of(work, tiny_folder)).entries
+    assert open_store.open_store(workspace_of(work, tiny_folder)).entries
     other = copied(tiny_folder, tmp_path / "other")
-    assert open_store.open_store(settings_of(work, other)).entries, "folders are renamed"
+    assert open_store.open_store(workspace_of(work, other)).entries, "folders are renamed"
     settings = settings_of(work, other, "drafter.edsd_layers=[1, 2]")
     with pytest.raises(ValueError, match=rf"made for another target, {tiny_folder.name}, than"):
-        data.generate(settings, lambda line: None)
+        data.generate(Workspace.of(settings), lambda line: None)
     old_form = {**meta, "hidden_size": 32, "target_fingerprint": "0123456789abcdef"}
     (work / "store" / "meta.json").write_text(json.dumps(old_form))
-    assert open_store.open_store(settings_of(work, other)).entries, "of another making"
+    assert open_store.open_store(workspace_of(work, other)).entries, "of another making"
     (work / "store" / "meta.json").write_text(json.dumps({**meta, "hidden_size": 64}))
     with pytest.raises(ValueError, match=r"width 64 .* now width 32"):
-        open_store.open_store(settings_of(work, tiny_folder))
+        open_store.open_store(workspace_of(work, tiny_folder))
     (work / "store" / "meta.json").write_bytes(before)

@@ -13,7 +13,7 @@ from sgl_entropy.train.compare.file import Arm, Comparison
 from sgl_entropy.train.samples.store import FORMAT, Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import data, drafter
-from sgl_entropy.train.workspace import wanted_layers
+from sgl_entropy.train.workspace import Workspace
 from tests.train.fit.test_processes import work_folder
 
 
@@ -59,16 +59,16 @@ def test_layers_that_no_drafter_can_have_stop_every_stage_at_once(
         work, tiny_folder, "drafter.edsd_layers=[1, 2]", f"fit.online={online}", layers
     )
     with pytest.raises(ValueError, match=message):
-        data.prepare(settings, None, 1, quiet)
+        data.prepare(Workspace.of(settings), None, 1, quiet)
     with pytest.raises(ValueError, match=message):
-        data.generate(settings, quiet)
+        data.generate(Workspace.of(settings), quiet)
     assert not (work / "answers.jsonl").exists()
     answered(work, tiny_store)
     with pytest.raises(ValueError, match=message):
-        data.features(settings, quiet)
+        data.features(Workspace.of(settings), quiet)
     if online == "true":
         with pytest.raises(ValueError, match=message):
-            drafter.make_fit(settings, "EDSD")
+            drafter.make_fit(Workspace.of(settings), "EDSD")
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_a_fit_asks_for_servable_layers_before_it_opens_the_store(
         return settings_of(tmp_path, tiny_folder, *more)
 
     with pytest.raises(ValueError, match="can tap 0 to 2"):
-        drafter.make_fit(asked([0, 3]), algorithm)
+        drafter.make_fit(Workspace.of(asked([0, 3])), algorithm)
     with pytest.raises(ValueError, match=r"meta\.json not found"):
-        drafter.make_fit(asked([0, 2]), algorithm)
-    assert wanted_layers(asked([0, 2])) == (0, 1, 2, 3)
+        drafter.make_fit(Workspace.of(asked([0, 2])), algorithm)
+    assert Workspace.of(asked([0, 2])).stored_layers == (0, 1, 2, 3)
 
 
 def test_eagle3s_own_layers_of_a_shallow_target_are_refused_for_eagle3_alone(
@@ -99,11 +99,11 @@ def test_eagle3s_own_layers_of_a_shallow_target_are_refused_for_eagle3_alone(
 ) -> None:
     """SGLang's three do not rise on four layers; a store holds them, an EDSD drafter has others."""
     settings = settings_of(tmp_path, tiny_folder, "drafter.edsd_layers=[1, 2]")
-    assert wanted_layers(settings) == (0, 1, 2)
+    assert Workspace.of(settings).stored_layers == (0, 1, 2)
     with pytest.raises(
         ValueError, match=r"found \[1, 1, 0\].*name others in drafter\.eagle3_layers"
     ):
-        drafter.make_fit(settings, "EAGLE3")
+        drafter.make_fit(Workspace.of(settings), "EAGLE3")
 
 
 def test_a_comparison_asks_all_its_arms_before_the_first_is_fitted(
@@ -114,7 +114,7 @@ def test_a_comparison_asks_all_its_arms_before_the_first_is_fitted(
         for name, layers in (("a", [1, 2]), ("b", [1, 3]))
     )
     with pytest.raises(ValueError, match="can tap 0 to 2"):
-        run.run(Comparison(arms, "a", (0,)), 1, quiet)
+        run.run(Workspace.of(arms[0].settings), Comparison(arms, "a", (0,)), 1, quiet)
 
 
 @pytest.mark.parametrize(
@@ -130,4 +130,4 @@ def test_a_store_of_other_layers_is_refused(
     settings = settings_of(work, tiny_folder, "drafter.edsd_layers=[1, 2]", layers)
     message = rf"{work}/store holds layers \[0, 1\], not \[2\]"
     with pytest.raises(ValueError, match=message):
-        drafter.make_fit(settings, algorithm)
+        drafter.make_fit(Workspace.of(settings), algorithm)

@@ -16,6 +16,7 @@ from sgl_entropy.target.config import tokenizer_digest
 from sgl_entropy.target.fingerprint import target_fingerprint
 from sgl_entropy.train.answers.from_server import Ask
 from sgl_entropy.train.prompts.order import Prompt
+from sgl_entropy.train.workspace import Workspace
 
 Report = Callable[[str], None]
 
@@ -54,17 +55,16 @@ def comparable(info: Mapping[str, Any], target: Path) -> bool:
     return weights_here(served) or Path(served).name.lower() == target.resolve().name.lower()
 
 
-def within_vocabulary(ask: Ask, target: Path) -> Ask:
+def within_vocabulary(ask: Ask, work: Workspace) -> Ask:
     """``ask``, refusing answers with tokens that the target does not have."""
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    size = int(config["vocab_size"])
+    size = work.vocab_size
 
     def checked(prompt: Prompt) -> Sequence[int]:
         answer = ask(prompt)
         if answer and not 0 <= min(answer) <= max(answer) < size:
             raise ValueError(
                 f"the server answers prompt {prompt.prompt_id} with token {max(answer)}, and "
-                f"{target} has {size:,}: it serves another model"
+                f"{work.target} has {size:,}: it serves another model"
             )
         return answer
 

@@ -21,7 +21,6 @@ from sgl_entropy.base.disk import write_whole
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.evaluate.walk import ChainFigures, GreedyAnswer, draft_answer, greedy_answers
 from sgl_entropy.target.plain import PlainTarget
-from sgl_entropy.train import workspace
 from sgl_entropy.train.compare.costs import answer_tokens, flops
 from sgl_entropy.train.compare.file import Arm, Comparison, Job
 from sgl_entropy.train.compare.side_by_side import fit_side_by_side
@@ -30,15 +29,19 @@ from sgl_entropy.train.machine.processes import Group, device_name, device_of
 from sgl_entropy.train.samples import open_store
 from sgl_entropy.train.samples.store import Samples
 from sgl_entropy.train.stages import drafter as pipeline
+from sgl_entropy.train.workspace import Workspace
 
 Report = Callable[[str], None]
 _RESULT = "result.json"
 
 
-def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, Any]]:
+def run(
+    work: Workspace, comparison: Comparison, workers: int, report: Report
+) -> list[dict[str, Any]]:
     """Fit what is not fitted, judge what is not judged; one row a job, in the jobs' order.
 
     Args:
+        work: the target and the folder that all arms share.
         workers: processes that fit at once, each with one thread, on the GPU where there is one.
 
     Returns:
@@ -46,14 +49,14 @@ def run(comparison: Comparison, workers: int, report: Report) -> list[dict[str, 
         ``prompts``: [group, tokens, cycles] of each evaluated prompt.
     """
     jobs = comparison.jobs()
-    judge = _Judge(comparison, report)  # which asks every arm for its layers
+    judge = _Judge(work, comparison, report)  # which asks every arm for its layers
     todo = [job for job in jobs if not job.fitted]
-    _make_vocabularies(todo)
+    _make_vocabularies(work, todo)
     _fit_all(todo, workers, report)
     return [judge.row(job) for job in jobs]
 
 
-def _make_vocabularies(todo: Sequence[Job]) -> None:
+def _make_vocabularies(shared: Workspace, todo: Sequence[Job]) -> None:
     """One process makes them, so that several never write one at once. Jobs share the store."""
     store: Samples | None = None
     done: set[tuple[int, float, int]] = set()
@@ -65,8 +68,9 @@ def _make_vocabularies(todo: Sequence[Job]) -> None:
             given.fit.validation_every,
         )
         if given.fit.start or key not in done:
-            store = store or open_store.open_store(given)
-            pipeline.make_vocabulary(given, job.arm.algorithm, store)
+            work = replace(shared, settings=given)
+            store = store or open_store.open_store(work)
+            pipeline.make_vocabulary(work, store)
             done.add(key)
 
 
@@ -74,7 +78,8 @@ def fit_job(job: Job, report: Report = print) -> None:
     """Fit and export one job; its folder's ``drafter`` appears only when it is whole."""
     torch.set_num_threads(1)
     group = Group(device=torch.device(device_of(0)))
-    fit = pipeline.make_fit(job.settings, job.arm.algorithm, job.folder, group)
+    work = Workspace.of(job.settings)
+    fit = pipeline.make_fit(work, job.arm.algorithm, job.folder, group)
     fit.run(lambda line: report(f"{job.name}: {line}"))
     done = {
         "recipe": job.recipe,
@@ -108,10 +113,11 @@ def _fit_quietly(job: Job) -> None:
 class _Judge:
     """tau of jobs on answers that are generated when the first one needs them."""
 
-    def __init__(self, comparison: Comparison, report: Report) -> None:
+    def __init__(self, work: Workspace, comparison: Comparison, report: Report) -> None:
         self.report = report
+        self.work = work
         self.given = comparison.arms[0].settings
-        self.layers = sorted({layer for arm in comparison.arms for layer in _layers(arm)})
+        self.layers = sorted({layer for arm in comparison.arms for layer in _layers(work, arm)})
         self._answers: list[tuple[str, GreedyAnswer]] = []
         self._embedding = torch.zeros(0)
         self._digest = ""
@@ -130,7 +136,7 @@ class _Judge:
         if held is None or "sha256" in held["evaluate"]:
             asked["sha256"] = self._sha256()
         if held is not None and {**asked, **held["evaluate"]} == asked:
-            return {**held, "curve": job.arm.curve, "layers": _layers(job.arm)}
+            return {**held, "curve": job.arm.curve, "layers": _layers(self.work, job.arm)}
         asked["sha256"] = self._sha256()
         self._generate()
         drafter = load_drafter(job.folder / "drafter").to(self._embedding.device)
@@ -150,7 +156,7 @@ class _Judge:
             "curve": job.arm.curve,
             "seed": job.seed,
             "algorithm": job.arm.algorithm,
-            "layers": _layers(job.arm),
+            "layers": _layers(self.work, job.arm),
             "evaluate": asked,
             "fit": cost,
             "prompts": prompts,
@@ -162,15 +168,15 @@ class _Judge:
 
     def _sha256(self) -> str:
         """Of the prompts: they may be others under the same name."""
-        self._digest = self._digest or pipeline.benchmark_texts(self.given)[1]
+        self._digest = self._digest or pipeline.benchmark_texts(self.given.evaluate)[1]
         return self._digest
 
     def _generate(self) -> None:
         if self._answers:
             return
-        given, folder = self.given.evaluate, workspace.target_folder(self.given)
+        given, folder = self.given.evaluate, self.work.target
         target = PlainTarget.from_folder(folder, getattr(torch, given.dtype), device_of(0))
-        prompts = pipeline.benchmark_prompts(self.given)
+        prompts = pipeline.benchmark_prompts(self.work)
         flat = [(group, one) for group, held in prompts.items() for one in held]
         answers = greedy_answers(
             target, [p for _, p in flat], given.max_new_tokens, self.layers, report=self.report
@@ -179,9 +185,10 @@ class _Judge:
         self._embedding = target.embedding
 
 
-def _layers(arm: Arm) -> list[int]:
+def _layers(shared: Workspace, arm: Arm) -> list[int]:
     """The layers that its drafters tap."""
-    return list(pipeline.drafter_config(arm.settings, arm.algorithm).target_layer_ids or ())
+    work = replace(shared, settings=arm.settings)
+    return list(pipeline.drafter_config(work, arm.algorithm).target_layer_ids or ())
 
 
 def _read_row(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,17 +16,17 @@ from sgl_entropy.train.plan.gpu import GPUS, Gpu, bound_by_kernels, fit_kernels,
 from sgl_entropy.train.plan.lengths import Lengths, expected_lengths
 from sgl_entropy.train.plan.memory import fit_memory, generate_memory, online_memory
 from sgl_entropy.train.plan.trial import Trial, measure_here
+from sgl_entropy.train.prompts.file import Report, planned_prompts
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.samples.open_store import checked_store
 from sgl_entropy.train.samples.store import made_with
 from sgl_entropy.train.settings.file import TrainSettings
-from sgl_entropy.train.stages.data import Report, planned_prompts
 from sgl_entropy.train.stages.drafter import drafter_config
-from sgl_entropy.train.workspace import answers_file, stored_layers, target_folder, work_folder
+from sgl_entropy.train.workspace import Workspace
 
 
 def plan(
-    settings: TrainSettings, algorithm: Algorithm, gpu: Gpu | None, report: Report = print
+    work: Workspace, algorithm: Algorithm, gpu: Gpu | None, report: Report = print
 ) -> dict[str, Any]:
     """What ``prepare``, ``features`` and ``fit`` will cost, before they run; see the module
     ``plan``. What is answered or stored already costs nothing. Nothing is written.
@@ -35,18 +34,17 @@ def plan(
     Args:
         gpu: a described one; None = this machine, where a minute is spent on measuring.
     """
-    target, folder = target_folder(settings), work_folder(settings) / "store"
-    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    settings, model = work.settings, work.model
     given, fit = settings.generate, settings.fit
-    lengths = known_lengths(settings, report)
-    config = drafter_config(settings, algorithm)
-    layers = stored_layers(settings, int(model["num_hidden_layers"]))
+    lengths = known_lengths(work, report)
+    config = drafter_config(work, algorithm)
+    layers = work.stored_layers
     counts = count(lengths, model, len(layers), config, fit)
     dtypes = ["bfloat16", "bfloat16"]
     notes = []
     if gpu is not None:
         held = fit.online and held_bytes(config, lengths, fit) <= fit.hold_gb * 1e9
-        under = int(model["num_hidden_layers"]) if fit.online and not held else 0
+        under = work.num_layers if fit.online and not held else 0
         kernels = fit_kernels(config, fit, counts.optimizer_steps, under)
         seconds = gpu_seconds(gpu, counts, lengths, model, given.slots, kernels)
         if bound_by_kernels(gpu, counts, kernels):
@@ -55,7 +53,10 @@ def plan(
                 "more fit.rows are nearly free"
             )
     else:
-        dtypes = [resolve_dtype(given.dtype, made_with(folder)), resolve_dtype(fit.dtype)]
+        dtypes = [
+            resolve_dtype(given.dtype, made_with(work.store_folder)),
+            resolve_dtype(fit.dtype),
+        ]
         if torch.cuda.is_available():
             notes.append(
                 f"this machine has a GPU ({torch.cuda.get_device_name()}): fit, compare and "
@@ -66,7 +67,16 @@ def plan(
             report(notes[-1])
         report("measuring a few steps of each stage, about a minute")
         seconds = measure_here(
-            Trial(str(target), layers, config, fit, lengths, given.slots, given.workers, dtypes[0])
+            Trial(
+                str(work.target),
+                layers,
+                config,
+                fit,
+                lengths,
+                given.slots,
+                given.workers,
+                dtypes[0],
+            )
         )
     wide, fit_wide = (getattr(torch, dtype).itemsize for dtype in dtypes)
     taps = 0 if fit.online else len(layers)
@@ -89,13 +99,13 @@ def plan(
     return figures
 
 
-def known_lengths(settings: TrainSettings, report: Report) -> Lengths:
+def known_lengths(work: Workspace, report: Report) -> Lengths:
     """The sequences of the store and of the answer file, and those to come."""
-    prompts = planned_prompts(settings, report)
-    given, folder = settings.generate, work_folder(settings) / "store"
-    answered = read_answers(answers_file(settings))
-    if not settings.fit.online:
-        store = checked_store(settings) if any(folder.glob("*.safetensors")) else None
+    prompts = planned_prompts(work, report)
+    given = work.settings.generate
+    answered = read_answers(work.answers_file)
+    if not work.settings.fit.online:
+        store = checked_store(work) if any(work.store_folder.glob("*.safetensors")) else None
         return expected_lengths(prompts, given, store, answered)
     # One process writes the answers, at one temperature after the other.
     rounds = [

@@ -17,7 +17,7 @@ from sgl_entropy.target.fingerprint import tokenizer_fingerprint
 from sgl_entropy.target.tokenizer import load_tokenizer
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.prompts.texts import collect_texts, read_jsonl, tokenize
-from sgl_entropy.train.settings.file import PromptSettings
+from sgl_entropy.train.workspace import Workspace
 
 Report = Callable[[str], None]
 
@@ -27,42 +27,71 @@ def record_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def make_prompts(
-    path: Path, given: PromptSettings, target: Path, max_new_tokens: int
-) -> list[Prompt]:
-    """The prompts that ``given`` asks for; nothing is written.
+def load_prompts(work: Workspace, report: Report) -> tuple[list[Prompt], str]:
+    """The prompt file's prompts (written on first use), without the skipped ones, and the sha256
+    of the whole file.
 
-    Args:
-        path: where they would be kept, for messages.
-        max_new_tokens: of an answer, for which a prompt has to leave room.
+    Raises:
+        ValueError: nothing to make prompts of.
+    """
+    path = work.prompts_file
+    if not path.exists():
+        write_prompts(work, report)
+    prompts = _without_skipped(read_prompts(path), work)
+    return prompts, file_sha256(path)
+
+
+def planned_prompts(work: Workspace, report: Report) -> list[Prompt]:
+    """The prompts of ``load_prompts``: from the file, or made now and not kept, so that a plan
+    does not tie anybody to its settings.
+
+    Raises:
+        ValueError: nothing to make prompts of.
+    """
+    if work.prompts_file.exists():
+        return _without_skipped(read_prompts(work.prompts_file), work)
+    prompts = make_prompts(work)
+    report(f"{len(prompts)} prompts, made for this plan alone: `train prepare` keeps them")
+    return _without_skipped(prompts, work)
+
+
+def _without_skipped(prompts: list[Prompt], work: Workspace) -> list[Prompt]:
+    skip = work.settings.prompts.skip
+    if skip >= len(prompts):
+        raise ValueError(
+            f"prompts.skip is {skip}, and {work.prompts_file} holds {len(prompts)} prompts"
+        )
+    return prompts[skip:]
+
+
+def make_prompts(work: Workspace) -> list[Prompt]:
+    """The prompts that the settings ask for; nothing is written.
 
     Raises:
         ValueError: no files named, no texts in them, a tokenizer that does not fit, or prompts
             that are too long for the target.
     """
+    given = work.settings.prompts
     if not given.questions and not given.conversations:
         raise ValueError("set prompts.questions or prompts.conversations to a JSON Lines file")
     texts = collect_texts(_path(given.questions), _path(given.conversations), given.seed)
     named = [name for name in (given.questions, given.conversations) if name]
     if not texts:
         raise ValueError(f"{' and '.join(named)}: no text to make a prompt of")
-    config = _config(target)
-    tokenizer = load_tokenizer(target, int(config["vocab_size"]))
+    tokenizer = load_tokenizer(work.target, work.vocab_size)
     if not tokenizer.chat_template:
-        raise ValueError(f"{target}: its tokenizer has no chat template to put prompts into")
+        raise ValueError(f"{work.target}: its tokenizer has no chat template to put prompts into")
     prompts = tokenize(tokenizer, texts, given.max_tokens)
-    refuse_unfit(prompts, target, max_new_tokens, path)
+    refuse_unfit(prompts, work)
     return prompts
 
 
-def write_prompts(
-    path: Path, given: PromptSettings, target: Path, max_new_tokens: int, report: Report
-) -> None:
+def write_prompts(work: Workspace, report: Report) -> None:
     """Write ``make_prompts``, and their record. Nothing is written unless all can be answered."""
-    prompts = make_prompts(path, given, target, max_new_tokens)
+    prompts, path = make_prompts(work), work.prompts_file
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The record first: there are no prompts of this version without one.
-    write_whole(record_of(path), json.dumps(_made_of(given, target), indent=1) + "\n")
+    # The record first, so that no prompts of this version are without one.
+    write_whole(record_of(path), json.dumps(_made_of(work), indent=1) + "\n")
     rows = [json.dumps({"prompt_id": p.prompt_id, "tokens": list(p.tokens)}) for p in prompts]
     write_whole(path, "\n".join(rows) + "\n")
     report(f"{len(prompts)} prompts in {path}")
@@ -91,21 +120,22 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def refuse_other_prompts(path: Path, given: PromptSettings, target: Path) -> None:
-    """Compare the record of ``path`` with what is asked for now. Texts that are not named now, or
-    not there any more, are taken to be the same.
+def refuse_other_prompts(work: Workspace) -> None:
+    """Compare the record of the prompt file with what is asked for now. Texts that are not named
+    now, or whose file is gone, count as the same.
 
     Raises:
         ValueError: what differs, by its key.
     """
-    held = json.loads(record_of(path).read_text(encoding="utf-8"))
-    now = _made_of(given, target)
+    given, path = work.settings.prompts, work.prompts_file
+    before = json.loads(record_of(path).read_text(encoding="utf-8"))
+    now = _made_of(work)
     if not given.questions and not given.conversations:
-        now = {"tokenizer": now["tokenizer"]}  # nothing is said of the prompts
+        now = {"tokenizer": now["tokenizer"]}  # the settings say nothing about prompts
     differ = [
-        f"{key} was {_shown(held.get(key))}, now {_shown(value)}"
+        f"{key} was {_shown(before.get(key))}, now {_shown(value)}"
         for key, value in now.items()
-        if not _same(held.get(key), value)
+        if not _same(before.get(key), value)
     ]
     if differ:
         raise ValueError(
@@ -115,17 +145,14 @@ def refuse_other_prompts(path: Path, given: PromptSettings, target: Path) -> Non
         )
 
 
-def refuse_unfit(prompts: Sequence[Prompt], target: Path, max_new_tokens: int, path: Path) -> None:
+def refuse_unfit(prompts: Sequence[Prompt], work: Workspace) -> None:
     """
-    Args:
-        max_new_tokens: of an answer.
-        path: of the prompts, for the message.
-
     Raises:
-        ValueError: a prompt with tokens that the target does not have, or too long for it.
+        ValueError: a prompt with tokens that the target does not have, or so long that no answer
+            of ``generate.max_new_tokens`` fits after it.
     """
-    config = _config(target)
-    vocabulary, positions = int(config["vocab_size"]), int(config["max_position_embeddings"])
+    path, target, most = work.prompts_file, work.target, work.settings.generate.max_new_tokens
+    vocabulary, positions = work.vocab_size, work.max_positions
     foreign = next(
         (p for p in prompts if not 0 <= min(p.tokens) <= max(p.tokens) < vocabulary), None
     )
@@ -135,12 +162,12 @@ def refuse_unfit(prompts: Sequence[Prompt], target: Path, max_new_tokens: int, p
             f"{target} has: its tokenizer is another one's"
         )
     longest = max(prompts, key=lambda prompt: len(prompt.tokens))
-    if len(longest.tokens) + max_new_tokens > positions:
-        room = positions - max_new_tokens
+    if len(longest.tokens) + most > positions:
+        room = positions - most
         cut = f"prompts.max_tokens to at most {room}, or " if room > 0 else ""
         raise ValueError(
             f"{path}, prompt {longest.prompt_id}: its {len(longest.tokens)} tokens and "
-            f"generate.max_new_tokens = {max_new_tokens} are more than the {positions} positions "
+            f"generate.max_new_tokens = {most} are more than the {positions} positions "
             f"of {target}: set {cut}generate.max_new_tokens lower"
         )
 
@@ -161,14 +188,15 @@ def refuse_too_few(numbers: Sequence[int], every: int, what: str) -> None:
         )
 
 
-def _made_of(given: PromptSettings, target: Path) -> dict[str, Any]:
-    """What decides the prompts, by the settings' keys."""
+def _made_of(work: Workspace) -> dict[str, Any]:
+    """What decides the prompts, by the settings' keys, as the record holds it."""
+    given = work.settings.prompts
     return {
         "prompts.questions": _source(given.questions),
         "prompts.conversations": _source(given.conversations),
         "prompts.max_tokens": given.max_tokens,
         "prompts.seed": given.seed,
-        "tokenizer": {"name": target.name, "sha256": tokenizer_fingerprint(target)},
+        "tokenizer": {"name": work.target.name, "sha256": tokenizer_fingerprint(work.target)},
     }
 
 
@@ -181,11 +209,11 @@ def _source(name: str) -> dict[str, Any] | None:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _same(held: Any, now: Any) -> bool:
-    if isinstance(held, dict) and isinstance(now, dict):
-        key = "sha256" if "sha256" in held and "sha256" in now else "name"
-        return bool(held.get(key) == now.get(key))
-    return bool(held == now)
+def _same(before: Any, now: Any) -> bool:
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = "sha256" if "sha256" in before and "sha256" in now else "name"
+        return bool(before.get(key) == now.get(key))
+    return bool(before == now)
 
 
 def _shown(value: Any) -> str:
@@ -197,8 +225,3 @@ def _shown(value: Any) -> str:
 
 def _path(name: str) -> Path | None:
     return Path(name).expanduser() if name else None
-
-
-def _config(target: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    return config

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,48 +24,41 @@ from sgl_entropy.train.samples.store import (
     read_meta,
     refuse_other_settings,
 )
-from sgl_entropy.train.settings.file import TrainSettings
-from sgl_entropy.train.workspace import answers_file, target_folder, wanted_layers, work_folder
+from sgl_entropy.train.workspace import Workspace
 
 Report = Callable[[str], None]
 
 
-def store_for(settings: TrainSettings, origin: dict[str, str]) -> tuple[Path, dict[str, Any]]:
-    """The store's folder and the record that ``write_meta`` begins it with.
+def store_meta(work: Workspace, **origin: str) -> dict[str, Any]:
+    """The record that ``write_meta`` begins the work folder's store with.
 
     Args:
         origin: what else decides its answers.
 
     Raises:
-        ValueError: the folder holds a store of other settings or another target, or the target has
-            not the layers that are wanted.
+        ValueError: the folder holds a store of other settings or another target, or the target
+            lacks a wanted layer.
     """
-    given = settings.generate
-    target = target_folder(settings)
-    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    folder = work_folder(settings) / "store"
-    held = (folder / META).is_file()
+    given, folder = work.settings.generate, work.store_folder
     # A store keeps the name, and the fingerprint or none, that it was begun with.
-    if held:
-        named = refuse_other_target(read_meta(folder), target, folder, by_name=True)
+    if (folder / META).is_file():
+        named = refuse_other_target(read_meta(folder), work.target, folder, by_name=True)
     else:
-        named = made_for(target)
+        named = made_for(work.target)
     meta = {
         "format": FORMAT,
         **named,
-        "tap_layers": list(wanted_layers(settings)),
-        "hidden_size": int(model["hidden_size"]),
+        "tap_layers": list(work.stored_layers),
+        "hidden_size": int(work.model["hidden_size"]),
         "max_new_tokens": given.max_new_tokens,
         "dtype": resolve_dtype(given.dtype, made_with(folder)),
         **origin,
     }
     refuse_other_settings(folder, meta)
-    return folder, meta
+    return meta
 
 
-def open_store(
-    settings: TrainSettings, report: Report = print, device: str | None = None
-) -> Samples:
+def open_store(work: Workspace, report: Report = print, device: str | None = None) -> Samples:
     """The work folder's store, every byte of it checked; skipped shards are reported. With
     ``fit.online``, the target itself instead.
 
@@ -78,43 +69,39 @@ def open_store(
         ValueError: nothing prepared yet, made for or by another target, or damaged shards that
             nobody asked to skip.
     """
-    if settings.fit.online:
-        return _online_store(settings, device or device_of(0))
-    store = checked_store(settings, whole=True, skip_damaged=settings.fit.skip_damaged)
+    if work.settings.fit.online:
+        return _online_store(work, device or device_of(0))
+    store = checked_store(work, whole=True, skip_damaged=work.settings.fit.skip_damaged)
     for name, problem in store.skipped.items():
         report(f"left out: {store.folder / name}: {problem}")
-    _refuse_too_few_answers(settings, store)
+    _refuse_too_few_answers(work, store)
     return store
 
 
-def checked_store(
-    settings: TrainSettings, *, whole: bool = False, skip_damaged: bool = False
-) -> Store:
-    """The work folder's store, if it was made for the settings' target; else see ``Store``.
+def checked_store(work: Workspace, *, whole: bool = False, skip_damaged: bool = False) -> Store:
+    """The work folder's store, after checking that it was made for the workspace's target.
 
     Raises:
         ValueError: as ``Store``, or it was made for another target.
     """
-    folder = work_folder(settings) / "store"
-    refuse_other_target(read_meta(folder), target_folder(settings), folder)
-    return Store(folder, whole=whole, skip_damaged=skip_damaged)
+    refuse_other_target(read_meta(work.store_folder), work.target, work.store_folder)
+    return Store(work.store_folder, whole=whole, skip_damaged=skip_damaged)
 
 
-def _refuse_too_few_answers(settings: TrainSettings, store: Samples) -> None:
+def _refuse_too_few_answers(work: Workspace, store: Samples) -> None:
     numbers = [entry.prompt_id for entry in store.entries]
-    refuse_too_few(numbers, settings.fit.validation_every, f"answers in {store.folder}")
+    refuse_too_few(numbers, work.settings.fit.validation_every, f"answers in {store.folder}")
 
 
-def _online_store(settings: TrainSettings, device: str) -> OnlineStore:
-    wanted_layers(settings)
-    path = answers_file(settings)
+def _online_store(work: Workspace, device: str) -> OnlineStore:
+    work.check_layers()
+    path, given = work.answers_file, work.settings
     answers = read_answers(path)
-    folder = target_folder(settings)
-    dtype = getattr(torch, resolve_dtype(settings.generate.dtype, device=device))
-    target = PlainTarget.from_folder(folder, dtype, device)
-    store = OnlineStore(target, answers, settings.drafter.tap_layers(target.num_layers), path)
+    dtype = getattr(torch, resolve_dtype(given.generate.dtype, device=device))
+    target = PlainTarget.from_folder(work.target, dtype, device)
+    store = OnlineStore(target, answers, given.drafter.tap_layers(work.num_layers), path)
     if not store.entries:
         raise ValueError(f"fit.online needs answers in {path}: `train prepare --server URL`")
-    _refuse_too_few_answers(settings, store)
-    refuse_false(target, answers, str(folder))
+    _refuse_too_few_answers(work, store)
+    refuse_false(target, answers, str(work.target))
     return store

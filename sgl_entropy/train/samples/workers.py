@@ -15,7 +15,7 @@ from sgl_entropy.train.samples.store import Store
 Report = Callable[[str], None]
 
 
-def work(
+def run_processes(
     run: Callable[[Any], None],
     plans: Sequence[Any],
     folder: Path,

@@ -7,11 +7,9 @@ any of them can be killed and run again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
-from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.answers.decode import Decoding
 from sgl_entropy.train.answers.file import read_answers, refuse_other_answers
@@ -21,13 +19,11 @@ from sgl_entropy.train.answers.same_target import within_vocabulary
 from sgl_entropy.train.machine.dtype import resolve_dtype
 from sgl_entropy.train.machine.processes import device_of
 from sgl_entropy.train.prompts.file import (
-    make_prompts,
-    read_prompts,
+    load_prompts,
     record_of,
     refuse_other_prompts,
     refuse_too_few,
     refuse_unfit,
-    write_prompts,
 )
 from sgl_entropy.train.prompts.order import Prompt, worker_queue
 from sgl_entropy.train.samples.features import (
@@ -37,71 +33,33 @@ from sgl_entropy.train.samples.features import (
     run_feature_worker,
 )
 from sgl_entropy.train.samples.generate import WorkerPlan, run_worker
-from sgl_entropy.train.samples.open_store import store_for
+from sgl_entropy.train.samples.open_store import store_meta
 from sgl_entropy.train.samples.store import Store, write_meta
-from sgl_entropy.train.samples.workers import stored_answers, work
-from sgl_entropy.train.settings.file import TrainSettings
-from sgl_entropy.train.workspace import answers_file, target_folder, wanted_layers, work_folder
+from sgl_entropy.train.samples.workers import run_processes, stored_answers
+from sgl_entropy.train.settings.file import GenerateSettings
+from sgl_entropy.train.workspace import Workspace
 
 Report = Callable[[str], None]
 
 
-def load_prompts(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
-    """The prompt file's prompts (written on first use), less the skipped ones, and its sha256.
+def _prompts_to_answer(work: Workspace, report: Report) -> tuple[list[Prompt], str]:
+    """``load_prompts``, after checking that all can be answered, that some are left to learn from,
+    and that the target has the wanted layers.
 
-    Raises:
-        ValueError: nothing to make prompts of.
+    Stages after the answers need no texts: they know them by the prompts' sha256.
     """
-    path, given = work_folder(settings) / "prompts.jsonl", settings.prompts
-    if not path.exists():
-        most = settings.generate.max_new_tokens
-        write_prompts(path, given, target_folder(settings), most, report)
-    prompts = _less_skipped(read_prompts(path), given.skip, path)
-    return prompts, file_sha256(path)
-
-
-def planned_prompts(settings: TrainSettings, report: Report) -> list[Prompt]:
-    """The prompts of ``load_prompts``: those of the file, else made now and not kept, so that a
-    plan binds nobody to its settings.
-
-    Raises:
-        ValueError: nothing to make prompts of.
-    """
-    path, given = work_folder(settings) / "prompts.jsonl", settings.prompts
-    if path.exists():
-        prompts = read_prompts(path)
-    else:
-        most = settings.generate.max_new_tokens
-        prompts = make_prompts(path, given, target_folder(settings), most)
-        report(f"{len(prompts)} prompts, made for this plan alone: `train prepare` keeps them")
-    return _less_skipped(prompts, given.skip, path)
-
-
-def _less_skipped(prompts: list[Prompt], skip: int, path: Path) -> list[Prompt]:
-    if skip >= len(prompts):
-        raise ValueError(f"prompts.skip is {skip}, and {path} holds {len(prompts)} prompts")
-    return prompts[skip:]
-
-
-def _prompts_to_answer(settings: TrainSettings, report: Report) -> tuple[list[Prompt], str]:
-    """``load_prompts``, where all of them can be answered and some be learned from, and the target
-    has the layers that are wanted.
-
-    What is answered already needs no texts any more: later stages know it by the prompts' sha256.
-    """
-    wanted_layers(settings)
-    path = work_folder(settings) / "prompts.jsonl"
+    work.check_layers()
+    path = work.prompts_file
     if path.exists() and record_of(path).is_file():
-        refuse_other_prompts(path, settings.prompts, target_folder(settings))
-    prompts, digest = load_prompts(settings, report)
-    most = settings.generate.max_new_tokens
-    refuse_unfit(prompts, target_folder(settings), most, path)
+        refuse_other_prompts(work)
+    prompts, digest = load_prompts(work, report)
+    refuse_unfit(prompts, work)
     numbers = [prompt.prompt_id for prompt in prompts]
-    refuse_too_few(numbers, settings.fit.validation_every, f"prompts in {path}")
+    refuse_too_few(numbers, work.settings.fit.validation_every, f"prompts in {path}")
     return prompts, digest
 
 
-def generate(settings: TrainSettings, report: Report = print) -> None:
+def generate(work: Workspace, report: Report = print) -> None:
     """Answers with features, until ``generate.answer_tokens`` are stored or prompts run out.
 
     An interrupt keeps every finished sequence; what is stored already is not done again.
@@ -109,11 +67,10 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     Raises:
         RuntimeError: the answers are not what the target writes when it reads them at once.
     """
-    given = settings.generate
-    _refuse_sampling(settings, "answers that are written with their features")
-    target = target_folder(settings)
-    prompts, digest = _prompts_to_answer(settings, report)
-    folder, meta = store_for(settings, {"prompts_sha256": digest})
+    given = work.settings.generate
+    _refuse_sampling(given, "answers that are written with their features")
+    prompts, digest = _prompts_to_answer(work, report)
+    folder, meta = work.store_folder, store_meta(work, prompts_sha256=digest)
     write_meta(folder, meta)
     layers, dtype = tuple(meta["tap_layers"]), meta["dtype"]
     done, stored = stored_answers(folder)
@@ -131,7 +88,7 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
     plans = [
         WorkerPlan(
             number,
-            str(target),
+            str(work.target),
             str(folder),
             tuple(worker_queue(todo, number, given.workers)),
             layers,
@@ -142,74 +99,73 @@ def generate(settings: TrainSettings, report: Report = print) -> None:
         )
         for number in range(min(given.workers, len(todo)))
     ]
-    work(run_worker, plans, folder, stored, given.answer_tokens, report)
-    own = PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0))
+    run_processes(run_worker, plans, folder, stored, given.answer_tokens, report)
+    own = PlainTarget.from_folder(work.target, getattr(torch, dtype), device_of(0))
     agree = check_generated(Store(folder), own)
     report(f"{agree:.1%} of some answers' tokens are the target's when it reads them at once")
 
 
-def prepare(settings: TrainSettings, ask: Ask | None, concurrency: int, report: Report) -> None:
-    """The prompt file, and with a server its answers: ``answers.jsonl`` in the work folder.
+def prepare(work: Workspace, ask: Ask | None, concurrency: int, report: Report) -> None:
+    """Write the prompt file, and the answers of a server if there is one.
 
-    Without a server, answers come out of the same pass as their features (``features``), or, for
+    Without a server, answers come out of the same pass as their features (``generate``), or, for
     a training without a store (``fit.online``), are written here.
 
     Args:
         ask: sends a prompt to the server; None = no server.
         concurrency: requests at once.
     """
-    prompts, _ = _prompts_to_answer(settings, report)
-    refuse_other_answers(answers_file(settings), read_answers(answers_file(settings)), prompts)
-    if ask is None and settings.fit.online:
-        _answer_here(settings, prompts, report)
+    given, path = work.settings.generate, work.answers_file
+    prompts, _ = _prompts_to_answer(work, report)
+    refuse_other_answers(path, read_answers(path), prompts)
+    if ask is None and work.settings.fit.online:
+        _answer_here(work, prompts, report)
         return
     if ask is None:
         report(f"{len(prompts)} prompts; `train features` answers them")
         return
-    _refuse_sampling(settings, "a server's answers")
-    wanted, ask = settings.generate.answer_tokens, within_vocabulary(ask, target_folder(settings))
-    tokens = collect_answers(answers_file(settings), prompts, ask, wanted, concurrency, report)
-    report(f"{tokens} answer tokens in {answers_file(settings)}")
+    _refuse_sampling(given, "a server's answers")
+    ask = within_vocabulary(ask, work)
+    tokens = collect_answers(path, prompts, ask, given.answer_tokens, concurrency, report)
+    report(f"{tokens} answer tokens in {path}")
 
 
-def _refuse_sampling(settings: TrainSettings, what: str) -> None:
-    if any(settings.generate.temperatures):
-        raise ValueError(f"generate.temperatures: {what} are greedy, found others than [0]")
+def _refuse_sampling(given: GenerateSettings, what: str) -> None:
+    if any(given.temperatures):
+        found = list(given.temperatures)
+        raise ValueError(
+            f"generate.temperatures must be [0] here: {what} are greedy; found {found}"
+        )
 
 
-def _answer_here(settings: TrainSettings, prompts: Sequence[Prompt], report: Report) -> None:
-    """Answers of the target on this machine's GPU, or CPU, until there are enough."""
-    given, folder, device = settings.generate, target_folder(settings), device_of(0)
-    path = answers_file(settings)
+def _answer_here(work: Workspace, prompts: Sequence[Prompt], report: Report) -> None:
+    """Let the target answer on this machine's GPU, or CPU, until there are enough tokens."""
+    given, path, device = work.settings.generate, work.answers_file, device_of(0)
     dtype = getattr(torch, resolve_dtype(given.dtype, device=device))
-    target = PlainTarget.from_folder(folder, dtype, device)
-    refuse_false(target, read_answers(path), str(folder))
+    target = PlainTarget.from_folder(work.target, dtype, device)
+    refuse_false(target, read_answers(path), str(work.target))
     decoding = Decoding(given.max_new_tokens, given.slots)
     tokens = write_answers(
         path, target, prompts, given.temperatures, given.answer_tokens, decoding, report
     )
     report(f"{tokens} answer tokens in {path}")
-    refuse_false(target, read_answers(path), str(folder))
+    refuse_false(target, read_answers(path), str(work.target))
 
 
-def features(settings: TrainSettings, report: Report = print) -> None:
-    """The feature store: of the answers that ``prepare`` got, else answering locally.
+def features(work: Workspace, report: Report = print) -> None:
+    """Fill the feature store with the answers that ``prepare`` left.
 
     Raises:
-        ValueError: the answers are not what this target writes.
+        ValueError: there are no answers, or they are not what this target writes.
     """
-    path = answers_file(settings)
-    if not path.is_file():
-        generate(settings, report)
-        return
+    path = work.answers_file
     answers = [one for one in read_answers(path) if one.answer_length > 1]
     if not answers:
         raise ValueError(f"{path} holds no answers of more than one token")
-    wanted_layers(settings)
-    target = target_folder(settings)
-    prompts, digest = load_prompts(settings, report)
+    work.check_layers()
+    prompts, digest = load_prompts(work, report)
     refuse_other_answers(path, answers, prompts)
-    folder, meta = store_for(settings, {"prompts_sha256": digest, "answers": "given"})
+    folder, meta = work.store_folder, store_meta(work, prompts_sha256=digest, answers="given")
     layers, dtype = tuple(meta["tap_layers"]), meta["dtype"]
     done, stored = stored_answers(folder)
     todo = sorted(
@@ -219,15 +175,15 @@ def features(settings: TrainSettings, report: Report = print) -> None:
     if not todo:
         report(f"features of all {len(answers)} answers are stored, nothing to do")
         return
-    refuse_false(
-        PlainTarget.from_folder(target, getattr(torch, dtype), device_of(0)), todo, str(target)
-    )
-    write_meta(folder, meta)  # foreign answers begin no store
-    workers = min(settings.generate.workers, len(todo))
+    reader = PlainTarget.from_folder(work.target, getattr(torch, dtype), device_of(0))
+    refuse_false(reader, todo, str(work.target))
+    del reader  # the workers load their own
+    write_meta(folder, meta)  # answers of another model begin no store
+    workers = min(work.settings.generate.workers, len(todo))
     plans = [
         FeaturePlan(
             number,
-            str(target),
+            str(work.target),
             str(folder),
             tuple(todo[number::workers]),
             layers,
@@ -237,4 +193,4 @@ def features(settings: TrainSettings, report: Report = print) -> None:
         for number in range(workers)
     ]
     wanted = stored + sum(one.answer_length for one in todo)
-    work(run_feature_worker, plans, folder, stored, wanted, report)
+    run_processes(run_feature_worker, plans, folder, stored, wanted, report)

@@ -30,59 +30,54 @@ from sgl_entropy.train.fit.export import export_drafter, refuse_others
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.machine.processes import Group, device_of, join_group, leave_group
 from sgl_entropy.train.prompts.draft_vocabulary import count_tokens, draft_vocabulary
+from sgl_entropy.train.prompts.file import Report, load_prompts
 from sgl_entropy.train.samples.batches import shortened, split_validation
 from sgl_entropy.train.samples.open_store import open_store
 from sgl_entropy.train.samples.store import Samples
-from sgl_entropy.train.settings.file import TrainSettings
-from sgl_entropy.train.stages.data import Report, load_prompts
-from sgl_entropy.train.workspace import fit_folder, served_layers, target_folder, work_folder
+from sgl_entropy.train.settings.file import EvaluateSettings
+from sgl_entropy.train.workspace import Workspace, fit_folder
 
 
-def _vocabulary_file(settings: TrainSettings) -> Path:
-    return work_folder(settings) / f"vocabulary-{settings.drafter.draft_vocab_size}.json"
-
-
-def vocabulary(settings: TrainSettings, store: Samples, vocab_size: int) -> Tensor:
+def vocabulary(work: Workspace, store: Samples) -> Tensor:
     """The draft vocabulary of the store, int64 [draft vocab]: the work folder's, where that was
     chosen from the same answers and prompts, else chosen now and kept there. Held-out answers
     have no say."""
-    path = _vocabulary_file(settings)
-    prompts, digest = load_prompts(settings, lambda line: None)
-    answers = shortened(store.entries, settings.fit.answer_length)
-    learned, _ = split_validation(answers, settings.fit.validation_every)
+    given, path = work.settings, work.vocabulary_file
+    prompts, digest = load_prompts(work, lambda line: None)
+    answers = shortened(store.entries, given.fit.answer_length)
+    learned, _ = split_validation(answers, given.fit.validation_every)
     source = {
         "answers": [len(learned), sum(entry.length - entry.prompt_length for entry in learned)],
         "prompts_sha256": digest,
-        "prompt_weight": settings.drafter.prompt_weight,
+        "prompt_weight": given.drafter.prompt_weight,
     }
     if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(held, dict) and held["source"] == source:
-            return torch.tensor(held["tokens"])
-    said = count_tokens(
-        (store.tokens(entry)[entry.prompt_length :] for entry in learned), vocab_size
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(kept, dict) and kept["source"] == source:
+            return torch.tensor(kept["tokens"])
+    answered = count_tokens(
+        (store.tokens(entry)[entry.prompt_length :] for entry in learned), work.vocab_size
     )
-    asked = count_tokens((torch.tensor(prompt.tokens) for prompt in prompts), vocab_size)
+    asked = count_tokens((torch.tensor(prompt.tokens) for prompt in prompts), work.vocab_size)
     chosen = draft_vocabulary(
-        said,
+        answered,
         asked,
-        settings.drafter.draft_vocab_size,
-        settings.drafter.prompt_weight,
-        end_tokens(target_folder(settings)),
+        given.drafter.draft_vocab_size,
+        given.drafter.prompt_weight,
+        end_tokens(work.target),
     )
     # Both drafters may be started at once.
     write_whole(path, json.dumps({"source": source, "tokens": chosen.tolist()}) + "\n")
     return chosen
 
 
-def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConfig:
-    """The drafter's sizes: the target's, but for one layer and the draft vocabulary.
+def drafter_config(work: Workspace, algorithm: Algorithm) -> DrafterConfig:
+    """The drafter's sizes: the target's, with one layer and the draft vocabulary.
 
     Raises:
-        ValueError: it could not be served: see ``served_layers``.
+        ValueError: it could not be served: see ``Workspace.served_layers``.
     """
-    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
-    layers = int(model["num_hidden_layers"])
+    given, model = work.settings.drafter, work.model
     edsd = algorithm == "EDSD"
     return DrafterConfig(
         algorithm=algorithm,
@@ -91,39 +86,35 @@ def drafter_config(settings: TrainSettings, algorithm: Algorithm) -> DrafterConf
         num_attention_heads=model["num_attention_heads"],
         num_key_value_heads=model.get("num_key_value_heads") or model["num_attention_heads"],
         head_dim=model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"],
-        vocab_size=model["vocab_size"],
-        draft_vocab_size=settings.drafter.draft_vocab_size,
+        vocab_size=work.vocab_size,
+        draft_vocab_size=given.draft_vocab_size,
         target_hidden_size=model["hidden_size"],
-        target_layer_ids=served_layers(settings, algorithm, layers),
+        target_layer_ids=work.served_layers(algorithm),
         rms_norm_eps=model["rms_norm_eps"],
         rope_theta=rotary_of(model)[0],  # plain rotary, whatever the target's scaling
-        max_position_embeddings=model["max_position_embeddings"],
-        fuse_size=(settings.drafter.fuse_size or model["intermediate_size"]) if edsd else None,
-        fuse_residual=edsd and settings.drafter.fuse_residual,
-        fuse_norm=settings.drafter.fuse_norm or not edsd,
-        fuse_tokens=edsd and settings.drafter.fuse_tokens,
+        max_position_embeddings=work.max_positions,
+        fuse_size=(given.fuse_size or model["intermediate_size"]) if edsd else None,
+        fuse_residual=edsd and given.fuse_residual,
+        fuse_norm=given.fuse_norm or not edsd,
+        fuse_tokens=edsd and given.fuse_tokens,
     )
 
 
-def make_vocabulary(
-    settings: TrainSettings, algorithm: Algorithm, store: Samples | None = None
-) -> Tensor:
-    """The draft vocabulary that ``make_fit`` takes: int64 [draft vocab].
+def make_vocabulary(work: Workspace, store: Samples | None = None) -> Tensor:
+    """The draft vocabulary that ``make_fit`` takes: int64 [draft vocab]. A drafter to start from
+    (``fit.start``) keeps its own.
 
     Args:
         store: opened already; None = it is opened, and checked, if the vocabulary needs it.
-
-    A drafter to start from keeps its own.
     """
-    if settings.fit.start:
-        earlier = load_drafter(Path(settings.fit.start).expanduser())
+    if work.settings.fit.start:
+        earlier = load_drafter(Path(work.settings.fit.start).expanduser())
         return earlier.target_ids(torch.arange(earlier.config.draft_vocab_size))
-    store = open_store(settings) if store is None else store
-    return vocabulary(settings, store, drafter_config(settings, algorithm).vocab_size)
+    return vocabulary(work, open_store(work) if store is None else store)
 
 
 def make_fit(
-    settings: TrainSettings,
+    work: Workspace,
     algorithm: Algorithm,
     folder: Path | None = None,
     group: Group | None = None,
@@ -137,24 +128,24 @@ def make_fit(
         group: the processes that share the work; None = this one alone, on the CPU.
         accept_changes: see ``Fit``.
     """
-    config = drafter_config(settings, algorithm)
-    store = open_store(settings, device=None if group is None else str(group.device))
-    embedding, head = read_embedding_and_head(target_folder(settings))
+    config = drafter_config(work, algorithm)
+    store = open_store(work, device=None if group is None else str(group.device))
+    embedding, head = read_embedding_and_head(work.target)
     return Fit(
         config,
-        settings.fit,
+        work.settings.fit,
         store,
-        make_vocabulary(settings, algorithm, store),
+        make_vocabulary(work, store),
         embedding,
         head,
-        fit_folder(settings, algorithm) if folder is None else folder,
+        fit_folder(work.settings, algorithm) if folder is None else folder,
         group,
         accept_changes=accept_changes,
     )
 
 
 def fit(
-    settings: TrainSettings,
+    work: Workspace,
     algorithm: Algorithm,
     report: Report = print,
     *,
@@ -163,7 +154,7 @@ def fit(
     """Train one drafter to the end of its epochs; torchrun may have started several of us."""
     group = join_group()
     try:
-        make_fit(settings, algorithm, group=group, accept_changes=accept_changes).run(report)
+        make_fit(work, algorithm, group=group, accept_changes=accept_changes).run(report)
     finally:
         leave_group(group)
 
@@ -192,9 +183,8 @@ def export(folder: Path, out: Path, report: Report = print) -> None:
     export_drafter(trained, state["tap_scale"], out)
 
 
-def benchmark_texts(settings: TrainSettings) -> tuple[dict[str, list[str]], str]:
+def benchmark_texts(given: EvaluateSettings) -> tuple[dict[str, list[str]], str]:
     """The prompts of ``evaluate.benchmarks``, a group for each file; and their sha256."""
-    given = settings.evaluate
     if not given.benchmarks:
         raise ValueError("set evaluate.benchmarks to a folder of prompts")
     files = text_files([Path(given.benchmarks).expanduser()])
@@ -202,38 +192,35 @@ def benchmark_texts(settings: TrainSettings) -> tuple[dict[str, list[str]], str]
     return groups, hashlib.sha256(json.dumps(groups).encode()).hexdigest()
 
 
-def benchmark_prompts(settings: TrainSettings) -> dict[str, list[list[int]]]:
+def benchmark_prompts(work: Workspace) -> dict[str, list[list[int]]]:
     """Token ids of ``benchmark_texts``, a group for each file; the work folder keeps them."""
-    given, target = settings.evaluate, target_folder(settings)
-    groups, digest = benchmark_texts(settings)
-    model = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    room = int(model["max_position_embeddings"]) - given.max_new_tokens
-    source = [room, digest]
-    path = work_folder(settings) / "benchmarks.json"
+    groups, digest = benchmark_texts(work.settings.evaluate)
+    room = work.max_positions - work.settings.evaluate.max_new_tokens
+    source, path = [room, digest], work.benchmarks_file
     if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if held["source"] == source:
-            prompts: dict[str, list[list[int]]] = held["prompts"]
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["source"] == source:
+            prompts: dict[str, list[list[int]]] = kept["prompts"]
             return prompts
-    made = chat_prompts(target, groups, room)
+    made = chat_prompts(work.target, groups, room)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps({"source": source, "prompts": made}) + "\n")
     return made
 
 
-def evaluate(settings: TrainSettings, folder: Path, report: Report = print) -> dict[str, Any]:
+def evaluate(work: Workspace, folder: Path, report: Report = print) -> dict[str, Any]:
     """Acceptance of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``, as
-    `drafter eval` reports it (``evaluation.report``): on this machine's first GPU, or the CPU."""
-    given = settings.evaluate
-    found = judged(
-        target_folder(settings),
+    `drafter eval` reports it (``evaluate.report``): on this machine's first GPU, or the CPU."""
+    given = work.settings.evaluate
+    measured = judged(
+        work.target,
         folder,
-        benchmark_prompts(settings),
+        benchmark_prompts(work),
         given.depth,
         given.max_new_tokens,
         getattr(torch, given.dtype),
         report,
         device_of(0),
     )
-    parts = sorted(found, key=lambda one: one[0])
+    parts = sorted(measured, key=lambda one: one[0])
     return figures_of([one[1] for one in parts], FirstDrafts.joined([one[2] for one in parts]))

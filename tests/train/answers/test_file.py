@@ -23,6 +23,7 @@ from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import data
 from sgl_entropy.train.stages import drafter as pipeline
+from sgl_entropy.train.workspace import Workspace
 from tests.train.conftest import tiny_prompts
 
 PROMPTS = [Prompt(i, (7, 8, i)) for i in range(12)]
@@ -261,30 +262,30 @@ def test_the_features_stage_stores_given_answers_and_goes_on(
 ) -> None:
     answers = from_store(tiny_store)
     settings = work(tmp_path, tiny_folder, answers[:9])
-    data.features(settings, quiet)
+    data.features(Workspace.of(settings), quiet)
     assert len(Store(tmp_path / "store").entries) == 9
     work(tmp_path, tiny_folder, answers)
-    data.features(settings, quiet)
+    data.features(Workspace.of(settings), quiet)
     store = Store(tmp_path / "store", whole=True)
     assert from_store(store) == answers
     lines: list[str] = []
-    data.features(settings, lines.append)
+    data.features(Workspace.of(settings), lines.append)
     assert "nothing to do" in lines[-1]
     with pytest.raises(ValueError, match=r"generated with other settings \(answers\)"):
-        data.generate(settings, quiet)
+        data.generate(Workspace.of(settings), quiet)
 
 
 def test_a_damaged_shard_of_given_answers_is_made_again_as_the_hint_says(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:
     settings = work(tmp_path, tiny_folder, from_store(tiny_store))
-    data.features(settings, quiet)
+    data.features(Workspace.of(settings), quiet)
     shard = sorted((tmp_path / "store").glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-3])
     with pytest.raises(ValueError, match="remove these shards, and `train features` reads"):
-        data.features(settings, quiet)
+        data.features(Workspace.of(settings), quiet)
     shard.unlink()
-    data.features(settings, quiet)
+    data.features(Workspace.of(settings), quiet)
     assert from_store(Store(tmp_path / "store", whole=True)) == from_store(tiny_store)
 
 
@@ -296,7 +297,7 @@ def test_foreign_answers_are_refused(tiny_store: Store, tiny_folder: Path, tmp_p
     ]
     settings = work(tmp_path, tiny_folder, foreign)
     with pytest.raises(ValueError, match="come from another model, or were sampled"):
-        data.features(settings, quiet)
+        data.features(Workspace.of(settings), quiet)
     assert not (tmp_path / "store").exists(), "what is refused begins no store"
 
 
@@ -323,10 +324,10 @@ def test_training_without_a_store_equals_training_from_it(
     more = {"epochs": 2, "steps": (1, 2), "rows": 40, "validation_every": 12, "dtype": "float32"}
     drafter = replace(settings.drafter, draft_vocab_size=96)
     settings = replace(settings, drafter=drafter, fit=replace(settings.fit, **more))
-    data.features(settings, quiet)
-    stored = pipeline.make_fit(settings, "EDSD", tmp_path / "a")
+    data.features(Workspace.of(settings), quiet)
+    stored = pipeline.make_fit(Workspace.of(settings), "EDSD", tmp_path / "a")
     online = replace(settings, fit=replace(settings.fit, online=True))
-    direct = pipeline.make_fit(online, "EDSD", tmp_path / "b")
+    direct = pipeline.make_fit(Workspace.of(online), "EDSD", tmp_path / "b")
     stored.run(quiet)
     direct.run(quiet)
     assert direct.step == stored.step > 5
@@ -339,4 +340,4 @@ def test_online_without_answers_says_what_is_missing(tiny_folder: Path, tmp_path
     settings = work(tmp_path, tiny_folder, [])
     settings = replace(settings, fit=replace(settings.fit, online=True))
     with pytest.raises(ValueError, match=r"fit\.online needs answers in .*prepare --server"):
-        pipeline.make_fit(settings, "EDSD", tmp_path / "a")
+        pipeline.make_fit(Workspace.of(settings), "EDSD", tmp_path / "a")

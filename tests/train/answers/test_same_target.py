@@ -18,6 +18,7 @@ from sgl_entropy.train.answers.same_target import refuse_other_server
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data
+from sgl_entropy.train.workspace import Workspace
 from tests.train.test_fingerprint import copied, other_weights
 
 URL = "http://127.0.0.1:30000"
@@ -77,7 +78,7 @@ def test_answers_of_a_larger_vocabulary_end_the_stage(tiny_folder: Path, tmp_pat
         return [9, 160 if prompt.prompt_id else 2]
 
     with pytest.raises(ValueError, match=r"prompt 1 with token 160, and .* has 160: it serves"):
-        data.prepare(settings, ask, 1, lambda line: None)
+        data.prepare(Workspace.of(settings), ask, 1, lambda line: None)
     assert len(read_answers(tmp_path / "answers.jsonl")) == 1
 
 

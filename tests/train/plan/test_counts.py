@@ -18,6 +18,7 @@ from sgl_entropy.train.plan.lengths import Lengths, drawn, expected_lengths
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import drafter
+from sgl_entropy.train.workspace import Workspace
 from tests.train.conftest import tiny_config, tiny_prompts
 from tests.train.fit.test_processes import work_folder
 
@@ -47,7 +48,7 @@ def test_counts_are_those_of_the_real_run(
     """From a finished store, rows, FLOPs, steps and bytes come out as the run counts them."""
     work = work_folder(tmp_path / "work", tiny_store)
     settings = load_settings(None, settings_of(work, tiny_folder, more))
-    run = drafter.make_fit(settings, "EDSD")
+    run = drafter.make_fit(Workspace.of(settings), "EDSD")
     run.run(lambda line: None)
     model = json.loads((tiny_folder / "config.json").read_text())
     given = replace(settings.generate, answer_tokens=tiny_store.answer_tokens())
@@ -133,7 +134,10 @@ def test_what_is_answered_already_is_not_generated_again(
 
     def planned(*more: str) -> dict[str, Any]:
         return estimate.plan(
-            load_settings(None, [*given, *more]), "EDSD", GPUS["h100"], lambda line: None
+            Workspace.of(load_settings(None, [*given, *more])),
+            "EDSD",
+            GPUS["h100"],
+            lambda line: None,
         )
 
     stored = planned()
@@ -179,7 +183,7 @@ def test_seconds_are_measured_where_features_are_computed_online(
     (work / "store").rename(work / "elsewhere")
     more = ["fit.online=true", "fit.optimizer=muon", "generate.answer_tokens=300", "fit.rows=60"]
     settings = load_settings(None, settings_of(work, tiny_folder, more))
-    held = estimate.plan(settings, "EDSD", None, lambda line: None)
+    held = estimate.plan(Workspace.of(settings), "EDSD", None, lambda line: None)
     assert 0 < held["fit_seconds"] < 600
     assert held["online_flops"] > 0
     assert held["optimizer_flops"] > 0
@@ -193,7 +197,7 @@ def test_a_machine_with_a_gpu_is_told_whose_seconds_these_are(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
     monkeypatch.setattr(estimate, "measure_here", lambda trial: Seconds(1.0, 2.0, "of a test"))
     given = load_settings(None, settings_of(work, tiny_folder, ["fit.reached_only=true"]))
-    held = estimate.plan(given, "EDSD", None, lambda line: None)
+    held = estimate.plan(Workspace.of(given), "EDSD", None, lambda line: None)
     assert "(NVIDIA H200): fit, compare and evaluate use it, prepare with" in held["notes"][0]
     assert "generate does not. These seconds are of its CPU" in held["notes"][0]
     assert held["notes"][1].startswith("fit.reached_only: 50% of the chains")

@@ -11,9 +11,11 @@ import pytest
 
 from sgl_entropy.train.plan import estimate
 from sgl_entropy.train.plan.gpu import GPUS
+from sgl_entropy.train.prompts.file import load_prompts
 from sgl_entropy.train.samples.store import Store
-from sgl_entropy.train.settings.file import TrainSettings, load_settings
+from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data, drafter
+from sgl_entropy.train.workspace import Workspace
 from tests.train.conftest import VOCAB
 from tests.train.fit.test_processes import work_folder
 
@@ -59,129 +61,131 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 @pytest.fixture
-def settings(target: Path, asked: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
-    def made(*more: str, questions: Path = asked) -> TrainSettings:
+def asking(target: Path, asked: Path, tmp_path: Path) -> Callable[..., Workspace]:
+    def made(*more: str, questions: Path = asked) -> Workspace:
         given = [f"work={tmp_path / 'work'}", f"target={target}", "prompts.max_tokens=32"]
         given += [f"prompts.questions={questions}", "generate.max_new_tokens=20"]
-        return load_settings(None, [*given, "drafter.edsd_layers=[1, 2]", *more])
+        settings = load_settings(None, [*given, "drafter.edsd_layers=[1, 2]", *more])
+        return Workspace.of(settings)
 
     return made
 
 
-Made = Callable[..., TrainSettings]
+Made = Callable[..., Workspace]
 
 
 @pytest.mark.parametrize(
     "change", ["prompts.max_tokens=16", "prompts.seed=1", "prompts.conversations=talks.jsonl"]
 )
-def test_prompts_of_other_settings_are_refused(settings: Made, change: str, tmp_path: Path) -> None:
-    data.prepare(settings(), None, 1, quiet)
-    data.prepare(settings("prompts.skip=2"), None, 1, quiet)
+def test_prompts_of_other_settings_are_refused(asking: Made, change: str, tmp_path: Path) -> None:
+    data.prepare(asking(), None, 1, quiet)
+    data.prepare(asking("prompts.skip=2"), None, 1, quiet)
     with pytest.raises(ValueError, match=rf"prompts\.jsonl was .*{change.split('=')[0]} was"):
-        data.prepare(settings(change), None, 1, quiet)
+        data.prepare(asking(change), None, 1, quiet)
     (tmp_path / "work" / "prompts.json").unlink()
-    data.prepare(settings(change), None, 1, quiet)  # older than the record, or brought along
+    data.prepare(asking(change), None, 1, quiet)  # older than the record, or brought along
 
 
-def test_a_plan_keeps_no_prompts(settings: Made, tmp_path: Path) -> None:
+def test_a_plan_keeps_no_prompts(asking: Made, tmp_path: Path) -> None:
     """It says what those will cost that a later stage makes and keeps, and binds none to them."""
     lines: list[str] = []
 
     def planned(*more: str) -> dict[str, object]:
-        given = settings("drafter.draft_vocab_size=96", *more)
+        given = asking("drafter.draft_vocab_size=96", *more)
         found = estimate.plan(given, "EDSD", GPUS["h100"], lines.append)
         return {key: found[key] for key in ("lengths", "fit_flops", "generate_flops")}
 
     first = planned("prompts.skip=3")
     assert not (tmp_path / "work").exists()
     assert lines == ["16 prompts, made for this plan alone: `train prepare` keeps them"]
-    data.prepare(settings("prompts.max_tokens=16"), None, 1, quiet)
+    data.prepare(asking("prompts.max_tokens=16"), None, 1, quiet)
     assert planned("prompts.skip=3") == first
     with pytest.raises(ValueError, match=r"prompts\.skip is 16, and .* holds 16 prompts"):
         planned("prompts.skip=16")
 
 
 def test_prompts_of_other_texts_are_refused(
-    settings: Made, target: Path, asked: Path, tmp_path: Path
+    asking: Made, target: Path, asked: Path, tmp_path: Path
 ) -> None:
-    data.prepare(settings(), None, 1, quiet)
+    data.prepare(asking(), None, 1, quiet)
     asked.rename(tmp_path / "other-name.jsonl")
-    data.prepare(settings(), None, 1, quiet)
-    data.prepare(settings(questions=tmp_path / "other-name.jsonl"), None, 1, quiet)
-    data.load_prompts(load_settings(None, [f"work={tmp_path / 'work'}", f"target={target}"]), quiet)
+    data.prepare(asking(), None, 1, quiet)
+    data.prepare(asking(questions=tmp_path / "other-name.jsonl"), None, 1, quiet)
+    given = [f"work={tmp_path / 'work'}", f"target={target}"]
+    load_prompts(Workspace.of(load_settings(None, given)), quiet)
     write(asked, [{"question": "who is one"}, {"question": "who is two"}])
     with pytest.raises(ValueError, match=r"prompts\.questions was asked\.jsonl \(sha256 .*--work"):
-        data.prepare(settings(), None, 1, quiet)
+        data.prepare(asking(), None, 1, quiet)
     # What was answered already is known by the prompts themselves: it can still be learned from.
-    assert len(data.load_prompts(settings(), quiet)[0]) > 2
+    assert len(load_prompts(asking(), quiet)[0]) > 2
     (tmp_path / "work" / "prompts.jsonl").unlink()
     lines: list[str] = []
-    data.prepare(settings(), None, 1, lines.append)
+    data.prepare(asking(), None, 1, lines.append)
     assert lines[0].startswith("2 prompts in")
 
 
-def test_prompts_of_another_tokenizer_are_refused(settings: Made, target: Path) -> None:
-    data.prepare(settings(), None, 1, quiet)
+def test_prompts_of_another_tokenizer_are_refused(asking: Made, target: Path) -> None:
+    data.prepare(asking(), None, 1, quiet)
     write_tokenizer(target, WORDS[::-1])
     with pytest.raises(ValueError, match=r"tokenizer was target \(sha256 \w+\), now target"):
-        data.prepare(settings(), None, 1, quiet)
+        data.prepare(asking(), None, 1, quiet)
 
 
 def test_a_tokenizer_that_is_not_the_targets_is_refused(
-    settings: Made, target: Path, tmp_path: Path
+    asking: Made, target: Path, tmp_path: Path
 ) -> None:
     write_tokenizer(target, [*WORDS, *(f"word{i}" for i in range(VOCAB))])
     with pytest.raises(ValueError, match="do not belong together"):
-        data.prepare(settings(), None, 1, quiet)
+        data.prepare(asking(), None, 1, quiet)
     assert not (tmp_path / "work" / "prompts.jsonl").exists()
     (tmp_path / "work").mkdir()
     write(tmp_path / "work" / "prompts.jsonl", [{"prompt_id": 7, "tokens": [5, VOCAB]}])
     with pytest.raises(ValueError, match=r"prompt 7: holds tokens outside of the 160 .* tokenizer"):
-        data.generate(settings(), quiet)
+        data.generate(asking(), quiet)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", '{"question": " "}\n'])
 def test_empty_texts_leave_the_work_folder_as_it_was(
-    settings: Made, asked: Path, tmp_path: Path, text: str
+    asking: Made, asked: Path, tmp_path: Path, text: str
 ) -> None:
     whole = asked.read_text()
     asked.write_text(text)
     with pytest.raises(ValueError, match=r"asked\.jsonl: holds no text"):
-        data.prepare(settings(), None, 1, quiet)
+        data.prepare(asking(), None, 1, quiet)
     empty = tmp_path / "talks.jsonl"
     empty.write_text("")
     only = [f"prompts.conversations={empty}", "prompts.questions="]
     with pytest.raises(ValueError, match=r"talks\.jsonl: no text"):
-        data.prepare(settings(*only), None, 1, quiet)
+        data.prepare(asking(*only), None, 1, quiet)
     asked.write_text(whole)
-    data.prepare(settings(), None, 1, quiet)
+    data.prepare(asking(), None, 1, quiet)
 
 
 @pytest.mark.parametrize("text", ["\n", "x\n", "{}\n", '{"prompt_id": 0, "tokens": []}\n', "[]\n"])
-def test_a_spoilt_prompt_file_says_how_to_go_on(settings: Made, tmp_path: Path, text: str) -> None:
+def test_a_spoilt_prompt_file_says_how_to_go_on(asking: Made, tmp_path: Path, text: str) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "prompts.jsonl").write_text(text)
     with pytest.raises(ValueError, match=r"prompts\.jsonl.*delete it"):
-        data.prepare(settings(), None, 1, quiet)
+        data.prepare(asking(), None, 1, quiet)
 
 
-def test_too_few_texts_are_said(settings: Made, asked: Path) -> None:
+def test_too_few_texts_are_said(asking: Made, asked: Path) -> None:
     with pytest.raises(ValueError, match=r"16 prompts in .*validation_every = 1\): none is left"):
-        data.prepare(settings("fit.validation_every=1"), None, 1, quiet)
+        data.prepare(asking("fit.validation_every=1"), None, 1, quiet)
     with pytest.raises(ValueError, match=r"16 prompts in .*validation_every = 1\): none is left"):
-        data.generate(settings("fit.validation_every=1"), quiet)
+        data.generate(asking("fit.validation_every=1"), quiet)
 
 
 def test_prompts_longer_than_the_target_are_refused(
-    settings: Made, asked: Path, tmp_path: Path
+    asking: Made, asked: Path, tmp_path: Path
 ) -> None:
     write(asked, [{"question": "who is the old dog " * 40}, {"question": "who is one"}])
     with pytest.raises(ValueError, match=r"of .*target: set prompts\.max_tokens to at most 108"):
-        data.prepare(settings("prompts.max_tokens=120"), None, 1, quiet)
+        data.prepare(asking("prompts.max_tokens=120"), None, 1, quiet)
     assert not list((tmp_path / "work").glob("*"))
-    data.prepare(settings("prompts.max_tokens=108"), None, 1, quiet)
+    data.prepare(asking("prompts.max_tokens=108"), None, 1, quiet)
     with pytest.raises(ValueError, match=r"more than the 128 positions .* lower"):
-        data.generate(settings("prompts.max_tokens=108", "generate.max_new_tokens=21"), quiet)
+        data.generate(asking("prompts.max_tokens=108", "generate.max_new_tokens=21"), quiet)
 
 
 @pytest.mark.parametrize(
@@ -193,32 +197,30 @@ def test_prompts_longer_than_the_target_are_refused(
         ("a.txt", "who is the dog\n"),
     ],
 )
-def test_questions_take_every_form(settings: Made, tmp_path: Path, name: str, text: str) -> None:
+def test_questions_take_every_form(asking: Made, tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text + text.replace("dog", "cat"))
-    given = settings(questions=tmp_path / name)
-    prompts, _ = data.load_prompts(given, quiet)
+    given = asking(questions=tmp_path / name)
+    prompts, _ = load_prompts(given, quiet)
     assert sorted(p.tokens for p in prompts) == [(6, 9, 11, 13), (6, 9, 11, 14)]
 
 
 @pytest.mark.parametrize(
     "line", ['{"turns": ["a"]}', '{"conversations": [{"from": "human"}]}', '{"question": "a"}', "3"]
 )
-def test_rows_that_are_no_conversations_are_named(
-    settings: Made, tmp_path: Path, line: str
-) -> None:
+def test_rows_that_are_no_conversations_are_named(asking: Made, tmp_path: Path, line: str) -> None:
     talks = tmp_path / "talks.jsonl"
     talks.write_text('{"conversations": [{"from": "human", "value": "who is it"}]}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"talks\.jsonl, line 2: prompts\.conversations expects"):
-        data.prepare(settings(f"prompts.conversations={talks}"), None, 1, quiet)
+        data.prepare(asking(f"prompts.conversations={talks}"), None, 1, quiet)
 
 
-def test_answers_to_other_prompts_are_refused(settings: Made, tmp_path: Path) -> None:
-    data.prepare(settings(), None, 1, quiet)
+def test_answers_to_other_prompts_are_refused(asking: Made, tmp_path: Path) -> None:
+    data.prepare(asking(), None, 1, quiet)
     path = tmp_path / "work" / "answers.jsonl"
     write(path, [{"prompt_id": 3, "prompt_length": 2, "tokens": [5, 6, 7, 8]}])
     for stage in (
-        lambda: data.prepare(settings(), None, 1, quiet),
-        lambda: data.features(settings()),
+        lambda: data.prepare(asking(), None, 1, quiet),
+        lambda: data.features(asking()),
     ):
         with pytest.raises(ValueError, match=r"answers\.jsonl: the answer to prompt 3 is one to"):
             stage()
@@ -231,7 +233,9 @@ def test_too_few_answers_are_said(tiny_store: Store, tiny_folder: Path, tmp_path
     given += ["drafter.draft_vocab_size=96"]
     message = rf"{count} answers in {work}/.*: none is left to learn from"
     with pytest.raises(ValueError, match=message):
-        drafter.make_fit(load_settings(None, [*given, "drafter.edsd_layers=[1, 2]"]), "EDSD")
+        drafter.make_fit(
+            Workspace.of(load_settings(None, [*given, "drafter.edsd_layers=[1, 2]"])), "EDSD"
+        )
     rows = [
         {
             "prompt_id": e.prompt_id,
@@ -243,4 +247,4 @@ def test_too_few_answers_are_said(tiny_store: Store, tiny_folder: Path, tmp_path
     write(work / "answers.jsonl", rows)
     given += ["fit.online=true", "generate.dtype=float32", "drafter.edsd_layers=[1, 2]"]
     with pytest.raises(ValueError, match=message):
-        drafter.make_fit(load_settings(None, given), "EDSD")
+        drafter.make_fit(Workspace.of(load_settings(None, given)), "EDSD")

@@ -23,6 +23,7 @@ from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.schedules import learned_columns, learned_rows
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data, drafter
+from sgl_entropy.train.workspace import Workspace
 from tests.train.conftest import TAPS, tiny_prompts
 
 
@@ -222,14 +223,14 @@ def test_prepare_writes_answers_for_a_training_without_a_store(
         *("fit.online=true", "generate.temperatures=[0, 0.9]", "fit.validation_every=12"),
     ]
     lines: list[str] = []
-    data.prepare(load_settings(None, asked), None, 1, lines.append)
+    data.prepare(Workspace.of(load_settings(None, asked)), None, 1, lines.append)
     assert "answer tokens in" in lines[-1]
     found = read_answers(tmp_path / "answers.jsonl")
     assert sum(not one.temperature for one in found) == 24
-    store = open_store.open_store(load_settings(None, asked))
+    store = open_store.open_store(Workspace.of(load_settings(None, asked)))
     assert len(store.entries) == sum(one.answer_length > 1 for one in found)
     with pytest.raises(ValueError, match=r"generate\.temperatures.*greedy"):
-        data.generate(load_settings(None, [*asked, "fit.online=false"]), quiet)
+        data.generate(Workspace.of(load_settings(None, [*asked, "fit.online=false"])), quiet)
 
 
 def test_each_process_computes_on_its_own_device(
@@ -248,7 +249,9 @@ def test_each_process_computes_on_its_own_device(
     settings = load_settings(None, [*asked, "fit.online=true", "generate.dtype=float32"])
     for device in ("cuda:0", "cuda:3"):
         with pytest.raises(InterruptedError):
-            drafter.make_fit(settings, "EDSD", group=Group(device=torch.device(device)))
+            drafter.make_fit(
+                Workspace.of(settings), "EDSD", group=Group(device=torch.device(device))
+            )
     assert devices == ["cuda:0", "cuda:3"]
 
 
@@ -279,9 +282,9 @@ def test_answers_of_another_target_are_refused_before_more_are_written(
     asked += ["generate.dtype=float32", "generate.max_new_tokens=20", "fit.online=true"]
     settings = load_settings(None, asked)
     with pytest.raises(ValueError, match=message):
-        data.prepare(settings, None, 1, quiet)
+        data.prepare(Workspace.of(settings), None, 1, quiet)
     assert len(read_answers(tmp_path / "answers.jsonl")) == 2
     with pytest.raises(ValueError, match=message):
-        open_store.open_store(settings)
+        open_store.open_store(Workspace.of(settings))
     with pytest.raises(ValueError, match=message):
-        data.features(load_settings(None, [*asked, "fit.online=false"]), quiet)
+        data.features(Workspace.of(load_settings(None, [*asked, "fit.online=false"])), quiet)

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from sgl_entropy.train.prompts.file import load_prompts
 from sgl_entropy.train.samples import shards
 from sgl_entropy.train.samples.shards import Sample, write_shard
 from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data
+from sgl_entropy.train.workspace import Workspace
 
 
 def sample(number: int, length: int = 5) -> Sample:
@@ -95,7 +97,7 @@ def test_the_hint_names_the_stage_that_makes_a_damaged_shard_again(
     cut(folder / "b.safetensors")
     with pytest.raises(ValueError, match=rf"remove these shards, and `train {stage}`") as raised:
         Store(folder)
-    assert "`train fit`, `export` and `compare` alone go on without them, with" in str(raised.value)
+    assert "`train fit` and `compare` alone go on without them, with" in str(raised.value)
 
 
 def test_sizes_are_checked_even_without_hashing(folder: Path) -> None:
@@ -167,15 +169,15 @@ def test_generate_refuses_a_damaged_store_and_goes_on_without_the_shard(
             "generate.answer_tokens=100000",
         ],
     )
-    meta["prompts_sha256"] = data.load_prompts(settings, print)[1]
+    meta["prompts_sha256"] = load_prompts(Workspace.of(settings), print)[1]
     (work / "store" / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     shard = sorted((work / "store").glob("*.safetensors"))[0]
     cut(shard)
     with pytest.raises(ValueError, match="remove these shards"):
-        data.generate(settings, lambda line: None)
+        data.generate(Workspace.of(settings), lambda line: None)
     shard.unlink()
     lines: list[str] = []
-    data.generate(settings, lines.append)
+    data.generate(Workspace.of(settings), lines.append)
     assert len(Store(work / "store", whole=True).entries) == len(tiny_store.entries)
     assert "bytes a token" in lines[-2]
     assert lines[-1].startswith("100.0% of some answers' tokens")

@@ -16,7 +16,7 @@ from sgl_entropy.train.samples import shards
 from sgl_entropy.train.samples.generate import flush_shard
 from sgl_entropy.train.samples.shards import Sample
 from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
-from sgl_entropy.train.samples.workers import work
+from sgl_entropy.train.samples.workers import run_processes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def test_a_full_disk_is_said_once_and_what_is_finished_stays(
     write_meta(tmp_path, {"format": FORMAT, "tap_layers": [1], "hidden_size": 32})
     plans = [Plan(number, tmp_path) for number in range(2)]
     with pytest.raises(RuntimeError) as error:
-        work(fill, plans, tmp_path, 0, 100, lambda line: None)
+        run_processes(fill, plans, tmp_path, 0, 100, lambda line: None)
     lines = str(error.value).splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"the disk is full: {tmp_path}/w1-")
@@ -66,7 +66,7 @@ def test_a_full_disk_is_said_once_and_what_is_finished_stays(
 
 def test_a_worker_that_is_killed_is_named_by_its_exit_code(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"exit codes \[9\]; run it again"):
-        work(die, [Plan(0, tmp_path)], tmp_path, 0, 100, lambda line: None)
+        run_processes(die, [Plan(0, tmp_path)], tmp_path, 0, 100, lambda line: None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")

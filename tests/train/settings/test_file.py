@@ -14,6 +14,7 @@ import torch
 from sgl_entropy.train.machine import dtype
 from sgl_entropy.train.machine.dtype import resolve_dtype
 from sgl_entropy.train.prompts.draft_vocabulary import draft_vocabulary
+from sgl_entropy.train.prompts.file import load_prompts
 from sgl_entropy.train.prompts.texts import tokenize
 from sgl_entropy.train.samples.store import Entry, Samples, Store
 from sgl_entropy.train.settings.drafter import DrafterSettings
@@ -28,6 +29,7 @@ from sgl_entropy.train.settings.fit import FitSettings
 from sgl_entropy.train.settings.template import attributes, settings_file
 from sgl_entropy.train.stages import data
 from sgl_entropy.train.stages import drafter as pipeline
+from sgl_entropy.train.workspace import Workspace
 from tests.train.conftest import VOCAB, tiny_prompts
 
 
@@ -106,7 +108,8 @@ def test_the_vocabulary_is_that_of_the_store_it_is_asked_for(
     rows = [{"prompt_id": p.prompt_id, "tokens": p.tokens} for p in tiny_prompts()]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "config.json").write_text(json.dumps({"eos_token_id": 2}))
+    model = {"eos_token_id": 2, "vocab_size": VOCAB}
+    (tmp_path / "target" / "config.json").write_text(json.dumps(model))
 
     def chosen(entries: list[Entry], weight: float, every: int = 50) -> list[int]:
         settings = load_settings(
@@ -118,7 +121,7 @@ def test_the_vocabulary_is_that_of_the_store_it_is_asked_for(
             ],
         )
         part = cast(Samples, SimpleNamespace(entries=entries, tokens=tiny_store.tokens))
-        return cast(list[int], pipeline.vocabulary(settings, part, VOCAB).tolist())
+        return cast(list[int], pipeline.vocabulary(Workspace.of(settings), part).tolist())
 
     whole = chosen(tiny_store.entries, 0.0)
     assert whole == chosen(tiny_store.entries, 0.0)
@@ -128,15 +131,15 @@ def test_the_vocabulary_is_that_of_the_store_it_is_asked_for(
     assert chosen(held, 5.0) != chosen(held, 0.0)
 
 
-def test_skipped_prompts_are_left_out(tmp_path: Path) -> None:
+def test_skipped_prompts_are_left_out(tiny_folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt_id": p.prompt_id, "tokens": p.tokens} for p in tiny_prompts()]
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    settings = load_settings(None, [f"work={tmp_path}", "prompts.skip=20"])
-    prompts, _ = data.load_prompts(settings, print)
+    settings = load_settings(None, [f"work={tmp_path}", f"target={tiny_folder}", "prompts.skip=20"])
+    prompts, _ = load_prompts(Workspace.of(settings), print)
     assert [prompt.prompt_id for prompt in prompts] == [20, 21, 22, 23]
-    settings = load_settings(None, [f"work={tmp_path}", "prompts.skip=24"])
+    settings = load_settings(None, [f"work={tmp_path}", f"target={tiny_folder}", "prompts.skip=24"])
     with pytest.raises(ValueError, match="holds 24 prompts"):
-        data.load_prompts(settings, print)
+        load_prompts(Workspace.of(settings), print)
 
 
 def test_auto_takes_the_faster_arithmetic_unless_something_was_made_already(
@@ -170,7 +173,7 @@ def test_generation_goes_on_where_it_was(tiny_folder: Path, tmp_path: Path) -> N
     ]
     for budget in (40, 10_000):
         settings = load_settings(None, [*base, f"generate.answer_tokens={budget}"])
-        data.generate(settings, lambda line: None)
+        data.generate(Workspace.of(settings), lambda line: None)
         store = Store(tmp_path / "store")
         ids = [entry.prompt_id for entry in store.entries]
         assert len(set(ids)) == len(ids)

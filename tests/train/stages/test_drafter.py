@@ -17,6 +17,7 @@ from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter
+from sgl_entropy.train.workspace import Workspace
 from tests.train.fit.test_processes import work_folder
 
 
@@ -36,7 +37,7 @@ def test_export_reads_the_checkpoint_alone(
     words += ["--algorithm", algorithm, "--out", str(tmp_path / "out")]
     assert main(words) == 2, "nothing is trained yet"
     given = ("drafter.eagle3_layers=[0, 1, 2]", "fit.epochs=1", "fit.steps=[1]")
-    trained = drafter.make_fit(settings_of(work, tiny_folder, *given), algorithm)
+    trained = drafter.make_fit(Workspace.of(settings_of(work, tiny_folder, *given)), algorithm)
     trained.run(lambda line: None, stop_after=2)
     shutil.rmtree(work / "store")
     assert main(words) == 0
@@ -82,7 +83,7 @@ def test_a_fit_reads_two_tensors_of_the_target(
     monkeypatch.setattr(PlainTarget, "__init__", all_of_it)
     settings = settings_of(work_folder(tmp_path / "work", tiny_store), target)
     settings = replace(settings, fit=replace(settings.fit, dtype=str(dtype).split(".")[1]))
-    side = drafter.make_fit(settings, "EDSD").side
+    side = drafter.make_fit(Workspace.of(settings), "EDSD").side
     assert torch.equal(side.embedding, whole.embedding)
-    chosen = drafter.make_vocabulary(settings, "EDSD")
+    chosen = drafter.make_vocabulary(Workspace.of(settings))
     assert torch.equal(side.head, whole.head[chosen])
