@@ -68,7 +68,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--concurrency", type=int, default=8, metavar="N", help="requests at a time (8)")
     add("--seed", type=int, default=0, help="of the questions' order and of what is drawn")
     add("--timeout", type=float, default=600.0, metavar="S", help="a request fails after")
-    add("--allow-code-execution", action="store_true", help="run generated programs, in a sandbox")
+    add(
+        "--allow-code-execution", action="store_true", help="run generated programs, in the sandbox"
+    )
+    add(
+        "--sandbox",
+        default="bubblewrap",
+        choices=("bubblewrap", "none"),
+        help="where generated programs run; none is UNSAFE: they run as you, with limits of time "
+        "and memory but with your files and network (default: %(default)s)",
+    )
     add("--code-seconds", type=int, default=5, metavar="S", help="processor time of a program (5)")
     add("--code-memory", type=int, default=1024, metavar="MIB", help="of a program (1024)")
     add("--out", type=Path, metavar="DIR", help="answers and result (default: eval-DATE)")
@@ -124,8 +133,8 @@ def _prepared(args: argparse.Namespace) -> Evaluation:
         raise ValueError(f"--limit must be at least 1, found {args.limit}")
     if task.runs_code and not args.allow_code_execution:
         raise ValueError(
-            f"{task.name} runs programs that a model wrote, in a sandbox with limits; what that "
-            "guarantees is in bench/README.md, Quality. Give --allow-code-execution to do it"
+            f"{task.name} runs programs that a model wrote, under bubblewrap and with limits; what "
+            "that guarantees is in bench/README.md, Quality. Give --allow-code-execution to do it"
         )
     arms = parse_eval_arms(args.arms) if args.arms else read_eval_arms(args.launch)
     baseline_of(arms, args.baseline)
@@ -151,7 +160,9 @@ def _sandbox(args: argparse.Namespace) -> Sandbox:
     if args.code_seconds < 1 or args.code_memory < 64:
         raise ValueError("--code-seconds must be at least 1, --code-memory at least 64")
     limits = Limits(args.code_seconds, 3.0 * args.code_seconds, args.code_memory * 2**20)
-    sandbox = open_sandbox(limits)
-    if not sandbox.namespaces:
-        print(f"warning: generated code runs with {sandbox.isolation}", file=sys.stderr)
+    sandbox = open_sandbox(limits, unprotected=args.sandbox == "none")
+    if sandbox.bwrap is None:
+        print(
+            "warning: --sandbox none: generated programs run unprotected, as you", file=sys.stderr
+        )
     return sandbox

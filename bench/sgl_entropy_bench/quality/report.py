@@ -200,6 +200,6 @@ def _notes(evaluation: Evaluation, arms: Sequence[Json]) -> list[str]:
         if arm["cut"] > arm["answers"] / 4:
             notes.append(f"{name}: over a quarter of the answers were cut: raise --max-tokens")
     sandbox = evaluation.plan.sandbox
-    if sandbox is not None and not sandbox.namespaces:
-        notes.append(f"generated code ran with {sandbox.isolation}")
+    if sandbox is not None and sandbox.bwrap is None:
+        notes.append(f"generated code ran in {sandbox.isolation}")
     return notes

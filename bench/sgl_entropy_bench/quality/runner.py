@@ -1,16 +1,21 @@
-"""Runs ``program.py`` of the working folder and says on a descriptor how it went.
+"""Limits itself, runs the program that standard input holds, and reports how it ended.
 
-Its text is handed to a fresh interpreter by ``jail``; it imports nothing of this package. The word
-that stands for "passed" is read only after the program has ended by itself: a program that exits
-early cannot say it.
+``sandbox`` hands this file's text to a fresh interpreter, which therefore imports nothing of this
+package. Standard output gets one line of JSON when the limits are set (``started``) and one at the
+end (``passed`` or ``error``). "passed" must carry a secret word, which is read only when the
+program has come to its end: a program that exits early cannot know it.
 
-Arguments: the descriptor with the word, the one for the verdict, and ``guard`` or ``-``.
+Argument: JSON with ``word`` (the descriptor that holds the word), ``guard``, ``user`` (the user id
+to become; null keeps the present one), and the fields of ``sandbox.Limits``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import resource
+import signal
 import sys
 import types
 from typing import Any
@@ -25,8 +30,28 @@ _CHANGES = (
 )
 
 
+def limit(request: dict[str, Any]) -> None:
+    """Set the limits, and become ``user``: the kernel counts no processes of root."""
+    if request["user"] is not None:
+        os.setgroups([])
+        os.setgid(request["user"])
+        os.setuid(request["user"])
+    for name, most in (
+        (resource.RLIMIT_CPU, request["cpu_s"]),
+        (resource.RLIMIT_AS, request["memory_bytes"]),
+        (resource.RLIMIT_FSIZE, request["file_bytes"]),
+        (resource.RLIMIT_NPROC, request["processes"]),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        # SIGXCPU tells that it was the processor time; SIGKILL follows a second later.
+        resource.setrlimit(name, (most, most + (name == resource.RLIMIT_CPU)))
+    # In case nobody is left who would end it.
+    signal.alarm(math.ceil(request["wall_s"]) + 5)
+
+
 def guard() -> None:
-    """Refuse what a program that only computes never does; no wall against one that means to."""
+    """Refuse what a program that only computes never does; it stops accidents, not intent."""
     here = os.path.realpath(os.getcwd())
 
     def outside(path: Any) -> bool:
@@ -48,15 +73,21 @@ def guard() -> None:
     sys.addaudithook(hook)
 
 
-def main(word: int, verdict: int, guarded: bool) -> None:
+def main(request: dict[str, Any]) -> None:
     """Run the program; never returns."""
-    with open("program.py", encoding="utf-8") as file:
-        source = file.read()
+    source = sys.stdin.buffer.read()
+    verdict = os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    limit(request)
+    _write(verdict, {"started": True})
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.close(null)
     module = types.ModuleType("program")
     sys.modules["program"] = module
-    if guarded:
+    if request["guard"]:
         guard()
-    said: dict[str, str]
+    said: dict[str, Any]
     own = os.getpid()
     try:
         exec(compile(source, "program.py", "exec"), module.__dict__)
@@ -67,12 +98,16 @@ def main(word: int, verdict: int, guarded: bool) -> None:
         except BaseException:
             said = {"error": kind}
     else:
-        said = {"passed": os.read(word, 100).decode()}
-    if os.getpid() != own:  # a process that the program forked, and did not end
+        said = {"passed": os.read(request["word"], 100).decode()}
+    if os.getpid() != own:  # a process that the program forked and did not end
         os._exit(0)
-    os.write(verdict, json.dumps(said).encode() + b"\n")
+    _write(verdict, said)
     os._exit(0)
 
 
+def _write(verdict: int, said: dict[str, Any]) -> None:
+    os.write(verdict, json.dumps(said).encode() + b"\n")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "guard")
+    main(json.loads(sys.argv[1]))

