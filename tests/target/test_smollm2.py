@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgl_entropy.target import smollm2
+from sgl_entropy.target import from_gguf, smollm2
 from sgl_entropy.target.rotary import apply_rotary, rotary_tables
 
 
@@ -17,7 +17,7 @@ def test_unpermute_turns_interleaved_rotary_into_halves() -> None:
     heads, half, columns = 3, 4, 2
     named = np.arange(heads * 2 * half, dtype=np.float32).reshape(heads, 2, half)
     stored = named.swapaxes(1, 2).reshape(-1, 1).repeat(columns, 1)
-    found = smollm2.unpermute(stored, heads)
+    found = from_gguf.unpermute(stored, heads)
     assert found[:, 0].tolist() == named.reshape(-1).tolist()
 
 
@@ -36,7 +36,7 @@ def test_unpermuted_rows_rotate_as_the_stored_ones_do() -> None:
         return torch.stack([even * c - odd * s, odd * c + even * s], -1).flatten(1)
 
     wanted = interleaved(x @ stored.T)
-    weight = torch.from_numpy(smollm2.unpermute(stored.numpy(), 1))
+    weight = torch.from_numpy(from_gguf.unpermute(stored.numpy(), 1))
     found = apply_rotary((x @ weight.T)[:, None], cos, sin)[:, 0]
     torch.testing.assert_close(found @ found.T, wanted @ wanted.T)
 
@@ -50,18 +50,20 @@ def test_tokenizer_splits_digits_and_knows_special_tokens() -> None:
         "tokenizer.ggml.token_type": [3, 3, 3, 1, 1, 1, 1, 1, 1],
         "tokenizer.ggml.merges": ["1 2", "Ġ a"],
     }
-    tokenizer = Tokenizer.from_str(json.dumps(smollm2.tokenizer_json(meta)))
+    tokenizer = Tokenizer.from_str(json.dumps(from_gguf.tokenizer_json(meta)))
     assert tokenizer.encode("<|im_start|>a 12").tokens == ["<|im_start|>", "a", "Ġ", "1", "2"]
     assert tokenizer.encode("a a").tokens == ["a", "Ġa"]
-    assert len(smollm2.special_tokens(meta)) == 3
+    assert len(from_gguf.special_tokens(meta)) == 3
 
 
 def test_foreign_tensors_and_foreign_folders_are_refused(tmp_path: Path) -> None:
-    assert smollm2.hf_tensor_name("blk.7.attn_q.weight") == "model.layers.7.self_attn.q_proj.weight"
-    with pytest.raises(smollm2.TargetError, match=r"blk\.0\.attn_q\.bias"):
-        smollm2.hf_tensor_name("blk.0.attn_q.bias")
+    assert (
+        from_gguf.hf_tensor_name("blk.7.attn_q.weight") == "model.layers.7.self_attn.q_proj.weight"
+    )
+    with pytest.raises(from_gguf.TargetError, match=r"blk\.0\.attn_q\.bias"):
+        from_gguf.hf_tensor_name("blk.0.attn_q.bias")
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(smollm2.TargetError, match="other files"):
+    with pytest.raises(from_gguf.TargetError, match="other files"):
         smollm2.ensure_small_target(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
@@ -80,7 +82,7 @@ def test_a_finished_folder_is_taken_as_it_is_and_a_damaged_one_is_not(
     source.write_bytes(b"weights")
     monkeypatch.setattr(smollm2, "convert_gguf", convert)
     monkeypatch.setattr(smollm2, "_installed_gguf", lambda: source)
-    with pytest.raises(smollm2.TargetError, match="sha256"):
+    with pytest.raises(from_gguf.TargetError, match="sha256"):
         smollm2.ensure_small_target(tmp_path / "out")
     import hashlib
 
