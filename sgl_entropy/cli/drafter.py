@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sgl_entropy.checkpoint.errors import DrafterError
+from sgl_entropy.checkpoint.findings import errors_of
 from sgl_entropy.cli import drafter_eval, drafter_robustness
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.drafter.check import check_drafter
@@ -114,15 +115,14 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 
 def _info(args: argparse.Namespace) -> int:
     info = drafter_info(args.drafter)
-    bad = any(finding["level"] == "error" for finding in info["findings"])
-    if not write_json(info, args.json):
-        findings = info.pop("findings")
-        width = max(len(key) for key in info)
-        for key, value in info.items():
+    if not write_json(info.to_dict(), args.json):
+        facts = info.facts()
+        width = max(len(key) for key in facts)
+        for key, value in facts.items():
             print(f"{key:<{width}}  {_cell(value)}")
-        for finding in findings:
-            print(f"{finding['level']:<5} {finding['detail']}")
-    return 1 if bad else 0
+        for finding in info.findings:
+            print(f"{finding.level:<5} {finding.detail}")
+    return 1 if errors_of(info.findings) else 0
 
 
 def _cell(value: object) -> str:

@@ -10,7 +10,7 @@ Three conventions count target layers; this module is the one place where they m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,10 +49,28 @@ EAGLE3_ARCHITECTURES = ("LlamaForCausalLMEagle3",)
 SPECULATORS_ARCHITECTURES = ("Eagle3Speculator", "Eagle3DraftModel")
 
 _VARIANT_KEYS = ("edfuse_residual", "edfuse_norm", "edfuse_tokens")
+_REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "vocab_size",
+    "draft_vocab_size",
+)
 
 # Sizes beyond these are a broken file, not a drafter.
 _MAX_SIZE = 1 << 20
 _MAX_VOCAB = 1 << 24
+_INTEGERS = {
+    "hidden_size": _MAX_SIZE,
+    "intermediate_size": _MAX_SIZE,
+    "num_attention_heads": _MAX_SIZE,
+    "num_key_value_heads": _MAX_SIZE,
+    "head_dim": _MAX_SIZE,
+    "target_hidden_size": _MAX_SIZE,
+    "vocab_size": _MAX_VOCAB,
+    "draft_vocab_size": _MAX_VOCAB,
+    "max_position_embeddings": _MAX_VOCAB,
+}
 
 
 def hidden_state_number(target_layer_id: int) -> int:
@@ -78,7 +96,7 @@ def default_eagle3_layer_ids(num_target_layers: int) -> tuple[int, int, int]:
 
 def highest_layer_id(num_target_layers: int) -> int:
     """The highest ``target_layer_ids`` entry that a server can serve: SGLang captures the input of
-    the layer behind, so the last layer's output is out of reach."""
+    the layer after it, so the last layer's output is out of reach."""
     return num_target_layers - 2
 
 
@@ -123,70 +141,57 @@ class DrafterConfig:
     fuse_tokens: bool = False
 
     def __post_init__(self) -> None:
-        wrong: list[str] = []
+        # Values are compared only where their types are right.
+        for problems in (self._wrong_types, self._wrong_values):
+            if wrong := list(problems()):
+                raise DrafterError("\n".join(wrong))
+
+    def _wrong_types(self) -> Iterator[str]:
         if self.algorithm not in ("EDSD", "EAGLE3"):
-            wrong.append(f"algorithm {self.algorithm!r} is neither EDSD nor EAGLE3")
-        for name in (
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "target_hidden_size",
-        ):
+            yield f"algorithm {self.algorithm!r} is neither EDSD nor EAGLE3"
+        for name, most in _INTEGERS.items():
             value = getattr(self, name)
-            if not is_int(value) or not 1 <= value <= _MAX_SIZE:
-                wrong.append(f"{name} must be an integer in 1..{_MAX_SIZE}, found {show(value)}")
-        for name in ("vocab_size", "draft_vocab_size", "max_position_embeddings"):
-            value = getattr(self, name)
-            if not is_int(value) or not 1 <= value <= _MAX_VOCAB:
-                wrong.append(f"{name} must be an integer in 1..{_MAX_VOCAB}, found {show(value)}")
+            if not is_int(value) or not 1 <= value <= most:
+                yield f"{name} must be an integer in 1..{most}, found {show(value)}"
         for name in ("rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
             if not is_number(value):
-                wrong.append(f"{name} must be a finite number, found {show(value)}")
+                yield f"{name} must be a finite number, found {show(value)}"
         scaling: object = self.rope_scaling
         if scaling is not None and not isinstance(scaling, Mapping):
-            wrong.append(f"rope_scaling must be an object or null, found {show(scaling)}")
-        if wrong:
-            raise DrafterError("\n".join(wrong))
+            yield f"rope_scaling must be an object or null, found {show(scaling)}"
+
+    def _wrong_values(self) -> Iterator[str]:
         if self.num_attention_heads % self.num_key_value_heads:
-            wrong.append(
+            yield (
                 f"num_attention_heads {self.num_attention_heads} is no multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            wrong.append(f"head_dim must be even for rotary embeddings, found {self.head_dim}")
+            yield f"head_dim must be even for rotary embeddings, found {self.head_dim}"
         if self.draft_vocab_size > self.vocab_size:
-            wrong.append(
-                f"draft_vocab_size {self.draft_vocab_size} exceeds vocab_size {self.vocab_size}"
-            )
-        if self.fuse_size is not None and (
-            not is_int(self.fuse_size) or not 1 <= self.fuse_size <= _MAX_SIZE
-        ):
-            wrong.append(f"the EDFuse size must be in 1..{_MAX_SIZE}, found {show(self.fuse_size)}")
+            yield f"draft_vocab_size {self.draft_vocab_size} exceeds vocab_size {self.vocab_size}"
+        fuse = self.fuse_size
+        if fuse is not None and (not is_int(fuse) or not 1 <= fuse <= _MAX_SIZE):
+            yield f"the EDFuse size must be in 1..{_MAX_SIZE}, found {show(fuse)}"
         if not 0.0 < self.rms_norm_eps < 1.0:
-            wrong.append(f"rms_norm_eps must lie in (0, 1), found {self.rms_norm_eps!r}")
+            yield f"rms_norm_eps must lie in (0, 1), found {self.rms_norm_eps!r}"
         if not self.rope_theta > 0.0:
-            wrong.append(f"rope_theta must be positive, found {self.rope_theta!r}")
+            yield f"rope_theta must be positive, found {self.rope_theta!r}"
         ids = self.target_layer_ids
         if ids is not None:
             if not ids or any(not is_int(i) or not 0 <= i < _MAX_SIZE for i in ids):
-                wrong.append(
-                    f"target_layer_ids must be layer numbers from 0, found {show(list(ids))}"
-                )
+                yield f"target_layer_ids must be layer numbers from 0, found {show(list(ids))}"
             elif list(ids) != sorted(set(ids)):
-                wrong.append(f"target_layer_ids must rise without repeats, found {list(ids)!r}")
+                yield f"target_layer_ids must rise without repeats, found {list(ids)!r}"
         for name in ("fuse_residual", "fuse_norm", "fuse_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                found = show(getattr(self, name))
-                wrong.append(f"edfuse_{name[5:]} must be true or false, found {found}")
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                yield f"edfuse_{name[5:]} must be true or false, found {show(value)}"
         if self.algorithm != "EDSD" and self.is_variant:
-            wrong.append(f"{', '.join(_VARIANT_KEYS)} are options of EDSD alone")
+            yield f"{', '.join(_VARIANT_KEYS)} are options of EDSD alone"
         if self.algorithm == "EDSD" and ids is None:
-            wrong.append("an EDSD drafter needs target_layer_ids in its config.json")
-        if wrong:
-            raise DrafterError("\n".join(wrong))
+            yield "an EDSD drafter needs target_layer_ids in its config.json"
 
     @property
     def is_variant(self) -> bool:
@@ -215,46 +220,16 @@ class DrafterConfig:
         Raises:
             DrafterError: missing keys, an unknown architecture or impossible sizes, all listed.
         """
-        architectures = raw.get("architectures")
-        first = architectures[0] if isinstance(architectures, list) and architectures else None
-        algorithm: Algorithm
-        if first in EDSD_ARCHITECTURES:
-            algorithm = "EDSD"
-        elif first in EAGLE3_ARCHITECTURES:
-            algorithm = "EAGLE3"
-        else:
-            known = ", ".join((*EDSD_ARCHITECTURES[:1], *EAGLE3_ARCHITECTURES))
-            hint = ""
-            if first in SPECULATORS_ARCHITECTURES:
-                hint = "; this is the vLLM speculators layout: run `sgl-entropy drafter convert`"
-            raise DrafterError(
-                f"{source}: architectures {show(architectures)} is no drafter known here "
-                f"(known: {known}){hint}"
-            )
-        required = (
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "vocab_size",
-            "draft_vocab_size",
-        )
-        missing = [key for key in required if raw.get(key) is None]
+        architecture, algorithm = _architecture(raw, source)
+        missing = [key for key in _REQUIRED if raw.get(key) is None]
         if missing:
             raise DrafterError(f"{source}: missing keys: {', '.join(missing)}")
-        heads = raw["num_attention_heads"]
-        hidden = raw["hidden_size"]
+        refuse_other_mathematics(raw, source)
+        variant = _variant(raw, architecture, source)
+        heads, hidden = raw["num_attention_heads"], raw["hidden_size"]
         head_dim = raw.get("head_dim")
         if head_dim is None and is_int(heads) and is_int(hidden) and heads > 0:
             head_dim = hidden // heads
-        refuse_other_mathematics(raw, source)
-        variant = {key: raw[key] for key in _VARIANT_KEYS if key in raw}
-        if first != EDSD_VARIANT and variant:
-            raise DrafterError(
-                f"{source}: {', '.join(variant)} belong to the architecture {EDSD_VARIANT}, "
-                f"found {first}"
-            )
-        if first == EDSD_VARIANT and set(variant) != set(_VARIANT_KEYS):
-            raise DrafterError(f"{source}: {EDSD_VARIANT} needs {', '.join(_VARIANT_KEYS)}")
         try:
             return cls(
                 algorithm=algorithm,
@@ -272,9 +247,7 @@ class DrafterConfig:
                 max_position_embeddings=default(raw, "max_position_embeddings", 2048),
                 fuse_size=raw.get("edfuse_intermediate_size"),
                 rope_scaling=rope_scaling(raw),
-                fuse_residual=variant.get("edfuse_residual", False),
-                fuse_norm=variant.get("edfuse_norm", True),
-                fuse_tokens=variant.get("edfuse_tokens", False),
+                **variant,
             )
         except DrafterError as error:
             raise DrafterError(
@@ -367,3 +340,35 @@ class DrafterConfig:
         if self.fuse_norm:
             shapes["embnorm.weight"] = (d,)
         return shapes
+
+
+def _architecture(raw: Mapping[str, Any], source: str) -> tuple[str, Algorithm]:
+    """The architecture's name, and the algorithm that serves it."""
+    names = raw.get("architectures")
+    first = names[0] if isinstance(names, list) and names else None
+    if first in EDSD_ARCHITECTURES:
+        return first, "EDSD"
+    if first in EAGLE3_ARCHITECTURES:
+        return first, "EAGLE3"
+    known = ", ".join((*EDSD_ARCHITECTURES[:1], *EAGLE3_ARCHITECTURES))
+    hint = ""
+    if first in SPECULATORS_ARCHITECTURES:
+        hint = "; this is the vLLM speculators layout: run `sgl-entropy drafter convert`"
+    raise DrafterError(
+        f"{source}: architectures {show(names)} is no drafter known here (known: {known}){hint}"
+    )
+
+
+def _variant(raw: Mapping[str, Any], architecture: str, source: str) -> dict[str, Any]:
+    """Our options of EDSD, under their names in :class:`DrafterConfig`."""
+    given = {key: raw[key] for key in _VARIANT_KEYS if key in raw}
+    if architecture != EDSD_VARIANT:
+        if given:
+            raise DrafterError(
+                f"{source}: {', '.join(given)} belong to the architecture {EDSD_VARIANT}, "
+                f"found {architecture}"
+            )
+        return {}
+    if len(given) != len(_VARIANT_KEYS):
+        raise DrafterError(f"{source}: {EDSD_VARIANT} needs {', '.join(_VARIANT_KEYS)}")
+    return {key.removeprefix("ed"): value for key, value in given.items()}
