@@ -20,44 +20,61 @@ from typing import NoReturn
 from sgl_entropy import __version__
 from sgl_entropy.cli.output import check_reports
 
-# verb -> what it does, one line each
-VERBS = {
-    "patch": "apply, check or revert the patch series on an installed SGLang",
-    "drafter": "inspect, check, convert and evaluate drafter checkpoints",
-    "select": "choose the two layers of a target that a drafter taps (EDSelect)",
-    "calibrate": "learn EASD's thresholds for a target and drafter from held-out text",
-    "train": "train a drafter: answers by the target, features, fit, export",
-    "target": "fetch and convert the small real target used by the demo and the tests",
-    "demo": "serve the small target with and without drafters and print the comparison",
-    "bench": "load-test servers: Poisson arrivals, paired arms, the papers' tables",
-    "policy": "record what a server knew at every cycle, and replay entropy policies over it",
-    "eval": "score answers exactly: GSM8K, MATH, HumanEval, a file; paired arms, McNemar's test",
-    "doctor": "check versions, patches, SGLang's functions, device, flags, drafter",
-    "figures": "measure the committed figures: lossless, speed, easd, stop, leaks and others",
+# what it is about -> verb -> what it does, in one line of at most 66 characters
+GROUPS = {
+    "serve": {
+        "patch": "apply, check or revert the patches on an installed SGLang",
+        "doctor": "say what is wrong with a machine, an install or a set of flags",
+        "demo": "serve a small target with and without drafters, and compare",
+        "target": "print the folder of the small target; fetch it at first use",
+    },
+    "make drafters": {
+        "select": "choose the target layers that a drafter reads (EDSelect)",
+        "train": "train a drafter: answers, features, fit, export",
+        "drafter": "inspect, check, convert, shrink or evaluate a drafter",
+    },
+    "use entropy": {
+        "calibrate": "learn EASD's thresholds for a target and a drafter",
+        "policy": "record a server's cycles and replay entropy policies on them",
+    },
+    "measure": {
+        "bench": "load-test servers: Poisson arrivals, paired arms, a verdict",
+        "eval": "score answers: GSM8K, MATH, HumanEval or a file of yours",
+        "figures": "measure a figure of this repository again",
+    },
 }
+VERBS = {verb: line for verbs in GROUPS.values() for verb, line in verbs.items()}
 
 EPILOG = """examples:
   sgl-entropy patch apply
+  sgl-entropy doctor --drafter DRAFTER --target TARGET
   sgl-entropy drafter check bench/drafters/edsd-smollm2-135m --target TARGET
-  sgl-entropy doctor --json -
-Run `sgl-entropy VERB --help` for a verb's options and examples."""
+  sgl-entropy bench latency --arms none=http://HOST:30000,edsd=http://HOST:30001 --qps 2,4
+
+`sgl-entropy VERB --help` lists a verb's options and more examples."""
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
     """The top-level parser, with the options of ``verb`` alone filled in."""
+    listed = [
+        "\n".join([f"{group}:", *(f"  {name:<11} {line}" for name, line in verbs.items())])
+        for group, verbs in GROUPS.items()
+    ]
     parser = argparse.ArgumentParser(
         prog="sgl-entropy",
-        description="Entropy-driven speculative decoding for SGLang.",
+        usage="sgl-entropy VERB ... | --help | --version",
+        description="\n\n".join(["Entropy-driven speculative decoding for SGLang.", *listed]),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sgl-entropy {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, help_line in VERBS.items():
-        sub = verbs.add_parser(
+    actions = parser.add_subparsers(
+        dest="verb", metavar="VERB", required=True, prog=parser.prog, help=argparse.SUPPRESS
+    )
+    for name, line in VERBS.items():
+        sub = actions.add_parser(
             name,
-            help=help_line,
-            description=help_line[0].upper() + help_line[1:] + ".",
+            description=line[0].upper() + line[1:] + ".",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name == verb:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from sgl_entropy import cli
 
 SLOW_VERB = """
 import sys, time
@@ -23,6 +26,17 @@ def run(args):
 doctor.HOOK = run
 sys.exit(cli.main(["doctor"]))
 """
+
+
+def test_help_lists_every_verb_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    modules = {module.stem for module in Path(cli.__file__).parent.glob("*.py")}
+    for verb, does in cli.VERBS.items():
+        assert verb in modules
+        assert any(line.split(None, 1) == [verb, does] for line in lines), verb
+    assert all(len(line) <= 90 for line in lines)
 
 
 @pytest.mark.parametrize("hook", ["run", "configure"])
