@@ -8,8 +8,8 @@ files inside the environment:
   project itself;
 - the pins' stamp is old: pip moves what changed (another Python: built anew).
 
-A stamp is removed before and written after the work it stands for, so an interrupt at any
-moment leads to work done again, never to half an environment taken for a whole one.
+A stamp is removed before its work and written after it, so that after an interrupt at any moment
+the work is done again: half an environment is never taken for a whole one.
 """
 
 from __future__ import annotations

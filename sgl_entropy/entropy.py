@@ -1,4 +1,4 @@
-"""Shannon entropy of next-token distributions: the quantity that the whole project turns on."""
+"""Shannon entropy of next-token distributions: the quantity that the whole project is about."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-# Logits at a time on a CPU: what lies between stays in its cache (4 to 8 times the speed).
+# Logits at a time on a CPU: intermediate results then stay in its cache (4 to 8 times as fast).
 _PIECE = 1 << 17
-# A CPU takes rows from this length on one by one: beside their time that of a call is small.
+# On a CPU, rows of at least this length are computed one by one: a call costs little beside them.
 _LONG = 24_000
 # exp of this is 0 in every float dtype, and 0 times it is no NaN, unlike 0 times -inf.
 _NOTHING = -1000.0
@@ -56,13 +56,13 @@ def _one_by_one(logits: Tensor) -> bool:
 
 
 def _of_long(rows: Iterable[Tensor], vocab: int) -> Tensor:
-    """Of rows [vocab] each, on a CPU: float32 [rows]. ``_entropy`` is the plain way.
+    """Entropies of rows [vocab] on a CPU: float32 [rows]. ``_entropy`` is the plain way.
 
     With two buffers for all rows, and powers of two, which cost half of ``exp`` there: with
     y = (z - max z) / ln 2, H = ln 2 (log2 Z - sum_v p_v y_v), Z = sum_v 2^y_v. What rounding adds
     to the shift is the same for all tokens of a row, and so changes nothing.
     """
-    found: list[float] = []
+    entropies: list[float] = []
     shifted, weight = torch.empty(2, vocab, dtype=torch.float32, device="cpu").unbind(0)
     for row in rows:
         wide = row.float()
@@ -74,8 +74,8 @@ def _of_long(rows: Iterable[Tensor], vocab: int) -> Tensor:
         inner = float(weight.mul_(shifted).sum())
         entropy = _LN_2 * (math.log2(total) - inner / total) if total > 0 else math.nan
         # Not finite: tokens that are ruled out, logits beyond any model's, or no distribution.
-        found.append(max(0.0, entropy) if math.isfinite(entropy) else float(_entropy(wide)))
-    return torch.tensor(found, dtype=torch.float32, device="cpu")
+        entropies.append(max(0.0, entropy) if math.isfinite(entropy) else float(_entropy(wide)))
+    return torch.tensor(entropies, dtype=torch.float32, device="cpu")
 
 
 def _entropy(logits: Tensor) -> Tensor:

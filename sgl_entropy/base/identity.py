@@ -76,7 +76,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _digests(path: Path) -> dict[str, bytes]:
-    """Of every tensor; the format is described in ``checkpoint.tensors``, which checks more."""
+    """A digest for each tensor. ``checkpoint.tensors`` describes the format and checks more."""
     out = {}
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Drawing is optional: matplotlib is asked for when a plot is, and before any work is done."""
+"""Drawing is optional: without matplotlib a plot is refused before any work is done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def require_plots(path: Path, kinds: tuple[str, ...] = ("png",)) -> None:
-    """Say at once, not after minutes of work, that nothing can be drawn to ``path``.
+    """Refuse a plot that cannot be drawn, at once and not after minutes of work.
 
     Args:
         kinds: endings of names, and so formats, that the verb can write.

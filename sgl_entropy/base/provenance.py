@@ -41,7 +41,7 @@ def provenance(threads: int, inputs: dict[str, Path | None] | None = None) -> di
             ),
             "system": f"{platform.system()} {platform.machine()}",
             "load_before": round(os.getloadavg()[0], 2),
-            **({"gpus": found} if (found := gpus()) else {}),
+            **({"gpus": names} if (names := gpus()) else {}),
         },
         "threads": threads,
         "inputs": {
@@ -53,7 +53,7 @@ def provenance(threads: int, inputs: dict[str, Path | None] | None = None) -> di
 
 
 def footer(facts: dict[str, Any]) -> str:
-    """What ``provenance`` found, as the last paragraph of a page."""
+    """The facts of ``provenance`` as the last paragraph of a page."""
     machine = facts["machine"]
     versions = ", ".join(f"{key} {value}" for key, value in facts["versions"].items())
     return (
@@ -80,13 +80,13 @@ def command_line(words: list[str]) -> str:
 
 def versions() -> dict[str, str]:
     """Installed versions, read from metadata: nothing heavy is imported."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def commit() -> str:

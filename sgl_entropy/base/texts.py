@@ -1,7 +1,7 @@
 """Texts in the forms that data sets come in: rows with turns, conversations or questions, or lines.
 
-A ``.jsonl`` file's rows are objects with one of the keys of ``_READERS``; any other file is plain
-text, a text a line. Which is meant is decided by the name, never guessed from the content.
+A row of a ``.jsonl`` file is an object with one of the keys of ``_READERS``. Any other file is
+plain text, one text a line. The file's name decides which it is, never its content.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ def text_files(paths: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            held = sorted(f for f in path.iterdir() if f.suffix in (".jsonl", ".txt"))
-            if not held:
+            inside = sorted(f for f in path.iterdir() if f.suffix in (".jsonl", ".txt"))
+            if not inside:
                 raise ValueError(f"{path}: a folder without .jsonl or .txt files")
-            files += held
+            files += inside
         elif path.is_file():
             files.append(path)
         else:

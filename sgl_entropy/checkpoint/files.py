@@ -60,11 +60,11 @@ def target_files(folder: Path) -> list[Path]:
         DrafterError: the index cannot be read, or a file that it names is missing.
     """
     if (folder / INDEX_NAME).is_file():
-        found = _read_sharded(folder)
-        wrong = [finding.detail for finding in found.findings if finding.level == "error"]
+        shards = _read_sharded(folder)
+        wrong = [finding.detail for finding in shards.findings if finding.level == "error"]
         if wrong:
             raise DrafterError("; ".join(wrong))
-        return list(found.files)
+        return list(shards.files)
     single = folder / SINGLE_NAME
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 

@@ -1,4 +1,4 @@
-"""What a check found: one line each, with what to do about it."""
+"""Findings of a check: one line each, with what to do about it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Finding:
     fix: str = ""
 
     def line(self) -> str:
-        """``detail``, and the fix behind it."""
+        """``detail``, then the fix."""
         return f"{self.detail}: {self.fix}" if self.fix else self.detail
 
     def to_dict(self) -> dict[str, str]:

@@ -79,7 +79,7 @@ def write_json(report: Mapping[str, Any], where: str | Path | None) -> bool:
 
 
 def write_text(text: str, where: str | Path | None) -> bool:
-    """Write a page likewise: a file appears whole or not at all. Returns as ``write_json``.
+    """Write a page, whole or not at all; the same arguments and result as ``write_json``.
 
     Raises:
         OSError: no room, say; names the file.

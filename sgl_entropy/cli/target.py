@@ -1,4 +1,4 @@
-"""``sgl-entropy target``: the small real target, as a Hugging Face folder."""
+"""``sgl-entropy target``: print the folder of the small real target, converted at first use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of ``target``."""
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"default: {cache_dir() / FOLDER_NAME}"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"write it there instead (default: {cache_dir() / FOLDER_NAME})",
     )
     parser.epilog = EXAMPLES
 

@@ -170,7 +170,7 @@ def _layers(config: DrafterConfig, target: TargetConfig) -> list[Finding]:
         text = (
             f"{origin} {list(ids)} on a target of {count} layers: within reach are 0 to {highest}"
         )
-        fix = "choose other layers and train again; no setting can mend this"
+        fix = "choose other layers and train again; no setting can help here"
         return [Finding("error", "layers", text, fix)]
     text = f"{list(ids)} of {count} layers, within reach (0 to {highest}); fc takes {len(ids)}"
     return [Finding("ok", "layers", text)]

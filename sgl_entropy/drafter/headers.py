@@ -79,15 +79,17 @@ def _expected(
     """Names with shapes; None for a shape that cannot be known."""
     unknown_fuse = False
     if config.algorithm == "EDSD":
-        found = infer_fuse_size(entries)
-        if config.fuse_size is not None and found not in (None, config.fuse_size):
-            text = f"config says edfuse_intermediate_size {config.fuse_size}, the weights {found}"
+        inferred = infer_fuse_size(entries)
+        if config.fuse_size is not None and inferred not in (None, config.fuse_size):
+            text = (
+                f"config says edfuse_intermediate_size {config.fuse_size}, the weights {inferred}"
+            )
             findings.append(Finding("error", "edfuse", text))
         elif config.fuse_size is None:
             try:
-                unknown_fuse = found is None
-                config = replace(config, fuse_size=found or 1)
-                if found == 0:
+                unknown_fuse = inferred is None
+                config = replace(config, fuse_size=inferred or 1)
+                if inferred == 0:
                     raise DrafterError("the EDFuse size must be positive, found 0")
             except DrafterError as error:
                 findings.append(Finding("error", "edfuse", str(error)))
@@ -119,9 +121,9 @@ def _describe(name: str, shape: tuple[int, ...] | None) -> str:
     return f"{'/'.join(_dtypes(name))} {size}"
 
 
-def _shape_hint(config: DrafterConfig, name: str, found: tuple[int, ...]) -> str:
-    if name == "fc.weight" and len(found) == 2 and found[1] % config.target_hidden_size == 0:
-        taps = found[1] // config.target_hidden_size
+def _shape_hint(config: DrafterConfig, name: str, shape: tuple[int, ...]) -> str:
+    if name == "fc.weight" and len(shape) == 2 and shape[1] % config.target_hidden_size == 0:
+        taps = shape[1] // config.target_hidden_size
         if taps != config.num_taps:
             named = (
                 "SGLang's three default layers are tapped"

@@ -1,4 +1,4 @@
-"""The key layouts in which drafters are found, as pairs of names.
+"""The layouts in which drafters are published, as pairs of tensor names.
 
 * ``published``: the EDSD authors' checkpoints and EAGLE-3 as SGLang and SpecForge write it:
   ``fc``, ``midlayer.*``, ``norm``, ``lm_head``, ``t2d``, ``d2t``.

@@ -188,7 +188,7 @@ class Drafter(nn.Module):
         cache: DraftCache | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Run ``n`` rows of each sequence behind the rows of ``cache``, which grows by them.
+        """Run ``n`` rows of each sequence after the rows of ``cache``, which grows by them.
 
         Args:
             embeds: [batch, n, d], the target's embeddings of the rows' tokens: row t of a

@@ -1,4 +1,4 @@
-"""What headers cannot show: NaN, infinity, and a vocabulary map that leads nowhere."""
+"""Checks of values, which headers cannot show: NaN, infinity, vocabulary maps out of range."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def validate_values(config: DrafterConfig, tensors: Mapping[str, torch.Tensor]) 
     if "d2t" in tensors:
         findings += _check_vocabulary_maps(config, tensors["d2t"], tensors.get("t2d"))
     elif "t2d" in tensors and not bool(tensors["t2d"].all()):
-        text = "t2d: marks only a part of the vocabulary, but there is no d2t to go with it"
+        text = "t2d: marks only a part of the vocabulary, but there is no d2t for it"
         findings.append(Finding("error", "t2d", text))
     return findings
 

@@ -117,11 +117,11 @@ def _parse(patch: PatchFile) -> Any:
         except Exception as error:  # patch-ng's parser breaks in many ways on broken input
             raise PatchError(f"{patch.name} is malformed: {error!r}") from error
     if not parsed or lines or not patchset.items:
-        told = "; ".join(line.strip() for line in lines) or "no patch data found"
+        told = "; ".join(line.strip() for line in lines) or "it holds no patch data"
         raise PatchError(f"{patch.name} is malformed: {told}")
     last = b"".join(patchset.items[-1].hunks[-1].text) if patchset.items[-1].hunks else b"\0"
-    _, found, tail = patch.data.rpartition(last)
-    if not found or (tail.strip() and not tail.startswith(b"-- \n")):
+    _, at, tail = patch.data.rpartition(last)
+    if not at or (tail.strip() and not tail.startswith(b"-- \n")):
         raise PatchError(
             f"{patch.name} is malformed: the line counts of a hunk header do not fit its text, or "
             "something that is no unified diff follows the last hunk"

@@ -9,7 +9,7 @@ class PatchError(RuntimeError):
     """The series cannot be read, applied, reverted or checked; the message says why and what to do.
 
     Attributes:
-        files: the files that stand in the way, name -> state; empty where no file does.
+        files: the files that prevent it, name -> state; empty where none does.
     """
 
     def __init__(self, message: str, files: Mapping[str, str] | None = None) -> None:

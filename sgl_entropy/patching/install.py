@@ -83,7 +83,7 @@ def _inside(folder: Path) -> Path:
 
 
 def _version(root: Path) -> str:
-    """``version.py`` is the code's own word; a dist-info beside it may not contradict it."""
+    """The version in ``version.py``; a dist-info beside it must not contradict it."""
     source = root / "version.py"
     text = source.read_text(encoding="utf-8") if source.is_file() else ""
     match = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", text, re.MULTILINE)
@@ -91,16 +91,16 @@ def _version(root: Path) -> str:
         dist.version
         for dist in importlib.metadata.distributions(name=PACKAGE, path=[str(root.parent)])
     }
-    found = beside | ({match.group(1)} if match else set())
-    if not found:
+    versions = beside | ({match.group(1)} if match else set())
+    if not versions:
         raise PatchError(
             f"{root}: neither {source.name} nor a dist-info folder beside it gives a version, so "
             "it is not known whether the patches fit"
         )
-    if len(found) > 1:
+    if len(versions) > 1:
         raise PatchError(
             f"{root}: version.py says {match.group(1) if match else 'nothing'}, the dist-info "
             f"beside it {', '.join(sorted(beside))}: a broken or half-replaced install. "
             "Reinstall SGLang."
         )
-    return found.pop()
+    return versions.pop()

@@ -1,4 +1,4 @@
-"""Apply, revert, look and check: the four things one can do with a series and an install."""
+"""The four verbs: apply a series to an install, revert it, show its state, verify it."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class _Session:
 
 
 def _bytecode(install: SglangInstall, name: str) -> list[str]:
-    """The cached bytecode of a file that goes away, or its folder could never go."""
+    """The cached bytecode of a deleted file: with it left, the file's folder would stay."""
     path = PurePosixPath(name)
     cache = install.path(str(path.parent)) / "__pycache__"
     if path.suffix != ".py" or not cache.is_dir():

@@ -81,10 +81,10 @@ def end_tokens(folder: str | Path) -> list[int]:
         if not path.is_file():
             continue
         try:
-            found = read_object(path, limit=1 << 24).get("eos_token_id")
+            given = read_object(path, limit=1 << 24).get("eos_token_id")
         except JsonFileError as error:
             raise DrafterError(f"target: {error}") from None
-        several = found if isinstance(found, list) else [found]
+        several = given if isinstance(given, list) else [given]
         ends |= {int(one) for one in several if isinstance(one, int)}
     return sorted(ends)
 

@@ -25,13 +25,13 @@ def read_embedding_and_head(folder: Path) -> tuple[Tensor, Tensor]:
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     check_family(config)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in target_files(folder):
         with safe_open(path, framework="pt") as file:
-            held = file.keys()
-            found |= {name: file.get_tensor(name) for name in (EMBEDDING, HEAD) if name in held}
-    if EMBEDDING not in found:
+            names = file.keys()
+            tensors |= {name: file.get_tensor(name) for name in (EMBEDDING, HEAD) if name in names}
+    if EMBEDDING not in tensors:
         raise DrafterError(f"{folder}: expected {EMBEDDING} in *.safetensors of the target")
     if config.get("tie_word_embeddings"):
-        return found[EMBEDDING], found[EMBEDDING]
-    return found[EMBEDDING], found.get(HEAD, found[EMBEDDING])
+        return tensors[EMBEDDING], tensors[EMBEDDING]
+    return tensors[EMBEDDING], tensors.get(HEAD, tensors[EMBEDDING])

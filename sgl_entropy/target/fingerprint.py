@@ -1,5 +1,4 @@
-"""Which target a work folder, or a report, was made for: two folders of equal names and sizes are
-told apart."""
+"""For which target a store or a report was made; targets of one name and size are told apart."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from typing import Any
 from sgl_entropy.base.identity import Identity
 from sgl_entropy.base.json_file import read_object
 
-# What a target's hidden states and answers depend on beside its weights.
+# The config values that decide a target's hidden states and answers, apart from its weights.
 _DECIDES = (
     "model_type",
     "num_attention_heads",

@@ -145,7 +145,7 @@ def special_tokens(meta: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 
 def tokenizer_json(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """A ``tokenizers`` file: GPT-2 byte-level BPE behind SmolLM's split of digits one by one."""
+    """A ``tokenizers`` file: SmolLM's split of digits one by one, then GPT-2's byte-level BPE."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",

@@ -1,4 +1,4 @@
-"""Which targets ``PlainTarget`` reads, and a decoder layer's weights as it wants them.
+"""The targets that ``PlainTarget`` reads, and a decoder layer's weights in its form.
 
 The llama family: RMSNorm, rotary attention with grouped heads, a gated SiLU MLP. Members differ by
 biases (Qwen2's q, k and v; llama's ``attention_bias`` and ``mlp_bias``) and by a norm of each
@@ -63,8 +63,8 @@ def take_layer(weights: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     """The weights of one decoder layer: norms, ``qkv``, ``o``, ``gate_up``, ``down`` and biases.
 
     Args:
-        weights: by their Hugging Face names; those of the layer are taken out of it, as they
-            would be held twice otherwise.
+        weights: by their Hugging Face names; those of the layer are taken out of it, so that
+            memory holds them once.
 
     Raises:
         DrafterError: one is missing, or there is one that is not known.

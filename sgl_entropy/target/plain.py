@@ -77,7 +77,7 @@ class TargetCache:
         return self.keys[0].shape[2]
 
     def resize(self, needed: int) -> None:
-        """Make room for ``needed`` rows a slot; give room back when far more is held."""
+        """Make room for ``needed`` rows a slot; shrink where far more is allocated."""
         wanted = -(-needed // self.STEP) * self.STEP
         if self.length >= wanted and self.length - wanted < 2 * self.STEP:
             return
@@ -96,7 +96,7 @@ class TargetCache:
 
 @dataclass(frozen=True)
 class TargetOutput:
-    """What one forward gives, for ``n`` new rows of each of ``batch`` sequences.
+    """The result of one forward for ``n`` new rows of each of ``batch`` sequences.
 
     Attributes:
         final: [batch, n, d], after the final norm: ``lm_head`` of it gives the logits.
@@ -120,7 +120,7 @@ class PlainTarget:
         """
         Args:
             weights: Hugging Face names; their dtype is the dtype of everything. It is emptied
-                on the way, lest a large target be held twice.
+                on the way, so that memory holds a large target once.
 
         Raises:
             DrafterError: another family, or a part of it that is not known here.
@@ -206,7 +206,7 @@ class PlainTarget:
 
         Args:
             ids: int64 [batch, n]; rows past a sequence's end may hold anything (they are written
-                to the cache behind its end, where the next call overwrites them).
+                to the cache after its end, where the next call overwrites them).
             starts: int64 [batch], the position of each sequence's first new row. All zero makes
                 it a prefill, which reads nothing from the cache.
             cache: None = a prefill that nothing follows; ``starts`` are zero.

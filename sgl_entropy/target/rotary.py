@@ -13,7 +13,7 @@ from sgl_entropy.checkpoint.errors import DrafterError
 
 
 def rotary_of(config: Mapping[str, Any]) -> tuple[float, Mapping[str, Any] | None]:
-    """A Hugging Face config's base, and its scaling (None = plain).
+    """Base and scaling (None = plain) of a Hugging Face config.
 
     Newer transformers keep both in ``rope_parameters``, older ones in ``rope_theta`` and
     ``rope_scaling``.
@@ -31,7 +31,7 @@ def _kind(scaling: Mapping[str, Any]) -> Any:
 
 
 def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> Tensor:
-    """Radians a position of each pair of dimensions: float32 [head_dim / 2].
+    """Radians by which each pair of dimensions turns per position: float32 [head_dim / 2].
 
     Scalings are those that leave the attention's own scale alone: ``linear``, and ``llama3``,
     which slows long wavelengths down, keeps short ones, and blends between the two (Llama 3.1's

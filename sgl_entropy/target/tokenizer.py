@@ -47,7 +47,7 @@ def chat_tokenizer(folder: Path) -> Any:
 
 
 def _embedding_rows(folder: Path) -> int | None:
-    """Of the model in the folder; None = there is none, as beside a tokenizer alone."""
+    """Rows of the embedding of the folder's model; None where a tokenizer lies there alone."""
     path = folder / "config.json"
     if not path.is_file():
         return None

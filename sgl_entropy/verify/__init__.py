@@ -1,1 +1,1 @@
-"""Which drafted tokens stand: EASD's rule, on plain tensors."""
+"""Which drafted tokens are kept: EASD's rule, on plain tensors."""

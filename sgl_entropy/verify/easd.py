@@ -120,7 +120,7 @@ def without(probs: Tensor, token: Tensor, draft: Tensor | None = None) -> tuple[
 
     Returns:
         ([n, vocab], bool [n] whether anything is left). Where nothing is, as under a grammar that
-        allows the token alone, ``probs`` stays as it is: a token without alternative stands.
+        allows the token alone, ``probs`` stays as it is: a token without alternative is kept.
     """
     left = probs if draft is None else (probs - draft).clamp_min(0)
     left = left.scatter(-1, token.unsqueeze(-1), 0.0)

@@ -116,7 +116,7 @@ class CalibratedStop:
 
 @dataclass(frozen=True)
 class Typical:
-    """Typical acceptance: x stands where P_t(x) > min(eps, delta exp(-H_t)). Not lossless."""
+    """Typical acceptance: x is kept where P_t(x) > min(eps, delta exp(-H_t)). Not lossless."""
 
     eps: float = 0.09
     delta: float = 0.3
@@ -150,7 +150,7 @@ class Strictness:
     EXACT, RELAXED, REJECT = 0, 1, 2
 
     def decide(self, probability: Tensor, target: Uncertainty, draft: Uncertainty) -> Tensor:
-        """int64 [n]: EXACT, RELAXED (the token stands), or REJECT (EASD fires)."""
+        """int64 [n]: EXACT, RELAXED (the token is kept), or REJECT (EASD fires)."""
         relaxed = (target.entropy < self.relaxed_below) & self.typical.accepts(
             probability, target.entropy
         )

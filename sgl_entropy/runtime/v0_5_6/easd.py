@@ -143,7 +143,7 @@ def decide(
         chosen.view(-1)[where] = torch.where(
             some, replaced.to(chosen.dtype), chosen.view(-1)[where]
         )
-        # A token without alternative stands.
+        # A token without alternative is kept.
         cycle.fire -= {node for node, left in zip(rejected, some.tolist(), strict=True) if not left}
     if cycle.fire:
         ends = torch.tensor(sorted(cycle.fire), device=logits.device)

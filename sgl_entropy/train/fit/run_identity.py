@@ -1,4 +1,4 @@
-"""What makes a training the one that it is, and what may change while it goes on."""
+"""Fields that identify a run, and settings that may change while it goes on."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Exact: checks and fires at the recorded positions of each cycle by itself, up to the first fire.
 An estimate: everything behind a fire, since other text would have followed. Where the recorded
 rule fired and the replayed one does not, the rest of the chain is not known; ``beyond`` counts
-those cycles, which keep what they emitted. A token without alternative stands in an engine, under
+those cycles, which keep what they emitted. A token without alternative is kept in an engine, under
 a grammar say; a trace does not tell, so there a record may disagree.
 """
 
