@@ -13,23 +13,64 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
-class Progress:
-    """Says what happens now and how long all of it will still take.
+class StatusLine:
+    """Draws the line: overwritten in place on a terminal, a line now and then elsewhere.
 
-    On a terminal one line is overwritten; elsewhere a line is written at most every ``every_s``
-    seconds, so that a log stays short. ``expected_s`` is the first guess of the whole duration,
-    replaced by measurement as ``done`` (a fraction) grows.
+    Args:
+        live_every_s: on a terminal, seconds between two updates.
+        log_every_s: elsewhere, so that a log stays short.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, live_every_s: float = 0.0, log_every_s: float = 5.0
+    ) -> None:
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self._every_s = live_every_s if self.live else log_every_s
+        self._last = float("-inf")
+
+    def due(self) -> bool:
+        """Whether it is time for the next update; if so, it counts as made."""
+        now = time.monotonic()
+        if now - self._last < self._every_s:
+            return False
+        self._last = now
+        return True
+
+    def show(self, line: str) -> None:
+        """Draw ``line`` in place of the last one."""
+        self._write(f"\r\033[K{line}" if self.live else line + "\n")
+
+    def keep(self, line: str) -> None:
+        """Write a line that stays."""
+        self._last = time.monotonic()
+        self._write(f"\r\033[K{line}\n" if self.live else line + "\n")
+
+    def close(self) -> None:
+        """Leave the line of the terminal clean."""
+        if self.live:
+            self._write("\r\033[K")
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+
+class Progress:
+    """Tells what happens now and how long all of it will still take.
+
+    Args:
+        expected_s: a first guess of the whole duration, replaced by measurement as ``done`` (a
+            fraction) grows.
+        every_s: where stderr is no terminal, seconds between two lines.
     """
 
     def __init__(
         self, expected_s: float, stream: TextIO | None = None, every_s: float = 5.0
     ) -> None:
-        self.stream = stream or sys.stderr
-        self.every_s = every_s
+        self.line = StatusLine(stream, log_every_s=every_s)
         self.expected_s = expected_s
         self.begun = time.monotonic()
-        self._live = self.stream.isatty()
-        self._last = float("-inf")
 
     def left_s(self, done: float) -> float:
         """Seconds left when a fraction ``done`` of the work is finished."""
@@ -42,30 +83,17 @@ class Progress:
 
     def update(self, text: str, done: float) -> None:
         """Something moved; shown at once on a terminal, now and then elsewhere."""
-        now = time.monotonic()
-        if not self._live and now - self._last < self.every_s:
-            return
-        self._last = now
-        self._write(self._line(text, done), overwrite=self._live)
+        if self.line.due():
+            self.line.show(self._text(text, done))
 
     def step(self, text: str, done: float) -> None:
         """A new step begins; always shown."""
-        self._last = time.monotonic()
-        self._write(self._line(text, done), overwrite=False)
-
-    def _line(self, text: str, done: float) -> str:
-        elapsed = time.monotonic() - self.begun
-        return f"[{duration(elapsed)}] {text} (about {duration(self.left_s(done))} left)"
-
-    def _write(self, line: str, overwrite: bool) -> None:
-        if self._live:
-            self.stream.write("\r\033[K" + line + ("" if overwrite else "\n"))
-        else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+        self.line.keep(self._text(text, done))
 
     def close(self) -> None:
-        """Leave the terminal's line clean."""
-        if self._live:
-            self.stream.write("\r\033[K")
-            self.stream.flush()
+        """Leave the line of the terminal clean."""
+        self.line.close()
+
+    def _text(self, text: str, done: float) -> str:
+        elapsed = time.monotonic() - self.begun
+        return f"[{duration(elapsed)}] {text} (about {duration(self.left_s(done))} left)"

@@ -173,6 +173,7 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print tables; see EPILOG for exit codes."""
     from sgl_entropy_bench.http.client import ServerError
+    from sgl_entropy_bench.load.page.report import text_tables
     from sgl_entropy_bench.load.run.pool import ClientError
     from sgl_entropy_bench.server.launch import StartError
 
@@ -196,21 +197,21 @@ def run(args: argparse.Namespace) -> int:
             print(f"finished measurements are in {campaign.out}", file=sys.stderr)
         return 1
     report = campaign.report()
-    if not write_json(report, args.json):
-        print(_tables(report))
+    if not write_json(report.to_json(), args.json):
+        print(text_tables(report))
         print(f"\nresults: {campaign.out}", file=sys.stderr)
     if interrupted is not None:
         raise interrupted
-    return 0 if report["valid"] else EXIT_INVALID
+    return 0 if report.valid else EXIT_INVALID
 
 
 def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
     """The campaign that the arguments ask for, and what runs it. Raises ValueError."""
     from sgl_entropy_bench.http.routes import Output
-    from sgl_entropy_bench.load.judge.metrics import Slo
+    from sgl_entropy_bench.load.judge.measurement import Slo
     from sgl_entropy_bench.load.run import verbs
     from sgl_entropy_bench.load.run.arms import parse_arms, read_arms
-    from sgl_entropy_bench.load.run.campaign import Campaign
+    from sgl_entropy_bench.load.run.campaign import BaselineCapacity, Campaign
     from sgl_entropy_bench.load.run.measure import LoadPlan
     from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw
     from sgl_entropy_bench.load.schedule.workload import load_workload
@@ -281,7 +282,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
         _at_least(args, "dp_size", 1)
     qps = _numbers("--qps", args.qps, float) if args.qps else []
     shares = _numbers("--load", args.load, float) if args.load else []
-    campaign.settings["capacity_concurrency"] = args.capacity_concurrency
+    campaign.capacity = BaselineCapacity(args.capacity_concurrency)
     return campaign, lambda c: verbs.latency(c, qps, shares, args.dp_size)
 
 
@@ -320,12 +321,6 @@ def _numbers(flag: str, text: str, kind: Any) -> list[Any]:
     if len(set(found)) < len(found):
         raise ValueError(f"{flag} {text}: a number twice")
     return found
-
-
-def _tables(report: dict[str, Any]) -> str:
-    from sgl_entropy_bench.load.page.report import text_tables
-
-    return text_tables(report)
 
 
 def _after(args: argparse.Namespace) -> int:

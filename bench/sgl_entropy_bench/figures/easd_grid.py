@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sgl_entropy.base.intervals import jackknife, shown, wilson
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
-from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, Records, benchmark_prompts
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client
-from sgl_entropy_bench.quality.proportions import wilson
 
 OFF = "off"
 NATS = (1.0, 1.5, 2.0, 2.5, 3.0)
@@ -138,7 +137,7 @@ def figures(rows: Rows, name: str) -> dict[str, Any]:
     """The figures of one setting; intervals from the spread between prompts."""
 
     def pooled(value: Callable[[Rows], float], most: float = math.inf) -> dict[str, float | None]:
-        return jackknife(rows, value, most=most).to_dict()
+        return jackknife(rows, value, most=most).rounded()
 
     def rate(above: str, below: str, setting: str = name) -> Callable[[Rows], float]:
         return lambda some: ratio(total(some, setting, above), total(some, setting, below))

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.tables import markdown_table
-from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.paired import (
     FINISHED,
     Batch,
@@ -87,10 +87,10 @@ def summarise(
     whole = with_windows(rows)
     plain, mode = (pooled([row[name] for row in whole]) for name in (STANDARD, EASD))
     pairs = spread([step(row[EASD]) / step(row[STANDARD]) for row in whole])
-    ratio = jackknife(whole, cycle_ratio).to_dict()
+    ratio = jackknife(whole, cycle_ratio).rounded()
     # Every request has its own cycles; together they take a step each.
     own_s = own["seconds"] / (own["cycles"] / size) if own["cycles"] else math.nan
-    share = jackknife(whole, lambda some: own_s / exact_step(some)).to_dict()
+    share = jackknife(whole, lambda some: own_s / exact_step(some)).rounded()
     return {
         "batches": len(rows),
         "windows": len(whole),

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
-from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.paired import WARM_UP_TOKENS, kept, running, start_all
 from sgl_entropy_bench.figures.plan import (
     BENCHMARKS,
@@ -191,8 +191,8 @@ def summarise(rounds: Sequence[Round], baseline: str) -> dict[str, dict[str, Any
         row: dict[str, Any] = {
             "requests": len(pairs),
             "tokens": sum(len(answer.output_ids) for answer, _ in pairs),
-            "acceptance_length": jackknife(rounds, partial(mean, tau, name)).to_dict(),
-            "speed_up": jackknife(rounds, partial(mean, speed_up, name)).to_dict(),
+            "acceptance_length": jackknife(rounds, partial(mean, tau, name)).rounded(),
+            "speed_up": jackknife(rounds, partial(mean, speed_up, name)).rounded(),
             "equal_outputs": round(
                 sum(a.output_ids == b.output_ids for a, b in pairs) / len(pairs), 4
             ),
@@ -209,8 +209,8 @@ def summarise(rounds: Sequence[Round], baseline: str) -> dict[str, dict[str, Any
             row["over_baseline"] = {
                 "acceptance_length": jackknife(
                     rounds, partial(over, tau, name, baseline)
-                ).to_dict(),
-                "speed": jackknife(rounds, partial(over, speed_up, name, baseline)).to_dict(),
+                ).rounded(),
+                "speed": jackknife(rounds, partial(over, speed_up, name, baseline)).rounded(),
             }
         figures[name] = row
     return figures

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.base.disk import file_sha256
+from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.easd_grid import ALL_VERIFIED
-from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.paired import (
     FINISHED,
     Batch,
@@ -133,8 +133,8 @@ def summarise(rows: Sequence[Mapping[str, Batch]]) -> dict[str, dict[str, Any]]:
             "windows": len(whole),
             "decode_tokens_per_s": round(window.tokens_per_s, 2),
             "cycle_ms": round(window.step_s * 1000, 2),
-            "decode_ratio": jackknife(whole, speedup).to_dict(),
-            "end_to_end_ratio": jackknife(rows, end_to_end).to_dict(),
+            "decode_ratio": jackknife(whole, speedup).rounded(),
+            "end_to_end_ratio": jackknife(rows, end_to_end).rounded(),
             "verified_per_cycle": round(sum(b.verified for b in every) / max(1, cycles), 4),
             "acceptance_length": round(sum(b.emitted for b in every) / max(1, cycles), 4),
             "equal_outputs": round(equal_share(rows, name, FIXED), 4),

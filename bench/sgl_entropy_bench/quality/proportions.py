@@ -8,42 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist, fmean, variance
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A share or a difference of shares, with its interval."""
-
-    value: float
-    low: float
-    high: float
+from sgl_entropy.base.intervals import Interval, wilson
 
 
-def wilson(right: float, total: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (E. B. Wilson, 1927).
-
-    Args:
-        right, total: counts; not whole where ``total`` is an effective number.
-
-    Raises:
-        ValueError: no trial, or more right than there are.
-    """
-    if not 0 <= right <= total or total <= 0:
-        raise ValueError(f"wilson: {right:g} of {total:g} is no share")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share = right / total
-    middle = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # At 0 and 1 rounding would leave the end beside the share itself.
-    low = 0.0 if right == 0 else (middle - half) / scale
-    high = 1.0 if right == total else (middle + half) / scale
-    return low, high
-
-
-def accuracy(shares: Sequence[float], samples: int = 1) -> Estimate:
+def accuracy(shares: Sequence[float], samples: int = 1) -> Interval:
     """Mean share of right answers over questions, with Wilson's interval.
 
     Args:
@@ -66,10 +36,10 @@ def accuracy(shares: Sequence[float], samples: int = 1) -> Estimate:
         found = within / spread if spread > 0 else math.inf if within > 0 else 0.0
         effective = min(float(count * samples), max(float(count), found))
     low, high = wilson(mean * effective, effective)
-    return Estimate(mean, low, high)
+    return Interval(mean, low, high, count, True)
 
 
-def difference(differences: Sequence[float], level: float = 0.95) -> Estimate:
+def difference(differences: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of paired differences of shares, each from -1 to 1.
 
     The interval is Agresti and Min's (2005) for matched pairs: Wald's after half a pair was added
@@ -85,7 +55,8 @@ def difference(differences: Sequence[float], level: float = 0.95) -> Estimate:
     # Of the two added pairs, half a pair lies at +1 and half a pair at -1.
     spread = (sum(d * d for d in differences) + 1) / count - mean * mean
     half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(max(0.0, spread) / count)
-    return Estimate(fmean(differences), max(-1.0, mean - half), min(1.0, mean + half))
+    low, high = max(-1.0, mean - half), min(1.0, mean + half)
+    return Interval(fmean(differences), low, high, len(differences), True)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

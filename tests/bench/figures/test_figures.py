@@ -23,7 +23,6 @@ from sgl_entropy_bench.figures import (
     startup,
     stop,
 )
-from sgl_entropy_bench.figures.intervals import jackknife, shown
 from sgl_entropy_bench.figures.plan import (
     BENCHMARKS,
     Plan,
@@ -39,6 +38,7 @@ from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server
 
 from sgl_entropy.base import provenance
+from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.provenance import command_line
 from sgl_entropy.cli import main
 
@@ -382,7 +382,7 @@ def test_no_interval_stands_where_none_is_known() -> None:
     for units in ([0.0, 0.0, 0.0], [2.0]):
         found = jackknife(units, sum)
         assert (found.low, found.high) == (None, None)
-        assert shown(found.to_dict()) == f"{units[0]:.2f}"
+        assert shown(found.rounded()) == f"{units[0]:.2f}"
     # One prompt alone fired: the interval reaches down to nothing, and not below.
     alone = jackknife([0.0, 0.0, 3.0], lambda some: sum(some) / len(some))
     assert alone.low == 0.0

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sgl_entropy_bench.load.judge import rejudge, verdict
+from sgl_entropy_bench.load.judge import merge, rejudge, verdict
 
 from sgl_entropy.cli import main as command
-from tests.bench.load.test_report import changed, clients, failing, write_folder
+from tests.bench.load.test_report import (
+    COUNT,
+    changed,
+    clients,
+    failing,
+    nearly,
+    write_folder,
+)
 
 OLD = "1 of 60 prompts were found in the server's prefix cache"
 
@@ -33,6 +42,55 @@ def test_a_reason_that_the_rules_no_longer_give_goes(tmp_path: Path) -> None:
     assert after["judged"]["commit"]
     assert after["results"][1:] == before["results"][1:]
     assert not list(folder.glob("*.partial"))
+
+
+def as_before(report: Any) -> None:
+    """A result.json of the versions that kept the facts of a measurement once a run, in words."""
+    mine = {"expected", "workload", "schedule", "server", "greedy", "output", "slo"}
+    mine |= {"cache_emptied", "capacity_valid"}
+    for name in ("results", "probes"):
+        report[name] = [
+            {key: value for key, value in one.items() if key not in mine} for one in report[name]
+        ]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_what_is_worded_for_people_is_never_read_back(tmp_path: Path, before: bool) -> None:
+    """Outputs are compared because answers were greedy, whatever a page calls that."""
+    folder = write_folder(tmp_path / "run")
+    changed(folder, lambda report: report["settings"].update(output="the likeliest answers"))
+    if before:
+        changed(folder, as_before)
+    result = rejudge.judge_folder(folder).results[1]
+    assert result.against is not None
+    assert result.against.equal_outputs == 1.0
+
+
+def test_folders_written_before_are_read_judged_and_merged(tmp_path: Path) -> None:
+    folder, parts = write_folder(tmp_path / "run", change=failing), clients(tmp_path)
+    now = rejudge.judge_folder(folder)
+    for path in (folder, *parts):
+        changed(path, as_before)
+    before = rejudge.judge_folder(folder)
+    assert [r.verdict for r in before.results] == [r.verdict for r in now.results]
+    assert [r.figures for r in before.results] == [r.figures for r in now.results]
+    assert [r.against for r in before.results] == [r.against for r in now.results]
+    merged = merge.merge(parts, tmp_path / "all")
+    assert [r.requests for r in merged.results] == [COUNT] * 4
+    assert merged.results[1].against is not None
+    assert merged.results[1].against.equal_outputs == 1.0
+
+
+@pytest.mark.parametrize("name", ["latency", "throughput"])
+def test_the_committed_results_open_and_keep_their_verdicts(tmp_path: Path, name: str) -> None:
+    committed = Path(__file__).resolve().parents[3] / "bench/results/load" / name
+    copy = shutil.copytree(committed, tmp_path / name)
+    before = json.loads((copy / "result.json").read_text())
+    after = rejudge.judge_folder(copy).to_json()
+    for old, new in zip(before["results"], after["results"], strict=True):
+        # Those of the run itself, which this version may only add to.
+        assert {key: new.get(key) for key in old} == nearly(old)
+    assert before["valid"] is after["valid"] is True
 
 
 def test_a_reason_that_holds_stays(tmp_path: Path) -> None:
@@ -63,8 +121,8 @@ def test_loads_rest_on_a_capacity_that_is_judged_as_well(tmp_path: Path, good: b
 
     changed(folder, probed)
     report = rejudge.judge_folder(folder)
-    assert report["valid"] is good
-    assert all((verdict.NO_CAPACITY in r["reasons"]) is not good for r in report["results"])
+    assert report.valid is good
+    assert all((verdict.NO_CAPACITY in r.verdict.reasons) is not good for r in report.results)
 
 
 def test_a_merged_run_is_judged_by_its_parts(tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sgl_entropy_bench.http.record import RecordWriter, RequestRecord, read_records
 from sgl_entropy_bench.load.judge import metrics, verdict
 from sgl_entropy_bench.load.judge.compare import paired, parity
-from sgl_entropy_bench.load.judge.metrics import Slo
-from sgl_entropy_bench.load.run.worker import Tally
+from sgl_entropy_bench.load.judge.measurement import (
+    Measurement,
+    ScheduleFacts,
+    ServerFacts,
+    Slo,
+    WorkloadFacts,
+)
 
 
 def made(index: int, seconds: float = 1.0, **changes: object) -> RequestRecord:
@@ -36,9 +42,6 @@ def failed(index: int, error: str = "status 503: busy") -> RequestRecord:
     return RequestRecord(
         index, f"p{index}", "maths", "measured", float(index), sent=index + 0.001, error=error
     )
-
-
-QUIET = Tally(cpu_s=0.1, wall_s=1.0)
 
 
 def test_a_record_survives_its_line(tmp_path: Path) -> None:
@@ -77,17 +80,17 @@ def test_a_failed_request_stays_in_the_percentiles() -> None:
     records = [made(i) for i in range(95)] + [failed(i) for i in range(95, 100)]
     found = metrics.of_all(records, metrics.e2e)
     assert found is not None
-    assert (found["p90"], found["p99"]) == (1.0, None)
-    assert (found["count"], found["failed"]) == (95, 5)
+    assert (found.p90, found.p99) == (1.0, None)
+    assert (found.count, found.failed) == (95, 5)
     summary = metrics.summary(records)
-    assert (summary["errors"], summary["error_kinds"]) == (5, {"status 503: busy": 5})
+    assert (summary.errors, summary.error_kinds) == (5, {"status 503: busy": 5})
 
 
 def test_tau_is_pooled_and_not_the_mean_of_ratios() -> None:
     records = [made(0, cycles=1, emitted=5), made(1, cycles=9, emitted=9), made(2, cycles=None)]
     assert metrics.tau(records) == 1.4
     assert metrics.tau([made(0, cycles=None)]) is None
-    assert metrics.acceptance_by_position([made(0), made(1)]) == [0.5, 1.0, 0.0]
+    assert metrics.acceptance_by_position([made(0), made(1)]) == (0.5, 1.0, 0.0)
 
 
 def test_tokens_are_counted_when_they_came() -> None:
@@ -104,8 +107,9 @@ def test_tokens_are_counted_when_they_came() -> None:
 )
 def test_goodput(text: str, good: int) -> None:
     records = [made(0), made(1), made(2), failed(3)]
-    found = metrics.summary(records, Slo.parse(text))["goodput"]
-    assert found["share"] == good / 4
+    found = metrics.summary(records, Slo.parse(text)).goodput
+    assert found is not None
+    assert found.share == good / 4
 
 
 @pytest.mark.parametrize("text", ["", "e2e", "e2e=0", "e2e=x", "itl=1"])
@@ -114,14 +118,35 @@ def test_limits_that_there_are_not(text: str) -> None:
         Slo.parse(text)
 
 
-def judged(records: list[RequestRecord], **changes: object) -> tuple[str, ...]:
-    settings: dict[str, object] = {"expected": len(records), "open_loop": True, **changes}
-    tallies = settings.pop("tallies", [QUIET])
-    return verdict.judge(records, tallies, **settings).reasons  # type: ignore[arg-type]
+def judged(
+    records: list[RequestRecord],
+    first_use: list[RequestRecord] | None = None,
+    **changes: object,
+) -> verdict.Verdict:
+    """The verdict of an open loop; ``first_use``: those whose prompts were not sent before."""
+    if first_use is not None:
+        new = {record.index for record in first_use}
+        before = [
+            replace(r, index=1000 + r.index, phase="ramp", cached_tokens=0)
+            for r in records
+            if r.index not in new
+        ]
+        changed = {record.index: record for record in first_use}
+        records = [*before, *(changed.get(record.index, record) for record in records)]
+    facts: dict[str, object] = {
+        "expected": sum(record.phase == "measured" for record in records),
+        "client_cpu": (0.1,),
+        **changes,
+    }
+    work, when = WorkloadFacts("w", 1, "d", ("maths",)), ScheduleFacts("poisson", 0, 0)
+    what = Measurement(
+        "a", "l", workload=work, schedule=when, server=ServerFacts(), greedy=True, **facts
+    )  # type: ignore[arg-type]
+    return verdict.verdict(what, records)
 
 
 def test_a_good_run_is_valid() -> None:
-    assert judged([made(i, 1.0 + i % 7 * 0.1) for i in range(100)]) == ()
+    assert judged([made(i, 1.0 + i % 7 * 0.1) for i in range(100)]).valid
 
 
 @pytest.mark.parametrize(
@@ -131,7 +156,7 @@ def test_a_good_run_is_valid() -> None:
         ([*[made(i) for i in range(99)], failed(99)], {}, "1 of 100 requests failed"),
         ([made(i, sent=i * 1.02) for i in range(100)], {}, "requests a second were sent"),
         ([made(i, sent=i + 0.02 * (i > 97)) for i in range(100)], {}, "p99 of the lag"),
-        ([made(i) for i in range(9)], {"tallies": [Tally(cpu_s=0.9, wall_s=1.0)]}, "90% of a core"),
+        ([made(i) for i in range(9)], {"client_cpu": (0.1, 0.9)}, "90% of a core"),
         ([made(i, 1 + i / 50) for i in range(100)], {}, "latency rose"),
         ([made(i, 4 - i / 50) for i in range(100)], {}, "latency fell"),
         (
@@ -144,14 +169,14 @@ def test_a_good_run_is_valid() -> None:
 def test_why_a_run_is_not_valid(
     records: list[RequestRecord], changes: dict[str, object], reason: str
 ) -> None:
-    reasons = judged(records, **changes)
+    reasons = judged(records, **changes).reasons  # type: ignore[arg-type]
     assert reason in "; ".join(reasons)
     assert len(reasons) == (2 if "were sent" in reason else 1)  # a client that falls back is late
 
 
 def test_repeated_prompts_are_noted() -> None:
     records = [made(i, cached_tokens=5 if i >= 8 else 0) for i in range(10)]
-    found = verdict.judge(records, [QUIET], expected=10, open_loop=True, first_use=records[:8])
+    found = judged(records, first_use=records[:8])
     assert found.valid
     assert found.notes == (
         "2 of 10 requests repeat an earlier prompt; 10% of the prompt tokens were cached",
@@ -161,27 +186,28 @@ def test_repeated_prompts_are_noted() -> None:
 def test_rates_are_of_the_steady_state_and_not_of_the_drain() -> None:
     """One a second, however long the last ones take."""
     found = metrics.summary([made(i, 50.0) for i in range(11)], Slo(e2e=60.0))
-    assert found["request_rate"] == pytest.approx(1.0)
-    assert found["output_tokens_per_s"] == pytest.approx(5.0)
-    assert found["goodput"]["requests_per_s"] == pytest.approx(1.0)
+    assert found.request_rate == pytest.approx(1.0)
+    assert found.output_tokens_per_s == pytest.approx(5.0)
+    assert found.goodput is not None
+    assert found.goodput.requests_per_s == pytest.approx(1.0)
 
 
 def test_hits_that_the_prompts_common_head_explains_are_none() -> None:
     records = [made(i, cached_tokens=9) for i in range(20)]
-    assert judged(records, first_use=records) == ()
+    assert judged(records, first_use=records).valid
 
 
 def test_prompts_may_share_their_first_words() -> None:
     """One prompt is short; two longer ones begin alike, which is no sign of a warm cache."""
     records = [made(0, prompt_tokens=8, cached_tokens=0)]
     records += [made(i, prompt_tokens=200, cached_tokens=40) for i in range(1, 9)]
-    assert judged(records, first_use=records) == ()
+    assert judged(records, first_use=records).valid
     warm = [made(i, prompt_tokens=200, cached_tokens=199) for i in range(1, 9)]
-    assert "prefix cache" in "".join(judged(records, first_use=[records[0], *warm]))
+    assert "prefix cache" in "".join(judged([records[0], *warm]).reasons)
 
 
 def test_a_closed_loop_is_never_late() -> None:
-    assert judged([made(i, sent=i + 0.5) for i in range(100)], open_loop=False) == ()
+    assert judged([made(i, sent=i + 0.5) for i in range(100)], concurrency=4).valid
 
 
 def test_two_arms_are_compared_request_by_request() -> None:
@@ -189,10 +215,10 @@ def test_two_arms_are_compared_request_by_request() -> None:
     half = [made(i, 0.5 * (1.0 + i % 5), text_hash="a" if i % 4 else "b") for i in range(100)]
     found = paired(half, base)
     assert found is not None
-    assert found["value"] == pytest.approx(0.5)
-    assert (found["low"], found["high"]) == (pytest.approx(0.5), pytest.approx(0.5))
-    assert found["differs"]
+    assert found.value == pytest.approx(0.5)
+    assert (found.low, found.high) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found.differs
     assert parity(half, base) == 0.75
-    assert not paired(base, base)["differs"]  # type: ignore[index]
+    assert not paired(base, base).differs  # type: ignore[union-attr]
     some = [*half[:50], *[failed(i) for i in range(50, 100)]]
-    assert paired(some, base)["pairs"] == 50  # type: ignore[index]
+    assert paired(some, base).pairs == 50  # type: ignore[union-attr]

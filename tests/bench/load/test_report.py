@@ -18,18 +18,19 @@ from typing import Any
 
 import pytest
 from sgl_entropy_bench.fakeserver import FakeServer
-from sgl_entropy_bench.http.record import RequestRecord
+from sgl_entropy_bench.http.record import CUT, RequestRecord, read_records
 from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.judge import compare, metrics, verdict
-from sgl_entropy_bench.load.judge.folders import read_folder
-from sgl_entropy_bench.load.judge.merge import _first_use
+from sgl_entropy_bench.load.judge.folders import read_folder, write_records
+from sgl_entropy_bench.load.judge.judgement import judge
+from sgl_entropy_bench.load.judge.measurement import Measurement, ServerFacts, Slo
 from sgl_entropy_bench.load.page import html, plots, report
 from sgl_entropy_bench.load.run.arms import LoadArm
 from sgl_entropy_bench.load.run.campaign import Campaign
-from sgl_entropy_bench.load.run.measure import LoadPlan, window
-from sgl_entropy_bench.load.run.worker import CUT, Tally
+from sgl_entropy_bench.load.run.measure import LoadPlan
 from sgl_entropy_bench.load.schedule.workload import Workload, WorkloadPrompt
 
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli import main as command
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -41,6 +42,9 @@ PLAN = LoadPlan(
     Workload(PROMPTS, (), "built-in prompts", len(PROMPTS), "d1"), Output(64), COUNT, RAMP
 )
 PAGE, TABLES = "report.html", "report.md"
+SERVER = ServerFacts(
+    "0.5.6.post2", "generate", "/generate, plain prompts", 1, {"model_path": "target"}
+)
 Json = dict[str, Any]
 Change = Callable[[str, str, list[RequestRecord]], list[RequestRecord]]
 
@@ -64,31 +68,24 @@ def records_of(arm: str, load: str, rate: float | None, count: int = COUNT) -> l
     return found
 
 
-def figures_of(
-    arm: str, label: str, held: Sequence[RequestRecord], verb: str, count: int = COUNT
-) -> Json:
-    """One entry of ``results``, as ``measure`` computes it."""
-    measured = [record for record in held if record.phase == "measured"]
+def measured_of(arm: str, label: str, verb: str, plan: LoadPlan) -> Measurement:
+    """What a client would have measured; one process used a tenth of a core."""
     opened = verb == "latency"
-    judged = verdict.judge(
-        measured, [Tally(cpu_s=0.1, wall_s=1.0)], expected=count, open_loop=opened
+    return Measurement(
+        arm=arm,
+        load=label,
+        expected=plan.requests,
+        workload=plan.workload_facts(),
+        schedule=plan.schedule_facts(),
+        server=SERVER,
+        greedy=True,
+        output=plan.output,
+        slo=plan.slo,
+        asked_qps=2.0 if opened else None,
+        concurrency=None if opened else int(label.partition("-")[2] or 2),
+        started=1000.0,
+        client_cpu=(0.1,),
     )
-    out: Json = {"arm": arm, "load": label, **verdict.as_json(judged)}
-    out |= {"asked_qps": 2.0} if opened else {"concurrency": int(label.partition("-")[2] or 2)}
-    if not measured:
-        return out | {"requests": 0}
-    scheduled, achieved = verdict.rates(measured)
-    out |= {
-        "partial": len(measured) < count,
-        "interrupted": False,
-        "scheduled_qps": scheduled if opened else None,
-        "achieved_qps": achieved,
-        "client_cpu": [0.1],
-        **metrics.summary(measured),
-        "tau_counted_by_server": None,
-        "started": 1000.0,
-    }
-    return out if opened else out | {"window": window(held)}
 
 
 def write_folder(
@@ -102,28 +99,16 @@ def write_folder(
 ) -> Path:
     """A folder as a campaign leaves it; ``alter`` changes its result.json at last."""
     campaign = Campaign(verb, plan, tuple(LoadArm(arm, url="http://h:1") for arm in arms), path)
-    for arm in arms:
-        campaign.servers[arm] = {
-            "version": "0.5.6.post2", "api": "generate", "caption": "/generate, plain prompts",
-            "dp_size": 1, "arguments": {"model_path": "target"}, "command": "",
-        }  # fmt: skip
+    campaign.servers.update(dict.fromkeys(arms, SERVER))
     for load in loads:
         for arm in arms:
             rate = float(load[4:]) if load.startswith("qps-") else None
             held = change(arm, load, records_of(arm, load, rate, plan.requests))
-            lines = "".join(record.to_json() + "\n" for record in held)
-            (path / f"{arm}-{load}.jsonl").write_bytes(lines.encode(errors="backslashreplace"))
-            campaign.results.append(figures_of(arm, load, held, verb, plan.requests))
-            if verb == "capacity":
-                campaign.results[-1]["capacity"] = {
-                    "value": 3.21, "low": 3.0, "high": 3.5, "batches": 12, "reliable": True,
-                    "qps_per_rank": 1.61,
-                }  # fmt: skip
-            if verb == "speed":
-                one = {"speedup": None, "tau": 2.5}
-                campaign.results[-1] |= {"speed": {"code": one}, "speed_all": one}
+            write_records(path, (arm, load), held)
+            kept = read_records(path / f"{arm}-{load}.jsonl")  # times are rounded
+            campaign.results.append(judge(measured_of(arm, load, verb, plan), kept))
     campaign.compare()
-    written = campaign.report()
+    written = campaign.report().to_json()
     alter(written)
     (path / "result.json").write_text(json.dumps(written), encoding="utf-8")
     return path
@@ -306,8 +291,9 @@ def test_every_verb(
         assert header in text
         assert "48 measured requests an arm and load" in text
     if verb == "capacity":
-        assert "3.21 (3.00 to 3.50)" in printed
-        assert "1.61" in printed
+        (none, _) = read_folder(tmp_path / "run").results
+        assert none.capacity is not None
+        assert f"{none.capacity.value:.2f} ({none.capacity.low:.2f} to " in printed
     paper = "paper, " in markdown
     assert paper == (verb in ("latency", "throughput"))
     assert paper == ("Beside the paper" in parsed.data)
@@ -461,10 +447,14 @@ RECORDS = "edsd-qps-2.jsonl"
         (rewrite("result.json", '{"format": 1'), "result.json", "not a result"),
         (rewrite("result.json", "[]"), "result.json", "format 1, found list"),
         (result_with(lambda r: r.update(format=2)), "result.json", "format 1, found 2"),
-        (result_with(lambda r: r.pop("servers")), "result.json", "no servers of type dict"),
-        (result_with(lambda r: r["settings"].pop("ramp")), "result.json", "settings lack ramp"),
-        (result_with(lambda r: r["results"][1].pop("reasons")), "result.json", "no reasons"),
-        (result_with(lambda r: r["results"].append(5)), "result.json", "a result has no arm"),
+        (result_with(lambda r: r.pop("servers")), "result.json", "lacks servers"),
+        (result_with(lambda r: r["settings"].pop("ramp")), "result.json", "settings: lacks ramp"),
+        (result_with(lambda r: r["results"][1].pop("reasons")), "result.json", "lacks reasons"),
+        (
+            result_with(lambda r: r["results"].append(5)),
+            "result.json",
+            "results[2]: expected an object",
+        ),
         (result_with(lambda r: r["results"].append(r["results"][0])), "result.json", "twice"),
         (result_with(lambda r: r["results"][0].update(arm="../x")), "result.json", "cannot name"),
         (lambda f: (f / RECORDS).unlink(), RECORDS, "records of edsd at qps-2 are missing"),
@@ -501,7 +491,12 @@ def test_without_matplotlib_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def clients(tmp_path: Path, shift: float = 0.25, change: Change = lambda a, q, h: h) -> list[Path]:
+def clients(
+    tmp_path: Path,
+    shift: float = 0.25,
+    change: Change = lambda a, q, h: h,
+    plan: LoadPlan = PLAN,
+) -> list[Path]:
     """One run's requests dealt to two clients; the second started ``shift`` seconds later."""
     folders = []
     for number in (0, 1):
@@ -526,8 +521,10 @@ def clients(tmp_path: Path, shift: float = 0.25, change: Change = lambda a, q, h
             result["settings"] |= {"stream": "ab"[number], "processes": 2}
             for one in result["results"]:
                 one["started"] += number * shift
+                one["expected"] = COUNT // 2
 
-        folders.append(write_folder(tmp_path / f"client-{'ab'[number]}", change=dealt, alter=alter))
+        name = f"client-{'ab'[number]}"
+        folders.append(write_folder(tmp_path / name, change=dealt, plan=plan, alter=alter))
     return folders
 
 
@@ -544,45 +541,48 @@ def test_merged_clients_have_the_figures_of_one_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "merged"
-    slo = "e2e <= 1.1 s, ttft <= 0.5 s"
-    folders = clients(tmp_path)
-    for folder in folders:
-        changed(folder, lambda result: result["settings"].update(slo=slo))
+    # More digits than "1.00001 s", as people read it, shows: the numbers themselves are kept.
+    slo = Slo(e2e=1.000008125, ttft=0.5)
+    folders = clients(tmp_path, plan=replace(PLAN, slo=slo))
     assert command(["bench", "merge", *map(str, folders), "--out", str(out)]) == 0
     assert "qps-2" in capsys.readouterr().out
     merged = read_folder(out)
-    assert merged.report["valid"] is True
+    assert merged.run.valid is True
     assert merged.loads == ["qps-2", "qps-3"]
     whole = {(a, q): records_of(a, q, float(q[4:])) for q in ("qps-2", "qps-3")
              for a in ("none", "edsd")}  # fmt: skip
     for (arm, load), held in whole.items():
         measured = [record for record in held if record.phase == "measured"]
         result = merged.result((arm, load))
-        expected = metrics.summary(measured, metrics.Slo(e2e=1.1, ttft=0.5))
-        assert {name: result[name] for name in expected} == nearly(expected)
-        assert result["asked_qps"] == 4.0  # of two clients that asked 2 each
-        assert (result["scheduled_qps"], result["achieved_qps"]) == tuple(
-            nearly(list(verdict.rates(measured)))
-        )
-        assert result["shared_share"] > 0.95
-        assert result["client_cpu"] == [0.1, 0.1]
+        assert as_json(result.figures) == nearly(as_json(metrics.summary(measured, slo)))
+        one = result.measurement
+        assert (one.asked_qps, one.slo) == (4.0, slo)  # of two clients that asked 2 each
+        assert [result.scheduled_qps, result.achieved_qps] == nearly(list(verdict.rates(measured)))
+        assert one.shared_share is not None
+        assert one.shared_share > 0.95
+        assert one.client_cpu == (0.1, 0.1)
         base = [record for record in whole["none", load] if record.phase == "measured"]
         if arm != "none":
-            assert result["against"] == {
-                "arm": "none",
-                "e2e_ratio": nearly(compare.paired(measured, base)),
-                "ttft_ratio": nearly(compare.paired(measured, base, metrics.ttft)),
-                "equal_outputs": 1.0,
-            }
+            assert as_json(result.against) == nearly(
+                as_json(
+                    compare.Against(
+                        "none",
+                        compare.paired(measured, base),
+                        compare.paired(measured, base, metrics.ttft),
+                        1.0,
+                    )
+                )
+            )
         records = merged.records[arm, load]
         assert len({record.index for record in records}) == len(records) == COUNT + 2 * RAMP
         assert {record.process for record in records} == {0, 1, 2, 3}
-    settings = merged.report["settings"]
-    assert (settings["requests"], settings["ramp"], settings["processes"]) == (COUNT, RAMP, 4)
-    assert settings["stream"] == "a+b"
-    assert [one["stream"] for one in merged.report["merged"]] == ["a", "b"]
+    settings = merged.run.settings
+    assert (settings.requests, settings.ramp, settings.processes) == (COUNT, RAMP, 4)
+    assert settings.stream == "a+b"
+    assert merged.run.merged is not None
+    assert [one.stream for one in merged.run.merged] == ["a", "b"]
     given = json.loads((folders[1] / "result.json").read_text())["provenance"]
-    assert merged.report["merged"][1]["provenance"] == given
+    assert merged.run.merged[1].provenance == given
     parsed = reported(tmp_path / "page", out)
     assert "timeline-edsd-qps-3" in parsed.figures
     assert "Merged: client-b" in parsed.data
@@ -608,13 +608,15 @@ def test_failures_of_one_client_are_failures_of_the_merged_run(tmp_path: Path) -
     changed(folders[1], lambda r: r["results"][0].update(requests=20 - RAMP // 2))
     assert report.main("merge", folders, tmp_path / "merged") == 3
     result = read_folder(tmp_path / "merged").result(("edsd", "qps-2"))
-    assert result["errors"] == COUNT // 4
-    assert result["e2e"]["p90"] is None
-    assert f"{COUNT // 4} of {COUNT} requests failed" in result["reasons"]
+    assert result.figures is not None
+    assert result.figures.errors == COUNT // 4
+    assert result.figures.e2e is not None
+    assert result.figures.e2e.p90 is None
+    assert f"{COUNT // 4} of {COUNT} requests failed" in result.verdict.reasons
     short = read_folder(tmp_path / "merged").result(("none", "qps-2"))
     there = COUNT // 2 + 20 - RAMP // 2
-    assert f"partial: {there} of {COUNT} measured requests ended" in short["reasons"]
-    assert short["partial"] is True
+    assert f"partial: {there} of {COUNT} measured requests ended" in short.verdict.reasons
+    assert short.partial is True
 
 
 def test_prompts_that_another_client_may_have_brought_into_the_cache() -> None:
@@ -626,7 +628,7 @@ def test_prompts_that_another_client_may_have_brought_into_the_cache() -> None:
         RequestRecord(4, "at once", "b", "measured", 0.5, sent=0.5, last=1.5),
         RequestRecord(5, "never sent", "b", "measured", 0.5),
     ]
-    assert sorted(record.index for record in _first_use(held)) == [0, 1]
+    assert sorted(record.index for record in verdict.lone_uses(held)) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -637,7 +639,8 @@ def test_prompts_that_another_client_may_have_brought_into_the_cache() -> None:
         (lambda r: r["settings"].update(prompts=80), "differ in prompts: 90, 80"),
         (lambda r: r["settings"].update(output="natural stop"), "differ in output"),
         (lambda r: r["settings"].update(seed=1), "differ in seed: 0, 1"),
-        (lambda r: r["settings"].update(later="x"), "differ in later: None, x"),
+        (lambda r: r["settings"].update(later="x"), "settings: unknown keys: later"),
+        (lambda r: [one["slo"].update(e2e=2.0) for one in r["results"]], "differ in limits"),
         (lambda r: r["results"].pop(), "differ in measurements"),
         (lambda r: r["servers"]["none"].update(version="0.6"), "differ in version of none"),
         (lambda r: r["settings"].update(stream="a"), "both of --stream a"),
@@ -648,7 +651,7 @@ def test_prompts_that_another_client_may_have_brought_into_the_cache() -> None:
 def test_folders_that_are_no_clients_of_one_load(
     change: Callable[[Json], object], why: str, tmp_path: Path
 ) -> None:
-    first, second = clients(tmp_path)
+    first, second = clients(tmp_path, plan=replace(PLAN, slo=Slo(e2e=1.0)))
     changed(second, change)
     with pytest.raises(ValueError, match=re.escape(why)) as caught:
         report.main("merge", [first, second], tmp_path / "out")

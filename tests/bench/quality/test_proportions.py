@@ -13,8 +13,9 @@ from sgl_entropy_bench.quality.proportions import (
     holm,
     mcnemar,
     sign_flips,
-    wilson,
 )
+
+from sgl_entropy.base.intervals import wilson
 
 
 def test_wilson_is_scipys() -> None:

@@ -3,47 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
+from sgl_entropy.base.intervals import Interval, mean_interval, ratio_interval
 from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge import metrics
-from sgl_entropy_bench.load.judge.intervals import Interval, mean_interval, ratio_interval
 
 Value = Callable[[RequestRecord], float | None]
+Records = Sequence[RequestRecord]
 
 
-def pairs(
-    arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord], value: Value
-) -> list[tuple[float, float]]:
+@dataclass(frozen=True)
+class PairedRatio(Interval):
+    """A ratio of two arms with its interval.
+
+    Attributes:
+        pairs: requests that ended on both.
+        differs: the interval can be trusted and excludes 1.
+    """
+
+    pairs: int
+    differs: bool
+
+    @classmethod
+    def of(cls, ratio: Interval, pairs: int) -> PairedRatio:
+        return cls(**vars(ratio), pairs=pairs, differs=ratio.reliable and not ratio.contains(1.0))
+
+
+@dataclass(frozen=True)
+class Against:
+    """How a result stands beside that of the baseline ``arm`` at the same load.
+
+    Attributes:
+        e2e_ratio, ttft_ratio: of mean latencies, this arm over the baseline.
+        equal_outputs: share of requests with the same text on both; None where none is expected.
+        throughput_ratio: closed loop: tokens a second, this arm over the baseline.
+    """
+
+    arm: str
+    e2e_ratio: PairedRatio | None
+    ttft_ratio: PairedRatio | None
+    equal_outputs: float | None
+    throughput_ratio: PairedRatio | None = None
+
+
+@dataclass(frozen=True)
+class BenchmarkSpeed:
+    """One request at a time: speed-up in tokens a second over the baseline, and tau."""
+
+    speedup: PairedRatio | None
+    tau: float | None
+
+
+def pairs(arm: Records, baseline: Records, value: Value) -> list[tuple[float, float]]:
     """(arm's, baseline's) values of the requests that have one on both, by schedule."""
     there = {record.index: value(record) for record in baseline}
     both = ((value(record), there.get(record.index)) for record in arm)
     return [(a, b) for a, b in both if a is not None and b is not None]
 
 
-def paired(
-    arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord], value: Value = metrics.e2e
-) -> dict[str, Any] | None:
+def paired(arm: Records, baseline: Records, value: Value = metrics.e2e) -> PairedRatio | None:
     """The ratio of means with its interval, arm over baseline; None without pairs."""
-    found = pairs(arm, baseline, value)
-    if not found or fmean(b for _, b in found) == 0:
+    both = pairs(arm, baseline, value)
+    if not both or fmean(b for _, b in both) == 0:
         return None
-    return described(ratio_interval([a for a, _ in found], [b for _, b in found]), len(found))
+    return PairedRatio.of(ratio_interval([a for a, _ in both], [b for _, b in both]), len(both))
 
 
-def described(interval: Interval, count: int) -> dict[str, Any]:
-    """A ratio's interval as JSON takes it, and whether it differs from 1."""
-    return {
-        **(metrics.as_json(interval) or {}),
-        "pairs": count,
-        "differs": interval.reliable and not interval.contains(1.0),
-    }
-
-
-def speedup(
-    arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord]
-) -> dict[str, Any] | None:
+def speedup(arm: Records, baseline: Records) -> PairedRatio | None:
     """Tokens a second of an arm over the baseline's, of a closed loop, paired by request.
 
     With every place taken, tokens/s are places * mean tokens / mean latency (Little's law), so the
@@ -60,28 +88,40 @@ def speedup(
         return None if time is None or not tokens else (float(tokens), time)
 
     there = {record.index: both(record) for record in baseline}
-    found = [(both(record), there.get(record.index)) for record in arm]
-    held = [(a, b) for a, b in found if a is not None and b is not None]
-    if not held:
+    matched = [(both(record), there.get(record.index)) for record in arm]
+    known = [(a, b) for a, b in matched if a is not None and b is not None]
+    if not known:
         return None
-    series = list(zip(*((*a, *b) for a, b in held), strict=True))
+    series = list(zip(*((*a, *b) for a, b in known), strict=True))
     tokens, times, base_tokens, base_times = map(fmean, series)
     if min(times, base_times) <= 0:
         return None
-    # Around 1, where an interval's relative width is that of the logarithm.
+    # Around 1, where the relative width of an interval is that of the logarithm.
     error = mean_interval(
         [
             1 + t / tokens - e / times - bt / base_tokens + be / base_times
             for t, e, bt, be in zip(*series, strict=True)
         ]
     )
-    value = (tokens / times) / (base_tokens / base_times)
-    low, high = value * error.low / error.value, value * error.high / error.value
-    interval = Interval(value, low, high, error.batches, error.reliable)
-    return described(interval, len(held))
+    ratio = (tokens / times) / (base_tokens / base_times)
+    return PairedRatio.of(error.scaled(ratio / error.value), len(known))
 
 
-def parity(arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord]) -> float | None:
+def benchmark_speed(arm: Records, baseline: Records) -> BenchmarkSpeed:
+    """Of the requests that ended well on both, timed from the send, one at a time."""
+    there = {record.index: record for record in baseline}
+    both = [(r, there[r.index]) for r in arm if r.ok and r.index in there and there[r.index].ok]
+    ratio = None
+    if both:
+        ours = [(metrics.e2e_from_send(a) or 0.0, a.completion_tokens or 0) for a, _ in both]
+        base = [(metrics.e2e_from_send(b) or 0.0, b.completion_tokens or 0) for _, b in both]
+        tokens = sum(t for _, t in ours) / max(1, sum(t for _, t in base))
+        times = ratio_interval([s for s, _ in base], [s for s, _ in ours])
+        ratio = PairedRatio.of(times.scaled(tokens), len(both))
+    return BenchmarkSpeed(ratio, metrics.tau(arm))
+
+
+def parity(arm: Records, baseline: Records) -> float | None:
     """Share of requests with the same text on both; None where none has text on both."""
     there = {record.index: record.text_hash for record in baseline if record.ok}
     both = [
@@ -92,37 +132,7 @@ def parity(arm: Sequence[RequestRecord], baseline: Sequence[RequestRecord]) -> f
     return sum(a == b for a, b in both) / len(both) if both else None
 
 
-def against_baseline(
-    results: Sequence[dict[str, Any]],
-    measured: Callable[[dict[str, Any]], Sequence[RequestRecord]],
-    baseline: str,
-    greedy: bool,
-) -> None:
-    """Add to each result how it stands against the baseline arm at the same load.
-
-    Args:
-        measured: the measured records behind a result.
-        greedy: outputs can be equal, so they are compared.
-    """
-    bases = {result["load"]: result for result in results if result["arm"] == baseline}
-    for result in results:
-        base = bases.get(result["load"])
-        if result["arm"] == baseline or base is None:
-            continue
-        here, there = measured(result), measured(base)
-        result["against"] = {
-            "arm": baseline,
-            "e2e_ratio": paired(here, there, metrics.e2e),
-            "ttft_ratio": paired(here, there, metrics.ttft),
-            "equal_outputs": parity(here, there) if greedy else None,
-        }
-        if result.get("window") and base.get("window"):
-            result["against"]["throughput_ratio"] = speedup(here, there)
-
-
-def by_benchmark(records: Sequence[RequestRecord]) -> dict[str, list[RequestRecord]]:
+def by_benchmark(records: Records) -> dict[str, list[RequestRecord]]:
     """Records by benchmark, in the order of their names."""
-    groups: dict[str, list[RequestRecord]] = metrics.by_key(
-        records, lambda record: record.benchmark
-    )
+    groups: dict[str, list[RequestRecord]] = metrics.by_key(records, lambda r: r.benchmark)
     return groups

@@ -1,44 +1,28 @@
-"""Result folders, read and checked."""
+"""Result folders, read and checked: those of this version and those written before."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.typed_json import from_json
 from sgl_entropy_bench.http.record import RequestRecord, read_records
+from sgl_entropy_bench.load.judge.judgement import Result, measured_of
+from sgl_entropy_bench.load.judge.run_result import FILE, FORMAT, RunResult
 
 Json = dict[str, Any]
 Key = tuple[str, str]
-FORMAT = 1
-_SHAPE: dict[str, type] = {
-    "verb": str, "partial": bool, "valid": bool, "baseline": str, "settings": dict,
-    "servers": dict, "results": list, "provenance": dict,
-}  # fmt: skip
-_SETTINGS = (
-    "workload",
-    "prompts",
-    "prompts_digest",
-    "benchmarks",
-    "output",
-    "arrivals",
-    "requests",
-    "ramp",
-    "seed",
-)
-_RESULT: dict[str, type] = {
-    "arm": str, "load": str, "valid": bool, "reasons": list, "requests": int,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What one run left behind: ``report`` is its result.json; records by (arm, load)."""
+    """What one run left behind: its result.json as ``run``, and records by (arm, load)."""
 
     path: Path
-    report: Json
+    run: RunResult
     records: dict[Key, list[RequestRecord]]
 
     @property
@@ -46,20 +30,29 @@ class Folder:
         return self.path.resolve().name
 
     @property
-    def results(self) -> list[Json]:
-        found: list[Json] = self.report["results"]
-        return found
+    def results(self) -> tuple[Result, ...]:
+        return self.run.results
 
     @property
     def arms(self) -> list[str]:
-        return list(dict.fromkeys(r["arm"] for r in self.results))
+        return list(dict.fromkeys(result.arm for result in self.results))
 
     @property
     def loads(self) -> list[str]:
-        return list(dict.fromkeys(r["load"] for r in self.results))
+        return list(dict.fromkeys(result.load for result in self.results))
 
-    def result(self, key: Key) -> Json:
-        return next(r for r in self.results if (r["arm"], r["load"]) == key)
+    def result(self, key: Key) -> Result:
+        return next(result for result in self.results if result.measurement.key == key)
+
+    def records_of(self, result: Result) -> list[RequestRecord]:
+        """All records of a result or of a probe."""
+        held = self.records.get(result.measurement.key)
+        return _records(self.path, result) if held is None else held
+
+
+def records_file(folder: Path, arm: str, load: str) -> Path:
+    """Where the records of one arm at one load are."""
+    return folder / f"{arm}-{load}.jsonl"
 
 
 def read_folder(path: Path) -> Folder:
@@ -68,50 +61,101 @@ def read_folder(path: Path) -> Folder:
     Raises:
         ValueError: result.json or a records file is missing, broken, or not of one run (named).
     """
-    file = path / "result.json"
+    file = path / FILE
+    try:
+        run = read_run(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{file}: not there; expected a folder of `sgl-entropy bench`") from None
+    records: dict[Key, list[RequestRecord]] = {}
+    for result in run.results:
+        key = result.measurement.key
+        if key in records:
+            raise ValueError(f"{file}: holds {key[0]} at {key[1]} twice")
+        records[key] = _records(path, result)
+    return Folder(path, run, records)
+
+
+def read_run(folder: Path) -> RunResult:
+    """The result.json of ``folder``, without the records.
+
+    Raises:
+        ValueError: it is broken (named).
+        FileNotFoundError, NotADirectoryError: there is none.
+    """
+    file = folder / FILE
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{file}: not there; expected a folder of `sgl-entropy bench`") from None
+        raise
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a result: {error}") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         found = report.get("format") if isinstance(report, dict) else type(report).__name__
         raise ValueError(f"{file}: expected a result of format {FORMAT}, found {found}")
-    _check_shape(file, "the result", report, _SHAPE)
-    missing = [name for name in _SETTINGS if name not in report["settings"]]
-    if missing:
-        raise ValueError(f"{file}: its settings lack {', '.join(missing)}")
-    records: dict[Key, list[RequestRecord]] = {}
-    for result in report["results"]:
-        _check_shape(file, "a result", result, _RESULT)
-        key = result["arm"], result["load"]
-        if key in records:
-            raise ValueError(f"{file}: holds {key[0]} at {key[1]} twice")
-        records[key] = _records(path, result)
-    return Folder(path, report, records)
+    report = {name: held for name, held in report.items() if name != "format"}
+    try:
+        for name in ("results", "probes"):
+            if isinstance(report.get(name), list):
+                report[name] = [_with_facts(report, one) for one in report[name]]
+    except (KeyError, TypeError, AttributeError):
+        pass  # what is missing or of another type is told by the typed reading, with its place
+    return from_json(RunResult, report, str(file))
 
 
-def _check_shape(file: Path, what: str, held: Any, shape: Mapping[str, type]) -> None:
-    for name, kind in shape.items():
-        if not isinstance(held, dict) or not isinstance(held.get(name), kind):
-            raise ValueError(f"{file}: {what} has no {name} of type {kind.__name__}")
+def _with_facts(report: Json, result: Json) -> Json:
+    """An entry of ``results`` with the facts of its measurement. Versions before these were kept
+    with each result wrote them once a run; what they only worded for people stays unknown."""
+    if "expected" in result:
+        return result
+    settings: Json = report["settings"]
+    probe = result in report.get("probes", [])
+    against = [one.get("against") or {} for one in report["results"]]
+    rests_on_capacity = not probe and "capacity_valid" in settings
+    return {
+        # A capacity was measured with other numbers of requests than the rest of its run.
+        "expected": result["requests"] if probe else settings["requests"],
+        "workload": {
+            "source": settings["workload"],
+            "prompts": settings["prompts"],
+            "digest": settings["prompts_digest"],
+            "benchmarks": settings["benchmarks"],
+        },
+        "schedule": {
+            "arrivals": settings["arrivals"],
+            "seed": settings["seed"],
+            "ramp": settings["ramp"],
+            "stream": settings.get("stream", ""),
+            "processes": settings.get("processes", 1),
+        },
+        "server": report["servers"].get(result["arm"], {}),
+        "greedy": any(one.get("equal_outputs") is not None for one in against),
+        **({"capacity_valid": settings["capacity_valid"]} if rests_on_capacity else {}),
+        "partial": not result["requests"],
+        **result,
+    }
 
 
-def _records(folder: Path, result: Json) -> list[RequestRecord]:
-    arm, load = result["arm"], result["load"]
+def _records(folder: Path, result: Result) -> list[RequestRecord]:
+    arm, load = result.measurement.key
     if Path(arm).name + Path(load).name != arm + load:
-        raise ValueError(f"{folder / 'result.json'}: {arm!r} at {load!r} cannot name a file")
-    file = folder / f"{arm}-{load}.jsonl"
+        raise ValueError(f"{folder / FILE}: {arm!r} at {load!r} cannot name a file")
+    file = records_file(folder, arm, load)
     try:
         records = read_records(file)
     except FileNotFoundError:
         raise ValueError(f"{file}: the records of {arm} at {load} are missing") from None
     except (OSError, TypeError, IndexError) as error:
         raise ValueError(f"{file}: no records: {error}") from None
-    count = sum(record.phase == "measured" for record in records)
-    if count != result["requests"]:
+    count = len(measured_of(records))
+    if count != result.requests:
         raise ValueError(
-            f"{file}: holds {count} measured requests, result.json counts {result['requests']}"
+            f"{file}: holds {count} measured requests, {FILE} counts {result.requests}"
         )
     return records
+
+
+def write_records(folder: Path, key: Key, records: Sequence[RequestRecord]) -> None:
+    """Write the records of one arm at one load."""
+    lines = "".join(record.to_json() + "\n" for record in records)
+    # What UTF-8 cannot hold, half a surrogate pair, JSON can: as an escape.
+    records_file(folder, *key).write_bytes(lines.encode(errors="backslashreplace"))

@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sgl_entropy.base.provenance import provenance
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy_bench.http.record import RequestRecord
-from sgl_entropy_bench.load.judge import compare, metrics
-from sgl_entropy_bench.load.judge.folders import Folder, Json, Key, read_folder
+from sgl_entropy_bench.load.judge.folders import Folder, Key, read_folder, write_records
+from sgl_entropy_bench.load.judge.judgement import Result, judge
+from sgl_entropy_bench.load.judge.measurement import Measurement
+from sgl_entropy_bench.load.judge.run_result import (
+    FILE,
+    MergedClient,
+    RunResult,
+    RunSettings,
+    all_valid,
+    compared,
+)
 
 # Clients may differ in these: in who they are, and in what follows from the load they found.
 _OWN = ("stream", "processes", "capacity_qps", "capacity_valid")
-# Less than this share of the requests measured while all clients were sending: no shared load.
-_SHARED = 0.8
 
 
-def merge(paths: Sequence[Path], out: Path) -> Json:
+def merge(paths: Sequence[Path], out: Path) -> RunResult:
     """Join the folders of clients that shared a load into the folder ``out``.
 
     Returns:
@@ -38,49 +46,58 @@ def merge(paths: Sequence[Path], out: Path) -> Json:
     folders = [read_folder(path) for path in paths]
     _refuse(folders)
     _refuse_out(folders, out)
-    first, settings = folders[0].report, [folder.report["settings"] for folder in folders]
-    results, records = [], {}
+    results: list[Result] = []
+    records: dict[Key, list[RequestRecord]] = {}
     for result in folders[0].results:
-        key = result["arm"], result["load"]
+        key = result.measurement.key
         parts = _joined(folders, key)
         # By schedule: intervals are of batches of neighbours.
         whole = sorted((r for part in parts for r in part), key=lambda r: (r.scheduled, r.index))
         records[key] = whole
-        results.append(_result(folders, key, whole, _shared(parts)))
-    greedy = any(
-        (r.get("against") or {}).get("equal_outputs") is not None
-        for folder in folders
-        for r in folder.results
+        results.append(_result([folder.result(key) for folder in folders], whole, _shared(parts)))
+    first = folders[0].run
+    done = compared(first.verb, results, lambda r: records[r.measurement.key], first.baseline)
+    merged = RunResult(
+        verb=first.verb,
+        partial=any(folder.run.partial for folder in folders),
+        valid=all_valid(done),
+        baseline=first.baseline,
+        settings=_settings([folder.run.settings for folder in folders]),
+        servers=first.servers,
+        results=done,
+        provenance=provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
+        merged=tuple(_client(folder) for folder in folders),
     )
-    compare.against_baseline(
-        results,
-        lambda r: [one for one in records[r["arm"], r["load"]] if one.phase == "measured"],
-        first["baseline"],
-        greedy,
-    )
-    merged = {
-        **first,
-        "partial": any(folder.report["partial"] for folder in folders),
-        "valid": bool(results) and all(result["valid"] for result in results),
-        "settings": {
-            **{name: value for name, value in settings[0].items() if name not in _OWN},
-            **{n: sum(s[n] for s in settings) for n in ("requests", "ramp")},
-            "processes": sum(s.get("processes", 1) for s in settings),
-            "stream": "+".join(str(s.get("stream")) for s in settings),
-        },
-        "results": results,
-        "provenance": provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
-        "merged": [
-            {
-                "folder": folder.name,
-                **{name: s.get(name) for name in _OWN},
-                "provenance": folder.report["provenance"],
-            }
-            for folder, s in zip(folders, settings, strict=True)
-        ],
-    }
-    _write(merged, records, out)
+    out.mkdir(parents=True, exist_ok=True)
+    for key, held in records.items():
+        write_records(out, key, held)
+    merged.write(out)
     return merged
+
+
+def _settings(parts: Sequence[RunSettings]) -> RunSettings:
+    """Of all clients together."""
+    return replace(
+        parts[0],
+        requests=sum(part.requests for part in parts),
+        ramp=sum(part.ramp for part in parts),
+        processes=sum(part.processes for part in parts),
+        stream="+".join(part.stream for part in parts),
+        capacity_qps=None,
+        capacity_valid=None,
+    )
+
+
+def _client(folder: Folder) -> MergedClient:
+    settings = folder.run.settings
+    return MergedClient(
+        folder.name,
+        settings.stream,
+        settings.processes,
+        folder.run.provenance,
+        settings.capacity_qps,
+        settings.capacity_valid,
+    )
 
 
 def _refuse(folders: Sequence[Folder]) -> None:
@@ -89,11 +106,11 @@ def _refuse(folders: Sequence[Folder]) -> None:
         raise ValueError("merge: expected at least two folders")
     first, facts = folders[0], _facts(folders[0])
     streams: dict[str, Path] = {}
-    clients = str(first.report["settings"].get("stream", "")).partition("/")[2]
+    clients = first.run.settings.stream.partition("/")[2]
     if clients.isdigit() and int(clients) != len(folders):
         raise ValueError(f"merge: {len(folders)} folders of clients that are {clients} in all")
     for folder in folders:
-        if "merged" in folder.report:
+        if folder.run.merged is not None:
             raise ValueError(f"{folder.path}: merged already; give its own inputs instead")
         theirs = _facts(folder)
         for what in dict.fromkeys([*facts, *theirs]):
@@ -102,7 +119,7 @@ def _refuse(folders: Sequence[Folder]) -> None:
                     f"{first.path} and {folder.path} differ in {what}: "
                     f"{facts.get(what)}, {theirs.get(what)}"
                 )
-        stream = str(folder.report["settings"].get("stream"))
+        stream = folder.run.settings.stream
         if stream in streams:
             raise ValueError(
                 f"{streams[stream]} and {folder.path} are both of --stream {stream}: the same "
@@ -110,36 +127,37 @@ def _refuse(folders: Sequence[Folder]) -> None:
             )
         streams[stream] = folder.path
         for result in folder.results:
-            if "started" not in result:
-                raise ValueError(
-                    f"{folder.path}: {result['arm']} at {result['load']} measured nothing"
-                )
-    if first.report["verb"] != "latency":
+            if result.measurement.started is None:
+                raise ValueError(f"{folder.path}: {result.arm} at {result.load} measured nothing")
+    if first.run.verb != "latency":
         raise ValueError(
-            f"{first.path}: is of {first.report['verb']}; what can be merged are clients of an "
+            f"{first.path}: is of {first.run.verb}; what can be merged are clients of an "
             "open loop: bench latency --stream I/N"
         )
-    if first.report["settings"]["arrivals"] == "trace":
+    if first.run.settings.arrivals == "trace":
         raise ValueError(f"{first.path}: all clients of a trace have the same arrivals")
-    if any(server.get("command") for server in first.report["servers"].values()):
+    if any(server.command for server in first.run.servers.values()):
         raise ValueError(f"{first.path}: started servers of its own, which no other client shared")
 
 
 def _facts(folder: Folder) -> dict[str, Any]:
     """What clients of one load have in common."""
-    report = folder.report
+    run = folder.run
+    settings = as_json(run.settings)
     return {
-        "verb": report["verb"],
+        "verb": run.verb,
         "arms": folder.arms,
         "loads": folder.loads,
         "measurements": sorted(folder.records),
-        "baseline": report["baseline"],
-        **{name: value for name, value in report["settings"].items() if name not in _OWN},
+        "baseline": run.baseline,
+        **{name: value for name, value in settings.items() if name not in _OWN},
         **{
-            f"{name} of {arm}": server.get(name)
-            for arm, server in report["servers"].items()
+            f"{name} of {arm}": getattr(server, name)
+            for arm, server in run.servers.items()
             for name in ("api", "version", "dp_size", "arguments", "command")
         },
+        "outputs": [as_json(result.measurement.output) for result in folder.results],
+        "limits": [as_json(result.measurement.slo) for result in folder.results],
     }
 
 
@@ -147,17 +165,17 @@ def _refuse_out(folders: Sequence[Folder], out: Path) -> None:
     if any(out.resolve() == folder.path.resolve() for folder in folders):
         raise ValueError(f"--out {out}: is one of the folders that are merged")
     try:
-        held = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        there = json.loads((out / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
-    if not isinstance(held, dict) or "merged" not in held:
+    if not isinstance(there, dict) or "merged" not in there:
         raise ValueError(f"--out {out}: holds a measured result; name another folder")
 
 
 def _joined(folders: Sequence[Folder], key: Key) -> list[list[RequestRecord]]:
     """Each client's records on the clock of the first to start, with distinct indices and
     processes."""
-    started = [folder.result(key)["started"] for folder in folders]
+    started = [folder.result(key).measurement.started or 0.0 for folder in folders]
     index = process = 0
     parts = []
     for folder, start in zip(folders, started, strict=True):
@@ -186,66 +204,43 @@ def _moved(record: RequestRecord, index: int, process: int, shift: float) -> Req
     )
 
 
-def _result(
-    folders: Sequence[Folder], key: Key, records: Sequence[RequestRecord], shared: float
-) -> Json:
-    """The figures of one arm at one load, as a run by one client has them."""
-    from sgl_entropy_bench.load.judge import verdict
-    from sgl_entropy_bench.load.run.worker import Tally
-
-    held = [folder.result(key) for folder in folders]
-    measured = [record for record in records if record.phase == "measured"]
-    expected = sum(folder.report["settings"]["requests"] for folder in folders)
-    cpu = [share for result in held for share in result.get("client_cpu", [])]
-    judged = verdict.judge(
-        measured,
-        [Tally(cpu_s=share, wall_s=1.0) for share in cpu],
-        expected=expected,
-        open_loop=True,
-        first_use=_first_use(records),
-    )
-    reasons, notes = list(judged.reasons), [n for result in held for n in result.get("notes", [])]
-    if shared < _SHARED:
-        reasons.append(
-            f"only {shared:.0%} of the measured requests came while all clients were sending: "
-            "start them together"
-        )
-    scheduled, achieved = verdict.rates(measured)
-    asked = [result.get("asked_qps") for result in held]
-    slo = folders[0].report["settings"].get("slo")
-    figures = metrics.summary(measured, _slo(slo) if slo else None)
-    if figures["tau"] is None and any(r.get("tau_counted_by_server") for r in held):
+def _result(parts: Sequence[Result], records: Sequence[RequestRecord], shared: float) -> Result:
+    """One arm at one load, as a run by one client has it."""
+    result = judge(_measurement([part.measurement for part in parts], shared), records)
+    notes = list(result.verdict.notes) + [note for part in parts for note in part.verdict.notes]
+    tau = result.figures.tau if result.figures is not None else None
+    if tau is None and any(part.measurement.tau_counted_by_server for part in parts):
         notes.append("the server's own count of tau is not known: it holds all clients' requests")
-    return {
-        "arm": key[0],
-        "load": key[1],
-        "asked_qps": None if None in asked else sum(asked),
-        "valid": not reasons,
-        "reasons": reasons,
-        "notes": [*dict.fromkeys([*judged.notes, *notes])],
-        "partial": len(measured) < expected,
-        "interrupted": any(result.get("interrupted") for result in held),
-        "scheduled_qps": scheduled,
-        "achieved_qps": achieved,
-        "lag_p99_s": (figures["lag"] or {}).get("p99"),
-        "client_cpu": cpu,
-        **figures,
-        "tau_counted_by_server": None,
-        "started": min(result["started"] for result in held),
-        "clients": len(folders),
-        "shared_share": shared,
-    }
+    if result.measurement.slo is None and any(p.figures and p.figures.goodput for p in parts):
+        notes.append("goodput is not known: these folders do not hold its limits as numbers")
+    return replace(result, verdict=replace(result.verdict, notes=tuple(dict.fromkeys(notes))))
 
 
-def _first_use(records: Sequence[RequestRecord]) -> list[RequestRecord]:
-    """Requests whose prompt no client had sent before, nor another one while it ran."""
-    by_prompt = metrics.by_key(records, lambda r: r.prompt if r.sent is not None else None)
-    found = []
-    for held in by_prompt.values():
-        first, *others = sorted(held, key=lambda r: r.sent or 0.0)
-        if first.last is not None and all((r.sent or 0) >= first.last for r in others):
-            found.append(first)
-    return found
+def _measurement(parts: Sequence[Measurement], shared: float) -> Measurement:
+    """What one client would have measured."""
+    first = parts[0]
+    asked = [part.asked_qps for part in parts]
+    started = [part.started for part in parts if part.started is not None]
+    return replace(
+        first,
+        expected=sum(part.expected for part in parts),
+        schedule=replace(
+            first.schedule,
+            ramp=sum(part.schedule.ramp for part in parts),
+            stream="+".join(part.schedule.stream for part in parts),
+            processes=sum(part.schedule.processes for part in parts),
+        ),
+        greedy=any(part.greedy for part in parts),
+        asked_qps=None if None in asked else sum(rate or 0.0 for rate in asked),
+        started=min(started),
+        interrupted=any(part.interrupted for part in parts),
+        client_cpu=tuple(share for part in parts for share in part.client_cpu),
+        tau_counted_by_server=None,
+        cache_emptied=all(part.cache_emptied for part in parts),
+        capacity_valid=None,
+        clients=len(parts),
+        shared_share=shared,
+    )
 
 
 def _shared(parts: Sequence[Sequence[RequestRecord]]) -> float:
@@ -254,20 +249,3 @@ def _shared(parts: Sequence[Sequence[RequestRecord]]) -> float:
     end = min(max(r.scheduled for r in part) for part in parts)
     times = [r.scheduled for part in parts for r in part if r.phase == "measured"]
     return sum(start <= time <= end for time in times) / len(times)
-
-
-def _slo(text: str) -> metrics.Slo:
-    """Of what ``str(Slo)`` gives."""
-    return metrics.Slo.parse(text.replace(" <= ", "=").replace(" s", "").replace(", ", ","))
-
-
-def _write(report: Json, records: Mapping[Key, Sequence[RequestRecord]], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for (arm, load), held in records.items():
-        lines = "".join(record.to_json() + "\n" for record in held)
-        # What UTF-8 cannot hold, half a surrogate pair, JSON can: as an escape.
-        data = lines.encode(errors="backslashreplace")
-        (out / f"{arm}-{load}.jsonl").write_bytes(data)
-    partial = out / "result.partial"
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    partial.replace(out / "result.json")

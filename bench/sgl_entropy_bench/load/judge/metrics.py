@@ -14,49 +14,96 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from sgl_entropy.base.intervals import Interval, mean_interval
 from sgl_entropy_bench.http.record import RequestRecord
-from sgl_entropy_bench.load.judge.intervals import Interval, mean_interval
+from sgl_entropy_bench.load.judge.measurement import Slo
 
 PERCENTS = (50, 90, 95, 99)
 
 
 @dataclass(frozen=True)
-class Slo:
-    """Limits of one request, in seconds; None = none."""
+class Distribution:
+    """Of the values of many requests; a percentile that falls among failed requests is None."""
 
-    e2e: float | None = None
-    ttft: float | None = None
-    tpot: float | None = None
+    mean: float
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    max: float
+    count: int
+    failed: int
 
-    @classmethod
-    def parse(cls, text: str) -> Slo:
-        """``e2e=10,ttft=0.5``. Raises ValueError for another form."""
-        given: dict[str, float] = {}
-        for part in text.split(","):
-            name, _, value = part.partition("=")
-            try:
-                seconds = float(value)
-            except ValueError:
-                seconds = 0.0
-            if name not in ("e2e", "ttft", "tpot") or not seconds > 0:
-                raise ValueError(
-                    f"--slo {text}: expected e2e=SECONDS, ttft= or tpot=, separated by commas"
-                )
-            given[name] = seconds
-        return cls(**given)
 
-    def __str__(self) -> str:
-        held = {"e2e": self.e2e, "ttft": self.ttft, "tpot": self.tpot}
-        return ", ".join(f"{k} <= {v:g} s" for k, v in held.items() if v is not None)
+@dataclass(frozen=True)
+class MeanMax:
+    """Of a count of tokens."""
 
-    def met(self, record: RequestRecord) -> bool:
-        """Whether a request ended well within all limits."""
-        values = {"e2e": e2e(record), "ttft": ttft(record), "tpot": tpot(record)}
-        limits = {"e2e": self.e2e, "ttft": self.ttft, "tpot": self.tpot}
-        return record.ok and all(
-            limit is None or (values[name] is not None and values[name] <= limit)  # type: ignore[operator]
-            for name, limit in limits.items()
-        )
+    mean: float
+    max: int
+
+
+@dataclass(frozen=True)
+class EasdCounts:
+    """Tokens that EASD checked, and those at which it rejected the draft."""
+
+    checks: int
+    fires: int
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Requests that met every limit: their share of all, and their rate."""
+
+    slo: str
+    share: float
+    requests_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All figures of a set of measured requests; times in seconds. None = not known.
+
+    Attributes:
+        errors, error_kinds: requests that failed, and how many of each error.
+        e2e, e2e_interval: from the scheduled arrival to the end; the mean with its interval.
+        e2e_from_send: from the actual send; blind to a client that is late.
+        ttft, tpot, itl: to the first token, for each token after it, between events.
+        lag: from the scheduled arrival to the actual send.
+        request_rate, output_tokens_per_s: what was served, in a steady state.
+        tau_by_benchmark, tau_by_rank: tokens a draft-verify cycle, pooled over each.
+        acceptance_by_position: of draft i, given that all before it were accepted.
+    """
+
+    errors: int
+    error_kinds: dict[str, int]
+    e2e: Distribution | None
+    e2e_interval: Interval | None
+    e2e_from_send: Distribution | None
+    ttft: Distribution | None
+    tpot: Distribution | None
+    itl: Distribution | None
+    lag: Distribution | None
+    request_rate: float | None
+    output_tokens_per_s: float | None
+    scheduled_span_s: float
+    prompt_tokens: MeanMax | None
+    completion_tokens: MeanMax | None
+    cached_tokens: MeanMax | None
+    tau: float | None
+    tau_by_benchmark: dict[str, float] | None
+    tau_by_rank: dict[str, float] | None
+    acceptance_by_position: tuple[float, ...] | None
+    easd: EasdCounts | None
+    goodput: Goodput | None = None
+
+
+def met(slo: Slo, record: RequestRecord) -> bool:
+    """Whether a request ended well within all limits."""
+    values = ((e2e(record), slo.e2e), (ttft(record), slo.ttft), (tpot(record), slo.tpot))
+    return record.ok and all(
+        limit is None or (value is not None and value <= limit) for value, limit in values
+    )
 
 
 def e2e(record: RequestRecord) -> float | None:
@@ -106,8 +153,8 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[low] + part * (ordered[low + 1] - ordered[low])
 
 
-def distribution(values: Iterable[float], failed: int = 0) -> dict[str, Any] | None:
-    """mean, p50, p90, p95, p99, max and count; None without values.
+def distribution(values: Iterable[float], failed: int = 0) -> Distribution | None:
+    """The distribution of ``values``; None without any.
 
     Args:
         failed: requests without a value, which count as slower than all. A percentile that falls
@@ -117,27 +164,25 @@ def distribution(values: Iterable[float], failed: int = 0) -> dict[str, Any] | N
     if not known:
         return None
     ranked = [*known, *([math.inf] * failed)]
-    out: dict[str, Any] = {"mean": fmean(known)}
-    for percent in PERCENTS:
-        found = quantile(ranked, percent / 100)
-        out[f"p{percent}"] = found if math.isfinite(found) else None
-    return out | {"max": known[-1], "count": len(known), "failed": failed}
+    cuts = [quantile(ranked, percent / 100) for percent in PERCENTS]
+    p50, p90, p95, p99 = (cut if math.isfinite(cut) else None for cut in cuts)
+    return Distribution(fmean(known), p50, p90, p95, p99, known[-1], len(known), failed)
 
 
 def of_all(
     records: Sequence[RequestRecord], value: Callable[[RequestRecord], float | None]
-) -> dict[str, Any] | None:
+) -> Distribution | None:
     """``distribution`` of one value a request; requests that failed rank as the slowest."""
-    found = [v for v in map(value, records) if v is not None]
-    return distribution(found, sum(not record.ok for record in records))
+    known = [v for v in map(value, records) if v is not None]
+    return distribution(known, sum(not record.ok for record in records))
 
 
 def interval_of(
     records: Sequence[RequestRecord], value: Callable[[RequestRecord], float | None]
 ) -> Interval | None:
     """The mean with its interval, in the order of the schedule."""
-    found = [v for v in map(value, records) if v is not None]
-    return mean_interval(found) if found else None
+    known = [v for v in map(value, records) if v is not None]
+    return mean_interval(known) if known else None
 
 
 def tau(records: Iterable[RequestRecord]) -> float | None:
@@ -158,7 +203,7 @@ def by_key(
     return dict(sorted(out.items()))
 
 
-def acceptance_by_position(records: Iterable[RequestRecord]) -> list[float] | None:
+def acceptance_by_position(records: Iterable[RequestRecord]) -> tuple[float, ...] | None:
     """Probability that draft i is accepted when all before it were. None: not reported."""
     depth, cycles, accepted = 0, 0, [0] * 64
     for record in records:
@@ -170,7 +215,7 @@ def acceptance_by_position(records: Iterable[RequestRecord]) -> list[float] | No
     if not depth:
         return None
     before = [cycles, *accepted]
-    return [accepted[i] / before[i] if before[i] else 0.0 for i in range(depth)]
+    return tuple(accepted[i] / before[i] if before[i] else 0.0 for i in range(depth))
 
 
 def tokens_between(records: Iterable[RequestRecord], start: float, end: float) -> float:
@@ -198,8 +243,8 @@ def tokens_between(records: Iterable[RequestRecord], start: float, end: float) -
     return total
 
 
-def summary(records: Sequence[RequestRecord], slo: Slo | None = None) -> dict[str, Any]:
-    """All figures of a set of measured requests, as JSON takes them; times in seconds."""
+def summary(records: Sequence[RequestRecord], slo: Slo | None = None) -> Figures:
+    """All figures of a set of measured requests, which must not be empty."""
     scheduled = [r.scheduled for r in records]
     span = max(scheduled) - min(scheduled) if len(records) > 1 else 0.0
     # What was offered is what is served in a steady state; the drain would make it look less.
@@ -207,54 +252,36 @@ def summary(records: Sequence[RequestRecord], slo: Slo | None = None) -> dict[st
     share = len([r for r in records if r.ok]) / len(records)
     served = rate * share if rate is not None else None
     tokens = _mean_max(r.completion_tokens for r in records if r.ok)
-    interval = interval_of(records, e2e)
-    out: dict[str, Any] = {
-        "requests": len(records),
-        "errors": sum(not record.ok for record in records),
-        "error_kinds": _kinds(records),
-        "e2e": of_all(records, e2e),
-        "e2e_interval": as_json(interval),
-        "e2e_from_send": of_all(records, e2e_from_send),
-        "ttft": of_all(records, ttft) if any(r.first is not None for r in records) else None,
-        "tpot": distribution(v for v in map(tpot, records) if v is not None),
-        "itl": distribution(gap for record in records for gap in gaps(record)),
-        "lag": distribution(v for v in map(lag, records) if v is not None),
-        "request_rate": served,
-        "output_tokens_per_s": (
-            served * tokens["mean"] if served is not None and tokens is not None else None
+    return Figures(
+        errors=sum(not record.ok for record in records),
+        error_kinds=_kinds(records),
+        e2e=of_all(records, e2e),
+        e2e_interval=interval_of(records, e2e),
+        e2e_from_send=of_all(records, e2e_from_send),
+        ttft=of_all(records, ttft) if any(r.first is not None for r in records) else None,
+        tpot=distribution(v for v in map(tpot, records) if v is not None),
+        itl=distribution(gap for record in records for gap in gaps(record)),
+        lag=distribution(v for v in map(lag, records) if v is not None),
+        request_rate=served,
+        output_tokens_per_s=(
+            served * tokens.mean if served is not None and tokens is not None else None
         ),
-        "scheduled_span_s": span,
-        "prompt_tokens": _mean_max(r.prompt_tokens for r in records if r.ok),
-        "completion_tokens": tokens,
-        "cached_tokens": _mean_max(r.cached_tokens for r in records if r.ok),
-        "tau": tau(records),
-        "tau_by_benchmark": _taus(by_key(records, lambda r: r.benchmark)),
-        "tau_by_rank": _taus(by_key(records, lambda r: r.rank)),
-        "acceptance_by_position": acceptance_by_position(records),
-        "easd": _easd(records),
-    }
-    if slo is not None:
-        good = sum(slo.met(record) for record in records)
-        out["goodput"] = {
-            "slo": str(slo),
-            "share": good / len(records),
-            "requests_per_s": good / len(records) * rate if rate is not None else None,
-        }
-    return out
+        scheduled_span_s=span,
+        prompt_tokens=_mean_max(r.prompt_tokens for r in records if r.ok),
+        completion_tokens=tokens,
+        cached_tokens=_mean_max(r.cached_tokens for r in records if r.ok),
+        tau=tau(records),
+        tau_by_benchmark=_taus(by_key(records, lambda r: r.benchmark)),
+        tau_by_rank=_taus(by_key(records, lambda r: r.rank)),
+        acceptance_by_position=acceptance_by_position(records),
+        easd=_easd(records),
+        goodput=None if slo is None else _goodput(records, slo, rate),
+    )
 
 
-def as_json(interval: Interval | None) -> dict[str, Any] | None:
-    """An interval for a result file; ends that are not finite are None."""
-    if interval is None:
-        return None
-    low, high = (v if math.isfinite(v) else None for v in (interval.low, interval.high))
-    return {
-        "value": interval.value,
-        "low": low,
-        "high": high,
-        "batches": interval.batches,
-        "reliable": interval.reliable,
-    }
+def _goodput(records: Sequence[RequestRecord], slo: Slo, rate: float | None) -> Goodput:
+    share = sum(met(slo, record) for record in records) / len(records)
+    return Goodput(str(slo), share, share * rate if rate is not None else None)
 
 
 def _kinds(records: Iterable[RequestRecord]) -> dict[str, int]:
@@ -266,21 +293,76 @@ def _kinds(records: Iterable[RequestRecord]) -> dict[str, int]:
     return kinds
 
 
-def _mean_max(values: Iterable[int | None]) -> dict[str, float] | None:
+def _mean_max(values: Iterable[int | None]) -> MeanMax | None:
     known = [v for v in values if v is not None]
-    return {"mean": fmean(known), "max": max(known)} if known else None
+    return MeanMax(fmean(known), max(known)) if known else None
 
 
 def _taus(groups: Mapping[Any, Sequence[RequestRecord]]) -> dict[str, float] | None:
-    found = {str(name): value for name, held in groups.items() if (value := tau(held)) is not None}
-    return found or None
+    taus = {str(name): value for name, held in groups.items() if (value := tau(held)) is not None}
+    return taus or None
 
 
-def _easd(records: Sequence[RequestRecord]) -> dict[str, int] | None:
+def _easd(records: Sequence[RequestRecord]) -> EasdCounts | None:
     counted = [r for r in records if r.easd_checks is not None]
     if not counted:
         return None
-    return {
-        "checks": sum(r.easd_checks or 0 for r in counted),
-        "fires": sum(r.easd_fires or 0 for r in counted),
-    }
+    return EasdCounts(
+        sum(r.easd_checks or 0 for r in counted), sum(r.easd_fires or 0 for r in counted)
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """Closed loop: from when the first measured request was sent to when the last one ended.
+
+    Attributes:
+        tokens_per_s: over ``seconds``, and
+        pieces: over equal pieces of that time.
+    """
+
+    seconds: float
+    tokens_per_s: float
+    pieces: tuple[float, ...]
+
+
+def window(records: Sequence[RequestRecord]) -> Window | None:
+    """Tokens a second while all places of a closed loop were taken; the tokens of all requests in
+    that time count. None where no measured request ended."""
+    measured = [r for r in records if r.phase == "measured" and r.sent is not None]
+    ended = [r.last for r in measured if r.last is not None]
+    if not measured or not ended:
+        return None
+    start, end = min(r.sent for r in measured if r.sent is not None), max(ended)
+    pieces = 24
+    edges = [start + (end - start) * i / pieces for i in range(pieces + 1)]
+    rates = [tokens_between(records, a, b) / (b - a) for a, b in pairwise(edges) if b > a]
+    return Window(end - start, sum(rates) / len(rates), tuple(rates))
+
+
+@dataclass(frozen=True)
+class Capacity(Interval):
+    """The rate at which an arm saturates: requests a second of all ranks, and of one."""
+
+    qps_per_rank: float
+
+    def interval(self) -> Interval:
+        """That of all ranks."""
+        return Interval(self.value, self.low, self.high, self.batches, self.reliable)
+
+
+def capacity(records: Sequence[RequestRecord], ranks: int) -> Capacity | None:
+    """Requests of any phase that ended well while all places were taken: from when the first
+    measured one was sent to when the last measured one ended, as 1 / the mean time between ends.
+    """
+    measured = [r for r in records if r.phase == "measured" and r.sent is not None]
+    if not measured:
+        return None
+    start = min(r.sent or 0.0 for r in measured)
+    end = max((r.last for r in measured if r.last is not None), default=start)
+    ends = sorted(r.last for r in records if r.ok and r.last is not None and start < r.last <= end)
+    between = [b - a for a, b in pairwise([start, *ends])]
+    if not between or fmean(between) <= 0:
+        return None
+    rate = mean_interval(between).inverse()
+    return Capacity(**vars(rate), qps_per_rank=rate.value / ranks)

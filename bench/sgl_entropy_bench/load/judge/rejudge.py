@@ -6,20 +6,16 @@ of another version stays in a result until someone asks for this.
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy.base.provenance import commit
-from sgl_entropy_bench.http.record import RequestRecord, read_records
-from sgl_entropy_bench.load.judge import compare, verdict
-from sgl_entropy_bench.load.judge.folders import read_folder
-from sgl_entropy_bench.load.run.worker import Tally
-
-Json = dict[str, Any]
+from sgl_entropy_bench.load.judge.folders import Folder, read_folder
+from sgl_entropy_bench.load.judge.judgement import Result, judge
+from sgl_entropy_bench.load.judge.run_result import RunResult, all_valid, compared
 
 
-def judge_folder(path: Path) -> Json:
+def judge_folder(path: Path) -> RunResult:
     """Judge every result of a run by one client, and write its ``result.json`` anew.
 
     Returns:
@@ -30,50 +26,40 @@ def judge_folder(path: Path) -> Json:
         OSError: it cannot be written.
     """
     folder = read_folder(path)
-    report = folder.report
-    if any("clients" in result for result in report["results"]):
+    run = folder.run
+    if run.merged is not None:
         raise ValueError(f"{path} is a merged run: judge its parts, then merge them again")
-    for probe in report.get("probes", []):
-        _again(probe, read_records(path / f"{probe['arm']}-{probe['load']}.jsonl"), None, False)
-    settings = report["settings"]
-    if report.get("probes") and "capacity_valid" in settings:
-        settings["capacity_valid"] = all(probe["valid"] for probe in report["probes"])
-    for result in report["results"]:
-        records = folder.records[result["arm"], result["load"]]
-        _again(result, records, settings["requests"], report["verb"] == "latency")
-        if settings.get("capacity_valid") is False:
-            result["valid"] = False
-            result["reasons"].append(verdict.NO_CAPACITY)
-    greedy = "temperature 0" in settings["output"].split(", ")
-    compare.against_baseline(
-        report["results"],
-        lambda result: [
-            record
-            for record in folder.records[result["arm"], result["load"]]
-            if record.phase == "measured"
-        ],
-        report["baseline"],
-        greedy,
+    probes = tuple(_again(folder, probe, None) for probe in run.probes)
+    settings = run.settings
+    if probes and settings.capacity_valid is not None:
+        settings = replace(settings, capacity_valid=all_valid(probes))
+    judged = [_again(folder, result, settings.capacity_valid) for result in run.results]
+    results = compared(run.verb, judged, folder.records_of, run.baseline)
+    run = replace(
+        run,
+        settings=settings,
+        probes=probes,
+        results=results,
+        valid=all_valid(results),
+        judged={"commit": commit()},
     )
-    report["valid"] = bool(report["results"]) and all(r["valid"] for r in report["results"])
-    report["judged"] = {"commit": commit()}
-    partial = path / "result.partial"
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path / "result.json")
-    return report
+    run.write(path)
+    return run
 
 
-def _again(
-    result: Json, records: list[RequestRecord], expected: int | None, open_loop: bool
-) -> None:
-    measured = [record for record in records if record.phase == "measured"]
-    judged = verdict.judge(
-        measured,
-        [Tally(cpu_s=share, wall_s=1.0) for share in result.get("client_cpu", [])],
-        expected=result["requests"] if expected is None else expected,
-        open_loop=open_loop,
-        first_use=verdict.first_uses(records),
+def _again(folder: Folder, before: Result, capacity_valid: bool | None) -> Result:
+    measurement = replace(before.measurement, capacity_valid=capacity_valid)
+    result = judge(measurement, folder.records_of(before))
+    notes = result.verdict.notes
+    # What the records do not tell was noted when they were made.
+    kept = tuple(note for note in before.verdict.notes if note not in notes)
+    figures = result.figures
+    if figures is not None and before.figures is not None and measurement.slo is None:
+        # Versions that did not keep the limits as numbers still counted by them.
+        figures = replace(figures, goodput=before.figures.goodput)
+    return replace(
+        result,
+        verdict=replace(result.verdict, notes=(*notes, *kept)),
+        figures=figures,
+        key=before.key,
     )
-    kept = [note for note in result.get("notes", []) if note not in judged.notes]
-    result |= verdict.as_json(judged)
-    result["notes"] = [*judged.notes, *kept]

@@ -6,64 +6,47 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
+from sgl_entropy.base.intervals import LEAST_CORRELATION, batch_means, lag_one, t_quantile
 from sgl_entropy_bench.http.record import RequestRecord
-from sgl_entropy_bench.load.judge.intervals import (
-    LEAST_CORRELATION,
-    batch_means,
-    lag_one,
-    t_quantile,
-)
-from sgl_entropy_bench.load.judge.metrics import e2e, lag, quantile
-from sgl_entropy_bench.load.run.worker import Tally
+from sgl_entropy_bench.load.judge.measurement import Measurement
+from sgl_entropy_bench.load.judge.metrics import by_key, e2e, lag, quantile
 
 RATE_OFF = 0.01
 LAG_P99_S = 0.010
 LAG_SHARE = 0.01
 CPU_SHARE = 0.80
 DRIFT = 0.25
+# Less than this share of the requests while all clients were sending: no shared load.
+SHARED = 0.8
+NO_CAPACITY = "its load is a share of a capacity that is not valid"
 _BATCHES = 10
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``reasons`` why a run is invalid; none = valid. ``notes`` limit what it says."""
+    """Whether a measurement is valid; ``reasons`` why it is not, ``notes`` that limit what it
+    says."""
 
+    valid: bool
     reasons: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    @property
-    def valid(self) -> bool:
-        return not self.reasons
 
-
-def judge(
-    measured: Sequence[RequestRecord],
-    tallies: Sequence[Tally],
-    *,
-    expected: int,
-    open_loop: bool,
-    first_use: Sequence[RequestRecord] = (),
-) -> Verdict:
-    """Judge the measured part of a run.
-
-    Args:
-        measured: its records by schedule.
-        tallies: of the client processes.
-        expected: how many records there should be.
-        open_loop: arrivals were scheduled, so that being late is a fault.
-        first_use: requests whose prompt the server had not seen in this run.
-    """
-    reasons = []
+def verdict(measurement: Measurement, records: Sequence[RequestRecord]) -> Verdict:
+    """Judge one measurement by all its records, in the order of the schedule."""
+    measured = [record for record in records if record.phase == "measured"]
+    # Of merged clients, another one may have sent the same prompt at the same time.
+    first_use = first_uses(records) if measurement.clients is None else lone_uses(records)
+    reasons, expected = [], measurement.expected
     if len(measured) < expected:
         reasons.append(f"partial: {len(measured)} of {expected} measured requests ended")
     failed = sum(not record.ok for record in measured)
     if failed:
         reasons.append(f"{failed} of {len(measured)} requests failed")
-    if open_loop:
+    if measurement.open_loop:
         reasons += _late(measured)
-    busiest = max((t.cpu_s / t.wall_s for t in tallies if t.wall_s > 0), default=0.0)
+    busiest = max(measurement.client_cpu, default=0.0)
     if busiest > CPU_SHARE:
         reasons.append(f"a client process used {busiest:.0%} of a core: give it more --processes")
     reasons += _unexplained_hits(measured, first_use)
@@ -72,7 +55,18 @@ def judge(
             f"drift: mean latency {'rose' if change > 0 else 'fell'} by {abs(change):.0%} "
             f"within the measured part"
         )
-    return Verdict(tuple(reasons), tuple(_repeats(measured, first_use)))
+    shared = measurement.shared_share
+    if shared is not None and shared < SHARED:
+        reasons.append(
+            f"only {shared:.0%} of the measured requests came while all clients were sending: "
+            "start them together"
+        )
+    if measurement.capacity_valid is False:
+        reasons.append(NO_CAPACITY)
+    notes = _repeats(measured, first_use)
+    if not measurement.cache_emptied:
+        notes.append("the prefix cache could not be emptied")
+    return Verdict(not reasons, tuple(reasons), tuple(notes))
 
 
 def first_uses(records: Sequence[RequestRecord]) -> list[RequestRecord]:
@@ -81,6 +75,17 @@ def first_uses(records: Sequence[RequestRecord]) -> list[RequestRecord]:
     for record in records:
         first.setdefault(record.prompt, record)
     return list(first.values())
+
+
+def lone_uses(records: Sequence[RequestRecord]) -> list[RequestRecord]:
+    """Requests whose prompt no client had sent before, nor another one while it ran."""
+    by_prompt = by_key(records, lambda r: r.prompt if r.sent is not None else None)
+    lone = []
+    for same in by_prompt.values():
+        first, *others = sorted(same, key=lambda r: r.sent or 0.0)
+        if first.last is not None and all((r.sent or 0) >= first.last for r in others):
+            lone.append(first)
+    return lone
 
 
 def rates(measured: Sequence[RequestRecord]) -> tuple[float | None, float | None]:
@@ -146,7 +151,7 @@ def _repeats(measured: Sequence[RequestRecord], first_use: Sequence[RequestRecor
 def drift(measured: Sequence[RequestRecord]) -> float | None:
     """Relative change of the latency over the measured part where it is large and significant
     (a line through batch means, 0.1 % level, its error widened by what correlation is left between
-    batches as in ``intervals``); None = steady."""
+    batches as in ``base.intervals``); None = steady."""
     values = [v for v in map(e2e, measured) if v is not None]
     if len(values) < 4 * _BATCHES:
         return None
@@ -161,15 +166,3 @@ def drift(measured: Sequence[RequestRecord]) -> float | None:
     change = slope * (_BATCHES - 1) / mean if mean else 0.0
     significant = error == 0 or abs(slope / error) > t_quantile(0.9995, _BATCHES - 2)
     return change if significant and abs(change) > DRIFT else None
-
-
-# What ``latency`` adds where the loads rest on a measured capacity.
-NO_CAPACITY = "its load is a share of a capacity that is not valid"
-
-
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "valid": verdict.valid,
-        "reasons": list(verdict.reasons),
-        "notes": list(verdict.notes),
-    }

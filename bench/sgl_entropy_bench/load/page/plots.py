@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from sgl_entropy.base.intervals import Interval
 from sgl_entropy_bench.http.record import CUT, RequestRecord
 from sgl_entropy_bench.load.judge import metrics
 from sgl_entropy_bench.load.judge.folders import Folder
@@ -25,9 +27,9 @@ Styles = dict[str, tuple[str, str]]
 
 def drawn(folder: Folder, styles: Styles) -> Iterator[Drawn]:
     """All plots that the folder has data for."""
-    if folder.report["verb"] == "latency":
+    if folder.run.verb == "latency":
         yield from _latency(folder, styles)
-    if folder.report["verb"] == "throughput":
+    if folder.run.verb == "throughput":
         yield from _throughput(folder, styles)
     yield from _cdf(folder, styles)
     yield from _acceptance(folder, styles)
@@ -41,15 +43,25 @@ def _latency(folder: Folder, styles: Styles) -> Iterator[Drawn]:
         return
     figure, (axes,), lines = _panels(1, 3.4)
     heights: list[float] = []
-    for arm, results in _by_arm(folder, "achieved_qps"):
-        known = [r for r in results if r.get("e2e_interval")]
-        if known:
-            at = [r["achieved_qps"] for r in known]
-            lines[arm] = _errorbars(axes, known, at, "e2e_interval", styles[arm])
-        worst = [(r["achieved_qps"], r["e2e"]["p99"]) for r in known if r["e2e"]["p99"]]
+    for arm in folder.arms:
+        known = [
+            (result.achieved_qps, figures.e2e_interval, figures.e2e, result.valid)
+            for result in folder.results
+            if result.arm == arm and (figures := result.figures) is not None
+        ]
+        points = [
+            Point(rate, mean, valid)
+            for rate, mean, _, valid in sorted(known, key=lambda one: one[0] or 0.0)
+            if rate and mean is not None
+        ]
+        if points:
+            lines[arm] = _errorbars(axes, points, styles[arm])
+        worst = sorted(
+            (rate, e2e.p99) for rate, _, e2e, _ in known if rate and e2e is not None and e2e.p99
+        )
         if worst:
             axes.plot(*zip(*worst, strict=True), "--", color=styles[arm][0])
-        heights += [y for _, y in worst] + [r["e2e_interval"]["value"] for r in known]
+        heights += [y for _, y in worst] + [point.interval.value for point in points]
     if not lines:
         return
     if min(heights) > 0 and max(heights) > 20 * min(heights):
@@ -69,16 +81,24 @@ def _latency(folder: Folder, styles: Styles) -> Iterator[Drawn]:
 
 def _throughput(folder: Folder, styles: Styles) -> Iterator[Drawn]:
     figure, (left, right), lines = _panels(2, 3.2)
-    places = sorted({int(r["concurrency"]) for r in folder.results})
-    for arm, results in _by_arm(folder, "window"):
-        at = [int(r["concurrency"]) for r in results]
-        rates = [r["window"]["tokens_per_s"] for r in results]
-        (lines[arm],) = left.plot(at, rates, marker=styles[arm][1], color=styles[arm][0])
-        ratios = [r | (r.get("against") or {}) for r in results]
-        known = [r for r in ratios if r.get("throughput_ratio")]
+    places = sorted({r.measurement.concurrency or 0 for r in folder.results})
+    for arm in folder.arms:
+        known = sorted(
+            (r.measurement.concurrency or 0, r.window.tokens_per_s)
+            for r in folder.results
+            if r.arm == arm and r.window is not None
+        )
         if known:
-            at = [int(r["concurrency"]) for r in known]
-            _errorbars(right, known, at, "throughput_ratio", styles[arm])
+            (lines[arm],) = left.plot(
+                *zip(*known, strict=True), marker=styles[arm][1], color=styles[arm][0]
+            )
+        points = [
+            Point(float(r.measurement.concurrency or 0), r.against.throughput_ratio, r.valid)
+            for r in folder.results
+            if r.arm == arm and r.against is not None and r.against.throughput_ratio is not None
+        ]
+        if points:
+            _errorbars(right, sorted(points, key=lambda point: point.at), styles[arm])
     if not lines:
         return
     for axes in (left, right):
@@ -87,7 +107,7 @@ def _throughput(folder: Folder, styles: Styles) -> Iterator[Drawn]:
         axes.minorticks_off()
     left.set_ylim(bottom=0)
     right.axhline(1, color=INK, linewidth=0.8)
-    base = folder.report["baseline"]
+    base = folder.run.baseline
     _name(left, "Throughput", "requests at a time", "output (tokens/s)")
     _name(right, f"Speed-up over {short(base)}", "requests at a time", "speed-up (ratio)")
     _key(figure, lines)
@@ -244,26 +264,25 @@ def _heard(record: RequestRecord) -> float:
     return record.last if record.last is not None else last
 
 
-def _by_arm(folder: Folder, key: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Each arm's results that have ``key``, in the order of the loads."""
-    for arm in folder.arms:
-        found = [r for r in folder.results if r["arm"] == arm and r.get(key)]
-        if found:
-            yield arm, sorted(found, key=lambda r: float(r.get("concurrency") or r[key]))
+@dataclass(frozen=True)
+class Point:
+    """One measurement in a plot: its place on the axis below, and what is drawn above it."""
+
+    at: float
+    interval: Interval
+    valid: bool
 
 
-def _errorbars(
-    axes: Any, results: Sequence[dict[str, Any]], at: Sequence[float], key: str, style: Any
-) -> Any:
-    """A line with intervals; hollow where a result is not valid. Returns the line."""
+def _errorbars(axes: Any, points: Sequence[Point], style: tuple[str, str]) -> Any:
+    """A line with intervals; hollow where a measurement is not valid. Returns the line."""
     colour, marker = style
-    held = [r[key] for r in results]
-    values = [h["value"] for h in held]
-    low = [0 if h["low"] is None else h["value"] - h["low"] for h in held]
-    high = [0 if h["high"] is None else h["high"] - h["value"] for h in held]
+    at = [point.at for point in points]
+    values = [point.interval.value for point in points]
+    low = [0 if p.interval.low is None else p.interval.value - p.interval.low for p in points]
+    high = [0 if p.interval.high is None else p.interval.high - p.interval.value for p in points]
     axes.errorbar(at, values, [low, high], color=colour, capsize=3, linestyle="none")
     (line,) = axes.plot(at, values, color=colour, marker=marker, markersize=5)
-    hollow = [(x, y) for x, y, r in zip(at, values, results, strict=True) if not r["valid"]]
+    hollow = [(point.at, point.interval.value) for point in points if not point.valid]
     if hollow:
         axes.plot(*zip(*hollow, strict=True), marker, color=colour, ms=5, mfc=PAPER, zorder=3)
     return line

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.base.tables import markdown_table, text_table
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy_bench.load.judge.folders import Folder, read_folder
+from sgl_entropy_bench.load.judge.judgement import Result
+from sgl_entropy_bench.load.judge.run_result import RunResult
 from sgl_entropy_bench.load.page import tables
 
 if TYPE_CHECKING:
@@ -78,12 +81,12 @@ def main(what: str, folders: Sequence[Path], out: Path) -> int:
     if what == "judge":
         reports = [rejudge.judge_folder(folder) for folder in folders]
         print("\n\n".join(map(text_tables, reports)))
-        return 0 if all(report["valid"] for report in reports) else _INVALID
+        return 0 if all(report.valid for report in reports) else _INVALID
     if what == "merge":
         merged = merge.merge(folders, out)
         print(text_tables(merged))
         print(f"\nresults: {out}", file=sys.stderr)
-        return 0 if merged["valid"] else _INVALID
+        return 0 if merged.valid else _INVALID
     html.require_matplotlib()
     held = [read_folder(folder) for folder in folders]
     arms = list(dict.fromkeys(arm for folder in held for arm in folder.arms))
@@ -92,41 +95,28 @@ def main(what: str, folders: Sequence[Path], out: Path) -> int:
     (out / "report.html").write_text(html_page(held, plots), encoding="utf-8")
     (out / "report.md").write_text(markdown_page(held), encoding="utf-8")
     for folder in held:
-        print("\n".join([f"{folder.name}:", *alarms(folder), "", text_tables(folder.report), ""]))
+        print("\n".join([f"{folder.name}:", *alarms(folder), "", text_tables(folder.run), ""]))
     print(f"page: {out / 'report.html'}", file=sys.stderr)
     return 0
 
 
-def main_table(report: dict[str, Any]) -> Table:
+def main_table(run: RunResult) -> Table:
     """The verb's own table: (header, rows)."""
-    results = report["results"]
-    if report["verb"] == "latency":
-        return tables.latency_table(results)
-    if report["verb"] == "speed":
-        return tables.speed_table(results)
-    header, rows = tables.throughput_table(results)
-    if report["verb"] == "capacity":
-        header[2:2] = ["capacity, requests/s", "a rank"]
-        for row, result in zip(rows, results, strict=True):
-            found = result.get("capacity")
-            row[2:2] = [_interval(found), tables.number((found or {}).get("qps_per_rank"), 2)]
-    return header, rows
+    table: dict[str, Callable[[Sequence[Result]], Table]] = {
+        "latency": tables.latency_table,
+        "speed": tables.speed_table,
+        "capacity": tables.capacity_table,
+    }
+    return table.get(run.verb, tables.throughput_table)(run.results)
 
 
-def _interval(held: dict[str, Any] | None) -> str:
-    # The rate of an interval that reaches to zero has no upper end.
-    if held is not None and held["low"] is not None and held["high"] is None:
-        return f"{held['value']:.2f} (from {held['low']:.2f}?)"
-    return tables.interval(held)
-
-
-def text_tables(report: dict[str, Any]) -> str:
+def text_tables(run: RunResult) -> str:
     """For a terminal."""
     parts = [
-        _formed(main_table(report), text_table, shown),
-        _strong(tables.caption(report), shown),
+        _formed(main_table(run), text_table, shown),
+        _strong(tables.caption(run), shown),
     ]
-    paper = _paper(report)
+    paper = _paper(run)
     return "\n\n".join([*parts, *([_formed(paper, text_table, shown)] if paper else [])])
 
 
@@ -135,10 +125,10 @@ def _formed(table: Table, form: Form, clean: Callable[[str], str]) -> str:
     return form([clean(c) for c in header], [[clean(c) for c in row] for row in rows])
 
 
-def _paper(report: dict[str, Any]) -> Table | None:
-    if report["verb"] not in ("latency", "throughput"):
+def _paper(run: RunResult) -> Table | None:
+    if run.verb not in ("latency", "throughput"):
         return None
-    header, rows = tables.against_paper(report)
+    header, rows = tables.against_paper(run)
     return (header, rows) if rows else None
 
 
@@ -165,55 +155,59 @@ def _strong(text: str, clean: Callable[[str], str], mark: str = "**", end: str =
 
 def alarms(folder: Folder) -> list[str]:
     """What has to be known before any number is read."""
-    report, results = folder.report, folder.results
-    found = []
-    short = sum(bool(r.get("partial", not r["requests"])) for r in results)
-    if report["partial"] or short:
-        found.append(
+    run, results = folder.run, folder.results
+    told = []
+    short = sum(result.partial for result in results)
+    if run.partial or short:
+        told.append(
             f"PARTIAL: the run was interrupted or broke off; {len(results)} measurements are "
             f"there, {short} of them incomplete."
         )
-    wrong = sum(not r["valid"] for r in results)
-    if wrong or not report["valid"]:
-        found.append(f"INVALID: {wrong} of {len(results)} measurements are not valid.")
-    if any(s.get("arguments", {}).get("fake") for s in report["servers"].values()):
-        found.append("A fake server answered: this is no result of SGLang.")
-    return found
+    wrong = sum(not result.valid for result in results)
+    if wrong or not run.valid:
+        told.append(f"INVALID: {wrong} of {len(results)} measurements are not valid.")
+    if any(server.fake for server in run.servers.values()):
+        told.append("A fake server answered: this is no result of SGLang.")
+    return told
 
 
 def blocks(folder: Folder) -> Iterator[Block]:
     """A folder's section, from the table to where it comes from."""
-    report = folder.report
-    yield Block("", main_table(report), tables.caption(report))
-    named = [(f"{r['arm']} at {r['load']}", r) for r in folder.results]
-    reasons = tuple(f"{name}: {reason}" for name, r in named for reason in r["reasons"])
-    notes = tuple(f"{name}: {note}" for name, r in named for note in r.get("notes", []))
-    kinds = [(n, k, str(c)) for n, r in named for k, c in r.get("error_kinds", {}).items()]
+    run = folder.run
+    yield Block("", main_table(run), tables.caption(run))
+    named = [(f"{result.arm} at {result.load}", result) for result in run.results]
+    reasons = tuple(f"{name}: {reason}" for name, r in named for reason in r.verdict.reasons)
+    notes = tuple(f"{name}: {note}" for name, r in named for note in r.verdict.notes)
+    figures = [(name, r.figures) for name, r in named if r.figures is not None]
+    kinds = [[name, kind, str(n)] for name, f in figures for kind, n in f.error_kinds.items()]
     if reasons:
         yield Block("Why measurements are not valid", items=reasons)
     if notes:
         yield Block("Notes", items=notes)
     if kinds:
-        header = ["measurement", "error", "requests"]
-        yield Block("Failed requests", (header, [list(kind) for kind in kinds]))
-    goodput = [(name, r["goodput"]) for name, r in named if r.get("goodput")]
+        yield Block("Failed requests", (["measurement", "error", "requests"], kinds))
+    goodput = [
+        [name, g.slo, tables.number(g.share), tables.number(g.requests_per_s, 2)]
+        for name, f in figures
+        if (g := f.goodput) is not None
+    ]
     if goodput:
-        rows = [
-            [n, g["slo"], tables.number(g["share"]), tables.number(g["requests_per_s"], 2)]
-            for n, g in goodput
-        ]
-        yield Block("Goodput", (["measurement", "limits", "share of requests", "requests/s"], rows))
-    if paper := _paper(report):
+        header = ["measurement", "limits", "share of requests", "requests/s"]
+        yield Block("Goodput", (header, goodput))
+    if paper := _paper(run):
         text = (
             "Ratios over no speculation. The paper's are of its own machines and models: only "
             "the shape can be compared."
         )
         yield Block("Beside the paper", paper, text)
-    for one in report.get("merged", []):
-        yield Block(f"Merged: {one.get('folder')}", (["fact", "value"], _flat(one)), facts=True)
-    yield Block("Servers", (["fact", "value"], _flat(report["servers"])), facts=True)
-    facts = {"settings": report["settings"], **report["provenance"]}
-    yield Block("Provenance", (["fact", "value"], _flat(facts)), facts=True)
+    for client in run.merged or ():
+        yield _facts(f"Merged: {client.folder}", as_json(client))
+    yield _facts("Servers", as_json(run.servers))
+    yield _facts("Provenance", {"settings": as_json(run.settings), **run.provenance})
+
+
+def _facts(title: str, held: dict[str, Any]) -> Block:
+    return Block(title, (["fact", "value"], _flat(held)), facts=True)
 
 
 def _flat(held: dict[str, Any], under: str = "") -> list[list[str]]:
@@ -231,7 +225,7 @@ def markdown_page(folders: Sequence[Folder]) -> str:
     """One section a folder."""
     parts = ["# sgl-entropy bench"]
     for folder in folders:
-        parts.append(f"## {in_markdown(folder.name)}: {folder.report['verb']}")
+        parts.append(f"## {in_markdown(folder.name)}: {folder.run.verb}")
         parts += [f"**{in_markdown(alarm)}**" for alarm in alarms(folder)]
         for block in blocks(folder):
             parts += [f"### {in_markdown(block.title)}"] if block.title else []
@@ -255,7 +249,7 @@ def html_page(folders: Sequence[Folder], plots: Sequence[Sequence[Plot]]) -> str
         several = f"{folder.name}: " if len(folders) > 1 else ""
         parts += [f'<p class="alarm">{_in_html(several + a)}</p>' for a in alarms(folder)]
     for folder, figures in zip(folders, plots, strict=True):
-        parts.append(f"<section>\n<h2>{_in_html(folder.name)}: {folder.report['verb']}</h2>")
+        parts.append(f"<section>\n<h2>{_in_html(folder.name)}: {folder.run.verb}</h2>")
         held = list(blocks(folder))
         parts += [_block(block) for block in held if not block.facts]
         parts += [

@@ -10,28 +10,42 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from sgl_entropy.base.intervals import Interval
 from sgl_entropy.base.provenance import provenance
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy_bench.http.record import RequestRecord, read_records
-from sgl_entropy_bench.load.judge import compare
-from sgl_entropy_bench.load.judge.folders import FORMAT
+from sgl_entropy_bench.load.judge.folders import read_run, records_file
+from sgl_entropy_bench.load.judge.judgement import Result, judge
+from sgl_entropy_bench.load.judge.measurement import ServerFacts
+from sgl_entropy_bench.load.judge.run_result import (
+    FILE,
+    RunResult,
+    RunSettings,
+    all_valid,
+    compared,
+)
 from sgl_entropy_bench.load.run.arms import LoadArm, opened
 from sgl_entropy_bench.load.run.endpoint import Endpoint
-from sgl_entropy_bench.load.run.measure import LoadPlan, Measured, closed_loop, open_loop, warm_up
+from sgl_entropy_bench.load.run.measure import Load, LoadPlan, measurement_of, run_load, warm_up
 from sgl_entropy_bench.load.run.progress import LoadProgress
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one measurement puts on a server: requests a second, or requests at a time."""
+class BaselineCapacity:
+    """The rate at which the baseline saturates, of which the loads are shares.
 
-    rate: float | None = None
-    concurrency: int | None = None
-    # Of the label in file names and tables; a rate may be per rank, or a share of a capacity.
-    label: str = ""
+    Attributes:
+        concurrency: requests at a time of each rank while it was measured.
+        qps: requests a second of all ranks; None = not measured yet.
+        valid: whether that measurement was.
+    """
+
+    concurrency: int
+    qps: Interval | None = None
+    valid: bool | None = None
 
 
 @dataclass
@@ -43,7 +57,8 @@ class Campaign:
         arms: the first whose name is none, else the first, is what others are compared with.
         out: the folder of results; made if missing.
         resume: take what the folder already holds of the same settings.
-        probes: results that no table shows, as of a capacity; kept for ``resume``.
+        capacity: where the loads may be shares of the baseline's.
+        probes: results that no table shows, such as that of a capacity; kept for ``resume``.
     """
 
     verb: str
@@ -53,201 +68,174 @@ class Campaign:
     api: str = "auto"
     tokenizer: Path | None = None
     resume: bool = False
-    settings: dict[str, Any] = field(default_factory=dict)
-    results: list[dict[str, Any]] = field(default_factory=list)
-    probes: list[dict[str, Any]] = field(default_factory=list)
-    servers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    capacity: BaselineCapacity | None = None
+    results: list[Result] = field(default_factory=list)
+    probes: list[Result] = field(default_factory=list)
+    servers: dict[str, ServerFacts] = field(default_factory=dict)
     interrupted: bool = False
 
     def __post_init__(self) -> None:
-        path = self.out / "result.json"
+        path = self.out / FILE
         if path.exists() and not self.resume:
             raise ValueError(
                 f"--out {self.out} holds results already: name another folder, or --resume"
             )
         self.out.mkdir(parents=True, exist_ok=True)
         self._warm: set[str] = set()
-        self._facts: dict[str, list[Any]] = {}
         # Of an earlier run of this folder; those that are not reached again stay in the file.
-        self._earlier: list[dict[str, Any]] = []
+        self._earlier: list[Result] = []
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            self._earlier = [*held["results"], *held.get("probes", [])]
+            before = read_run(self.out)
+            self._earlier = [*before.results, *before.probes]
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be resumed: {error!r}") from None
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be resumed: {error}") from None
 
     @property
     def baseline(self) -> str:
         names = [arm.name for arm in self.arms]
         return "none" if "none" in names else names[0]
 
-    @contextlib.contextmanager
-    def serving(self, spec: LoadArm) -> Iterator[Endpoint]:
-        """The arm's server, for as long as the block lasts."""
-        progress = LoadProgress(f"{spec.name}: server starts")
-        log = self.out / f"{spec.name}.server.log"
-        if spec.command:
-            self._warm.discard(spec.name)  # a new server
-        with opened(spec, self.api, self.tokenizer, log, progress.waiting) as target:
-            progress.close()
-            self.servers[spec.name] = {
-                "version": target.version(),
-                "api": target.api,
-                "caption": target.caption,
-                "dp_size": target.ranks,
-                "arguments": target.arguments(),
-                "command": spec.shown(),
-            }
-            self._facts[spec.name] = [spec.url, *spec.command, sorted(spec.environment.items())]
-            yield target
+    def arm(self, name: str) -> LoadArm:
+        return next(arm for arm in self.arms if arm.name == name)
 
-    def measure(self, target: Endpoint, load: Load, plan: LoadPlan | None = None) -> dict[str, Any]:
-        """One arm at one load; its result also joins ``results``.
+    @contextlib.contextmanager
+    def serving(self, arm: LoadArm) -> Iterator[Endpoint]:
+        """The arm's server, for as long as the block lasts."""
+        progress = LoadProgress(f"{arm.name}: server starts")
+        log = self.out / f"{arm.name}.server.log"
+        if arm.command:
+            self._warm.discard(arm.name)  # a new server
+        with opened(arm, self.api, self.tokenizer, log, progress.waiting) as endpoint:
+            progress.close()
+            self.servers[arm.name] = endpoint.facts(arm.shown())
+            yield endpoint
+
+    def measure(self, endpoint: Endpoint, load: Load, plan: LoadPlan | None = None) -> Result:
+        """Measure one arm at one load; its result also joins ``results``.
 
         Raises:
             ClientError, ValueError, OSError: nothing measured; what came before stays.
         """
         plan = plan or self.plan
-        name = f"{target.name}-{load.label}"
-        key = self._key(target, load, plan)
-        if self.resume and (held := self._held(name, key)) is not None:
-            self.results.append(held)
-            return held
-        if target.name not in self._warm:
-            with LoadProgress(f"{target.name}: warm-up") as progress:
-                warm_up(target, plan, self.out, progress.report)
-            self._warm.add(target.name)
-        flushed = target.forget_prefixes()
-        total = plan.requests
-        with LoadProgress(f"{target.name} at {load.label}", total) as progress:
-            if load.rate is not None:
-                done = open_loop(target, plan, load.rate, self.out, name, progress.report)
-            else:
-                assert load.concurrency is not None
-                done = closed_loop(target, plan, load.concurrency, self.out, name, progress.report)
-        result = self._finished(done, load, key, flushed)
-        progress.say(
-            f"{target.name} at {load.label}: "
-            + ("valid" if result["valid"] else "invalid: " + "; ".join(result["reasons"]))
+        name = endpoint.name
+        key = self._key(endpoint, load, plan)
+        if self.resume and (earlier := self._earlier_result(name, load, key)) is not None:
+            self.results.append(earlier)
+            return earlier
+        if name not in self._warm:
+            with LoadProgress(f"{name}: warm-up") as progress:
+                warm_up(endpoint, plan, self.out, progress.report)
+            self._warm.add(name)
+        emptied = endpoint.forget_prefixes()
+        with LoadProgress(f"{name} at {load.label}", plan.requests) as progress:
+            ran = run_load(endpoint, plan, load, self.out, progress.report)
+        measurement = measurement_of(
+            endpoint,
+            plan,
+            load,
+            ran,
+            command=self.arm(name).shown(),
+            cache_emptied=emptied,
+            capacity_valid=None if self.capacity is None else self.capacity.valid,
         )
-        return result
-
-    def _finished(self, done: Measured, load: Load, key: str, flushed: bool) -> dict[str, Any]:
-        result = {**done.result, "load": load.label, "key": key}
-        if not flushed:
-            result["notes"] = [*result.get("notes", []), "the prefix cache could not be emptied"]
+        result = replace(judge(measurement, ran.records), key=key)
         self.results.append(result)
-        self.interrupted = self.interrupted or done.interrupted is not None
+        interrupted = ran.outcome.interrupted
+        self.interrupted = self.interrupted or interrupted is not None
         self.write()
-        if done.interrupted is not None:
-            raise done.interrupted
+        if interrupted is not None:
+            raise interrupted
+        told = "valid" if result.valid else "invalid: " + "; ".join(result.verdict.reasons)
+        progress.say(f"{name} at {load.label}: {told}")
         return result
 
-    def _key(self, target: Endpoint, load: Load, plan: LoadPlan) -> str:
-        what = {
-            "target": [target.name, target.api, target.version(), target.arguments()],
-            "server": self._facts[target.name],
-            "text": target.text(plan.workload.prompts[0]),
-            "load": asdict(load),
-            "prompts": [prompt.text for prompt in plan.workload.prompts],
-            "plan": [
-                str(plan.output),
-                dict(plan.output.sampling),
-                plan.output.stream,
-                plan.requests,
-                plan.ramp,
-                plan.seed,
-                plan.stream,
-                str(plan.law),
-                plan.law.trace,
-                str(plan.slo),
-                plan.processes,
-            ],
-        }
+    def _key(self, endpoint: Endpoint, load: Load, plan: LoadPlan) -> str:
+        arm = self.arm(endpoint.name)
+        what = [
+            as_json(endpoint.facts(arm.shown())),
+            [arm.url, *arm.command, sorted(arm.environment.items())],
+            endpoint.text(plan.workload.prompts[0]),
+            as_json(load),
+            [prompt.text for prompt in plan.workload.prompts],
+            as_json(plan.output),
+            as_json(plan.schedule_facts()),
+            list(plan.law.trace),
+            plan.requests,
+            as_json(plan.slo),
+        ]
         return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:16]
 
-    def _held(self, name: str, key: str) -> dict[str, Any] | None:
+    def _earlier_result(self, name: str, load: Load, key: str) -> Result | None:
         """A whole result of the same arm, load and settings."""
         for one in self._earlier:
-            if one.get("key") == key and not one.get("partial", True):
-                return one if (self.out / f"{name}.jsonl").is_file() else None
+            if one.key == key and not one.partial:
+                return one if records_file(self.out, name, load.label).is_file() else None
         return None
 
-    def records(self, result: dict[str, Any]) -> list[RequestRecord]:
-        """The measured records behind a result."""
-        return [record for record in self.every_record(result) if record.phase == "measured"]
-
-    def every_record(self, result: dict[str, Any]) -> list[RequestRecord]:
+    def records(self, result: Result) -> list[RequestRecord]:
         """All records behind a result, also those that are not measured."""
-        return read_records(self.out / f"{result['arm']}-{result['load']}.jsonl")
+        return read_records(records_file(self.out, result.arm, result.load))
 
     def compare(self) -> None:
         """Add to each result how it stands against the baseline at the same load."""
-        greedy = self.plan.output.temperature == 0
-        compare.against_baseline(self.results, self.records, self.baseline, greedy)
+        self.results[:] = compared(self.verb, self.results, self.records, self.baseline)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> RunResult:
         """The whole result, as ``result.json`` holds it."""
-        plan = self.plan
-        return {
-            "format": FORMAT,
-            "verb": self.verb,
-            "partial": self.interrupted,
-            "valid": bool(self.results) and all(r["valid"] for r in self.results),
-            "baseline": self.baseline,
-            "settings": {
-                "workload": plan.workload.source,
-                "prompts": plan.workload.whole,
-                "prompts_digest": plan.workload.digest,
-                "benchmarks": list(plan.workload.benchmarks),
-                "output": str(plan.output),
-                "arrivals": str(plan.law),
-                "requests": plan.requests,
-                "ramp": plan.ramp,
-                "warmup": len(plan.workload.warmup),
-                "seed": plan.seed,
-                "stream": plan.stream,
-                "streaming": plan.output.stream,
-                "processes": plan.processes,
-                "slo": str(plan.slo) if plan.slo else None,
-                **self.settings,
-            },
-            "servers": self.servers,
-            "results": self.results,
-            "probes": self.probes,
-            "provenance": provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
-        }
+        return RunResult(
+            verb=self.verb,
+            partial=self.interrupted,
+            valid=all_valid(self.results),
+            baseline=self.baseline,
+            settings=self._settings(),
+            servers=dict(self.servers),
+            results=tuple(self.results),
+            probes=tuple(self.probes),
+            provenance=provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
+        )
+
+    def _settings(self) -> RunSettings:
+        plan, capacity = self.plan, self.capacity
+        return RunSettings(
+            workload=plan.workload.source,
+            prompts=plan.workload.whole,
+            prompts_digest=plan.workload.digest,
+            benchmarks=plan.workload.benchmarks,
+            output=str(plan.output),
+            arrivals=str(plan.law),
+            requests=plan.requests,
+            ramp=plan.ramp,
+            seed=plan.seed,
+            warmup=len(plan.workload.warmup),
+            stream=plan.stream,
+            streaming=plan.output.stream,
+            processes=plan.processes,
+            slo=str(plan.slo) if plan.slo else None,
+            capacity_concurrency=capacity.concurrency if capacity else None,
+            capacity_qps=capacity.qps if capacity else None,
+            capacity_valid=capacity.valid if capacity else None,
+        )
 
     def write(self) -> None:
         """Write ``result.json``, whole or not at all."""
-        path = self.out / "result.json"
-        partial = path.with_suffix(".partial")
-        report = self.report()
-        done = {(r["arm"], r["load"]) for r in [*self.results, *self.probes]}
-        report["results"] = [
-            *self.results,
-            *(r for r in self._earlier if (r.get("arm"), r.get("load")) not in done),
-        ]
-        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        done = {result.measurement.key for result in [*self.results, *self.probes]}
+        earlier = [result for result in self._earlier if result.measurement.key not in done]
+        replace(self.report(), results=(*self.results, *earlier)).write(self.out)
 
 
-def each(
-    campaign: Campaign,
-    loads: Callable[[Endpoint], Sequence[Load]],
-) -> None:
+def each(campaign: Campaign, loads: Callable[[Endpoint], Sequence[Load]]) -> None:
     """Every arm at every load. Running servers take turns, load by load; those that have to be
     started first are finished one after the other."""
     if all(arm.url for arm in campaign.arms):
         with contextlib.ExitStack() as stack:
-            targets = [stack.enter_context(campaign.serving(arm)) for arm in campaign.arms]
-            for at in range(max(len(loads(target)) for target in targets)):
-                for target in targets:
-                    campaign.measure(target, loads(target)[at])
+            endpoints = [stack.enter_context(campaign.serving(arm)) for arm in campaign.arms]
+            for at in range(max(len(loads(endpoint)) for endpoint in endpoints)):
+                for endpoint in endpoints:
+                    campaign.measure(endpoint, loads(endpoint)[at])
         return
     for arm in campaign.arms:
-        with campaign.serving(arm) as target:
-            for load in loads(target):
-                campaign.measure(target, load)
+        with campaign.serving(arm) as endpoint:
+            for load in loads(endpoint):
+                campaign.measure(endpoint, load)

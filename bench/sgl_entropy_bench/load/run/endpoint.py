@@ -9,6 +9,7 @@ from typing import Any
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client, ServerError
 from sgl_entropy_bench.http.routes import Api
+from sgl_entropy_bench.load.judge.measurement import ServerFacts
 from sgl_entropy_bench.load.schedule.workload import WorkloadPrompt
 
 # Facts of a server's arguments that belong beside a result; the rest is long and changes names.
@@ -119,6 +120,12 @@ class Endpoint:
             if key in held:
                 held[key] = Path(str(held[key])).name
         return held | ({"fake": True} if self.info.get("fake") else {})
+
+    def facts(self, command: str = "") -> ServerFacts:
+        """What belongs beside a result; ``command`` started the server."""
+        return ServerFacts(
+            self.version(), self.api, self.caption, self.ranks, self.arguments(), command
+        )
 
     def version(self) -> str:
         """The server's own version; empty where it does not say."""

@@ -14,6 +14,8 @@ from typing import Any
 from sgl_entropy_bench.load.run import worker
 from sgl_entropy_bench.load.run.worker import Tally, WorkerTask
 
+# Fresh processes: nothing of this one, its threads and locks least of all, goes along.
+CONTEXT = multiprocessing.get_context("spawn")
 _LEAD_S = 0.3
 _READY_S = 60.0
 _END_S = 20.0
@@ -53,13 +55,12 @@ def drive(
     Raises:
         ClientError: a process failed.
     """
-    context = multiprocessing.get_context("spawn")
     processes: list[SpawnProcess] = []
     pipes: list[Connection] = []
     try:
         for task in tasks:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=worker.run, args=(task, theirs), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=worker.main, args=(task, theirs), daemon=True)
             process.start()
             theirs.close()
             processes.append(process)

@@ -1,36 +1,33 @@
-"""What a run looks like while it goes: one line that is overwritten, or plain lines in a log."""
+"""The progress of a load run: live rate, requests in flight, errors, latency, time left."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
-from sgl_entropy.base.progress import duration
+from sgl_entropy.base.progress import StatusLine, duration
 from sgl_entropy_bench.load.run.worker import Tally
 
 
 class LoadProgress:
-    """Live rate, requests in flight, errors, mean latency so far and time left.
+    """Shows what ``pool.drive`` reports, a few times a second on a terminal.
 
     Args:
         total: measured requests that will end; 0 = unknown.
+        every_s: where stderr is no terminal, seconds between two lines.
     """
 
     def __init__(
         self, what: str, total: int = 0, stream: TextIO | None = None, every_s: float = 10.0
     ) -> None:
         self.what, self.total = what, total
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
-        self._every_s = 0.2 if self._live else every_s
-        self._last = time.monotonic()
+        self._line = StatusLine(stream, live_every_s=0.2, log_every_s=every_s)
+        self._line.due()  # a short run tells nothing
 
     def report(self, tallies: Sequence[Tally], elapsed: float) -> None:
         """Takes what ``pool.drive`` reports."""
-        if not self._due() or elapsed <= 0:
+        if elapsed <= 0 or not self._line.due():
             return
         sent = sum(t.sent for t in tallies)
         done = sum(t.done for t in tallies)
@@ -50,35 +47,20 @@ class LoadProgress:
         if self.total and measured:
             left = (self.total - measured) / measured * elapsed
             parts.append(f"about {duration(left)} left")
-        self._write(", ".join(parts))
+        self._line.show(", ".join(parts))
 
     def waiting(self, elapsed: float) -> None:
         """A server starts."""
-        if self._due():
-            self._write(f"{self.what}, {elapsed:.0f} s")
+        if self._line.due():
+            self._line.show(f"{self.what}, {elapsed:.0f} s")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
-        if self._live:
-            self._stream.write("\r\033[K")
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        """Write a line that stays."""
+        self._line.keep(line)
 
     def close(self) -> None:
-        if self._live:
-            self._stream.write("\r\033[K")
-            self._stream.flush()
-
-    def _due(self) -> bool:
-        now = time.monotonic()
-        if now - self._last < self._every_s:
-            return False
-        self._last = now
-        return True
-
-    def _write(self, line: str) -> None:
-        self._stream.write(f"\r\033[K{line}" if self._live else line + "\n")
-        self._stream.flush()
+        """Leave the line of the terminal clean."""
+        self._line.close()
 
     def __enter__(self) -> LoadProgress:
         return self

@@ -35,6 +35,10 @@ from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw, arrivals
 _SAY_EVERY_S = 0.25
 
 
+# (prompt, benchmark, what is sent)
+Text = tuple[str, str, str]
+
+
 @dataclass(frozen=True)
 class Planned:
     """One request to be sent: ``scheduled`` seconds after the start; closed loop: at once."""
@@ -59,7 +63,7 @@ class Tail:
     """
 
     index: int
-    texts: tuple[tuple[str, str, str], ...]
+    texts: tuple[Text, ...]
     rate: float | None
     law: ArrivalLaw
     seed: int
@@ -135,12 +139,21 @@ class Tally:
     wall_s: float = 0.0
 
 
-def run(task: WorkerTask, pipe: Connection) -> None:
-    """The process's main: says ("ready",), waits for ("start", t0) on time.monotonic's clock,
-    says ("tally", Tally) now and then, ends on ("stop",) and says ("done", Tally) or
-    ("failed", message)."""
+def main(task: WorkerTask, pipe: Connection) -> None:
+    """The whole life of a client process: ``run``, undisturbed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent ends us
+    # A collection in the middle of a run would make requests late.
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    run(task, pipe)
+
+
+def run(task: WorkerTask, pipe: Connection) -> None:
+    """Do ``task``. Says ("ready",), waits for ("start", t0) on time.monotonic's clock, says
+    ("tally", Tally) now and then, ends on ("stop",) and says ("done", Tally) or
+    ("failed", message)."""
     try:
         asyncio.run(_Worker(task, pipe).run())
     except OSError as error:
@@ -171,10 +184,6 @@ class _Worker:
                 self.pipe.send(("ready",))
                 _, self.began = await loop.run_in_executor(None, self.pipe.recv)
                 loop.add_reader(self.pipe.fileno(), self._told)
-                # A collection in the middle of a run would make requests late.
-                gc.collect()
-                gc.freeze()
-                gc.disable()
                 with contextlib.suppress(asyncio.TimeoutError):
                     wait = max(0.0, self.began - time.monotonic())
                     await asyncio.wait_for(self.stop.wait(), wait)

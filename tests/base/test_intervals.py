@@ -6,9 +6,9 @@ import math
 import random
 
 import pytest
-from sgl_entropy_bench.http.record import RequestRecord
-from sgl_entropy_bench.load.judge.compare import speedup
-from sgl_entropy_bench.load.judge.intervals import (
+
+from sgl_entropy.base.intervals import (
+    Interval,
     batch_means,
     lag_one,
     mean_interval,
@@ -57,6 +57,12 @@ def test_the_plain_standard_error_would_not_do() -> None:
     assert covered / RUNS < 0.5
 
 
+def upper_width(interval: Interval) -> float:
+    """The upper half of an interval, on a logarithmic scale."""
+    assert interval.high is not None
+    return math.log(interval.high / interval.value)
+
+
 @pytest.mark.parametrize(
     ("load", "count", "slower"), [(0.6, 2000, 1.1), (0.6, 2000, 0.7), (0.4, 1000, 1.5)]
 )
@@ -72,41 +78,11 @@ def test_the_ratio_of_two_arms_under_the_same_arrivals(
         found += paired.contains(truth)
         alone = [mean_interval(one) for one in (arm, sojourns(load, count, seed + RUNS))]
         # Relative errors of two series that share nothing add as squares.
-        unpaired = math.hypot(*(math.log(one.high / one.value) for one in alone))
-        widths.append(math.log(paired.high / paired.value) / unpaired)
+        unpaired = math.hypot(*(upper_width(one) for one in alone))
+        widths.append(upper_width(paired) / unpaired)
     assert 0.90 <= found / RUNS <= 0.98
     # Pairing is worth it: what both arms share cancels.
     assert sum(widths) / RUNS < 0.8
-
-
-def test_the_speed_up_of_a_closed_loop_is_paired_by_request() -> None:
-    """Prompts of very different length; the second arm's answers are 10 % longer on average."""
-
-    def run(seed: int) -> tuple[list[RequestRecord], list[RequestRecord]]:
-        chance = random.Random(seed)
-        arms: tuple[list[RequestRecord], list[RequestRecord]] = ([], [])
-        for i in range(60):
-            size = chance.lognormvariate(0.0, 1.2)
-            for arm, (speed, longer) in zip(arms, ((2.0, 1.1), (1.0, 1.0)), strict=True):
-                tokens = max(1, round(100 * size * longer * chance.uniform(0.9, 1.1)))
-                took = tokens / speed * chance.uniform(0.8, 1.2)
-                arm.append(RequestRecord(i, f"p{i}", "b", "measured", 0.0, 0.0, 0.1, took))
-                arm[-1].completion_tokens = tokens
-        return arms
-
-    found = [speedup(*run(seed)) for seed in range(RUNS)]
-    held = [one for one in found if one is not None]
-    assert len(held) == RUNS
-    covered = sum(one["low"] <= 2.0 <= one["high"] for one in held)
-    assert 0.90 <= covered / RUNS <= 0.99
-    # Unpaired, the prompts' lengths alone would make it 1.2 to 3.3.
-    assert sum(one["high"] / one["low"] for one in held) / RUNS < 1.3
-
-
-def test_no_request_on_both_arms_gives_no_speed_up() -> None:
-    record = RequestRecord(0, "p", "b", "measured", 0.0, 0.0, 0.1, 1.0)
-    assert speedup([record], []) is None
-    assert speedup([record], [record]) is None  # no tokens counted
 
 
 def test_an_interval_over_correlated_batches_says_that_it_cannot_be_trusted() -> None:
@@ -120,7 +96,7 @@ def test_an_interval_over_correlated_batches_says_that_it_cannot_be_trusted() ->
 def test_too_few_values_give_no_interval(count: int) -> None:
     found = mean_interval([1.0] * count)
     assert (found.value, found.batches, found.reliable) == (1.0, 0, False)
-    assert found.low == -math.inf
+    assert (found.low, found.high) == (None, None)
 
 
 def test_equal_values_have_no_spread() -> None:
