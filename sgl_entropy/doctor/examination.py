@@ -78,7 +78,7 @@ def _checks(
     yield software.check_shadowing(machine)
     if isinstance(install, SglangInstall) and install.version == table.SGLANG:
         yield from host.check_patches(install)
-        count = len(table.CONTRACT)
+        count = len(table.contract())
         yield from host.check_functions(install, table.check_contract, count)
     yield hardware.check_device(machine, launch=bool(words))
     yield hardware.check_cpu(machine)

@@ -8,7 +8,7 @@ from outside the package, or is made at run time, is taken as it is: present, si
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,9 +59,18 @@ class Definition:
 
 
 @dataclass
-class _Module:
+class Module:
+    """One parsed module.
+
+    Attributes:
+        body: its tree.
+        names: what it binds at its top, name -> statements, in their order.
+        stars: modules of which it imports everything.
+    """
+
     name: str
     is_package: bool
+    body: ast.Module
     names: dict[str, list[ast.AST]] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)
 
@@ -72,12 +81,16 @@ class SourceTree:
     Args:
         root: the package's own folder.
         package: the name that it is imported by.
+        texts: module -> source that stands in place of its file.
     """
 
-    def __init__(self, root: Path, package: str) -> None:
+    def __init__(self, root: Path, package: str, texts: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.package = package
-        self._modules: dict[str, _Module | None] = {}
+        self._modules: dict[str, Module | None] = {
+            name: parse_module(name, text, self._path(name) or root)
+            for name, text in (texts or {}).items()
+        }
         self._members: dict[ast.ClassDef, dict[str, Definition]] = {}
 
     def has_module(self, module: str) -> bool:
@@ -113,10 +126,17 @@ class SourceTree:
                 return path
         return None
 
-    def _module(self, name: str) -> _Module | None:
+    def module(self, name: str) -> Module | None:
+        """The parsed module; None: not there.
+
+        Raises:
+            SyntaxError, OSError: its file cannot be parsed or read.
+        """
         if name not in self._modules:
             path = self._path(name)
-            self._modules[name] = None if path is None else _read_module(name, path)
+            self._modules[name] = (
+                None if path is None else parse_module(name, path.read_bytes(), path)
+            )
         return self._modules[name]
 
     def _resolve(
@@ -126,14 +146,14 @@ class SourceTree:
         if (module, name) in seen:
             return None
         seen |= {(module, name)}
-        parsed = self._module(module)
+        parsed = self.module(module)
         if parsed is None:
             return None
         foreign = False
         for node in parsed.names.get(name, []):
             if not isinstance(node, (ast.ImportFrom, ast.Import)):
                 return module, node
-            for source, original in _imported(parsed, node, name):
+            for source, original in imported(parsed, node, name):
                 if source.split(".", 1)[0] != self.package:
                     foreign = True
                     continue
@@ -171,7 +191,7 @@ class SourceTree:
     def _constructor(self, where: str, node: ast.ClassDef) -> Definition:
         if _is_dataclass(node):
             return Definition("class", tuple(self._fields(where, node).values()))
-        for item in _statements(node.body):
+        for item in statements(node.body):
             if isinstance(item, _FUNCTIONS) and item.name == "__init__":
                 found = _describe(item, method=True)
                 return Definition(
@@ -187,7 +207,7 @@ class SourceTree:
         for base_module, base in self._bases(where, node):
             if isinstance(base, ast.ClassDef) and _is_dataclass(base):
                 fields |= self._fields(base_module, base)
-        for item in _statements(node.body):
+        for item in statements(node.body):
             if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
                 continue
             if "ClassVar" not in ast.unparse(item.annotation):
@@ -195,42 +215,47 @@ class SourceTree:
         return fields
 
 
-def _read_module(name: str, path: Path) -> _Module:
-    module = _Module(name, path.name == "__init__.py")
-    for node in _statements(ast.parse(path.read_bytes(), str(path)).body):
+def parse_module(name: str, source: str | bytes, path: Path) -> Module:
+    """Parse one module, of the file ``path``.
+
+    Raises:
+        SyntaxError: it is no valid Python.
+    """
+    module = Module(name, path.name == "__init__.py", ast.parse(source, str(path)))
+    for node in statements(module.body.body):
         if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
             module.names.setdefault(node.name, []).append(node)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
                 if alias.name == "*" and isinstance(node, ast.ImportFrom):
-                    module.stars.append(_absolute(module, node))
+                    module.stars.append(absolute(module, node))
                 else:
                     bound = alias.asname or alias.name.split(".", 1)[0]
                     module.names.setdefault(bound, []).append(node)
         else:
-            for bound in _assigned(node):
+            for bound in assigned(node):
                 module.names.setdefault(bound, []).append(node)
     return module
 
 
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """The statements of one scope, those inside ``if``, ``try`` and ``with`` too."""
     for node in body:
         yield node
         if isinstance(node, _OPEN):
             for part in ("body", "orelse", "finalbody"):
-                yield from _statements(getattr(node, part, []))
+                yield from statements(getattr(node, part, []))
             for handler in getattr(node, "handlers", []):
-                yield from _statements(handler.body)
+                yield from statements(handler.body)
 
 
 def _own_members(node: ast.ClassDef) -> dict[str, Definition]:
     """Methods, class attributes and what methods assign to ``self``; bases left out."""
     members: dict[str, Definition] = {}
-    for item in _statements(node.body):
+    for item in statements(node.body):
         if isinstance(item, _FUNCTIONS):
             members.setdefault(item.name, _describe(item, method=True))
-        for name in _assigned(item):
+        for name in assigned(item):
             members.setdefault(name, Definition("value"))
     for inner in ast.walk(node):
         if not isinstance(inner, ast.Attribute) or not isinstance(inner.ctx, ast.Store):
@@ -240,7 +265,7 @@ def _own_members(node: ast.ClassDef) -> dict[str, Definition]:
     return members
 
 
-def _assigned(node: ast.AST) -> set[str]:
+def assigned(node: ast.AST) -> set[str]:
     """Plain names that an assignment binds."""
     targets: list[ast.expr] = []
     if isinstance(node, ast.Assign):
@@ -250,19 +275,19 @@ def _assigned(node: ast.AST) -> set[str]:
     return {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
 
 
-def _imported(
-    module: _Module, node: ast.Import | ast.ImportFrom, name: str
+def imported(
+    module: Module, node: ast.Import | ast.ImportFrom, name: str
 ) -> Iterator[tuple[str, str]]:
     """(source module, name in it) that ``node`` binds to ``name``; "" = the module itself."""
     for alias in node.names:
         if (alias.asname or alias.name.split(".", 1)[0]) == name:
             if isinstance(node, ast.ImportFrom):
-                yield _absolute(module, node), alias.name
+                yield absolute(module, node), alias.name
             else:
                 yield alias.name, ""
 
 
-def _absolute(module: _Module, node: ast.ImportFrom) -> str:
+def absolute(module: Module, node: ast.ImportFrom) -> str:
     if not node.level:
         return node.module or ""
     words = module.name.split(".")

@@ -7,6 +7,7 @@ by a wrong answer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,13 @@ class Use:
 
     Attributes:
         kind: ``has`` = it exists; ``calls`` = we call it as written; ``replaces`` = ours stands
-            in its place (an override, a kernel's twin), so it must have these parameters.
+            in its place (an override, a kernel's twin) or inside it (a patch's lines), so it must
+            have these parameters.
         module: where we import it from, dotted.
         name: ``name`` or ``Class.member``.
         by: which module of ours, or which patch, relies on it.
-        parameters: ``calls``: what we pass, ``a`` by position, ``a=`` by keyword; ``replaces``:
-            every parameter in order, a last ``...`` standing for any others.
+        parameters: ``calls``: what we pass, ``a`` by position, ``a=`` by keyword, ``*`` and ``**``
+            for what is not written out; ``replaces``: every parameter in order.
     """
 
     kind: Kind
@@ -40,6 +42,10 @@ class Use:
     @property
     def where(self) -> str:
         return f"{self.module}.{self.name}"
+
+    @property
+    def order(self) -> tuple[str, str, str, tuple[str, ...]]:
+        return self.module, self.name, self.kind, self.parameters
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,24 @@ def replaces(where: str, *parameters: str, by: str) -> tuple[Use, ...]:
     """Ours is called in place of ``module:name``, with that one's arguments."""
     module, name = where.split(":")
     return (Use("replaces", module, name, by, parameters),)
+
+
+def dump_uses(uses: Iterable[Use]) -> str:
+    """JSON, one line a use: ``[kind, module:name, [parameters], by]``."""
+    rows = (
+        json.dumps([use.kind, f"{use.module}:{use.name}", [*use.parameters], use.by])
+        for use in uses
+    )
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def load_uses(text: str) -> tuple[Use, ...]:
+    """The inverse of ``dump_uses``."""
+    uses = []
+    for kind, where, parameters, by in json.loads(text):
+        module, _, name = where.partition(":")
+        uses.append(Use(kind, module, name, by, tuple(parameters)))
+    return tuple(uses)
 
 
 def check_uses(root: Path, package: str, uses: Iterable[Use]) -> list[Mismatch]:
@@ -115,6 +139,8 @@ def _call(definition: Definition, use: Use) -> str:
     for index, parameter in enumerate(use.parameters):
         name = parameter.removesuffix("=")
         passed.add(name)
+        if name in ("*", "**"):
+            continue
         if parameter.endswith("="):
             if name not in known and not definition.more_keywords:
                 return f"no parameter {name}"
@@ -123,6 +149,8 @@ def _call(definition: Definition, use: Use) -> str:
                 return f"no positional parameter {name}"
         elif positional[index] != name:
             return f"parameter {index + 1} is {positional[index]}, not {name}"
+    if {"*", "**"} & passed:
+        return ""
     needed = [p.name for p in definition.parameters if p.required and p.name not in passed]
     return f"{', '.join(needed)} must be given as well" if needed else ""
 
@@ -132,9 +160,6 @@ def _replacement(definition: Definition, use: Use) -> str:
     assert definition.parameters is not None
     found = [p.name for p in definition.parameters]
     ours = list(use.parameters)
-    if ours and ours[-1] == "...":
-        ours.pop()
-        found = found[: len(ours)]
     if found == ours:
         return ""
     added = [name for name in found if name not in ours]

@@ -1,8 +1,9 @@
-"""The table of SGLang's functions: complete, met by the real release, and never met by another."""
+"""Our uses of SGLang: read from the sources, met by the real release, and never by another."""
 
 from __future__ import annotations
 
 import ast
+import difflib
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,11 +13,19 @@ import pytest
 
 import sgl_entropy
 from sgl_entropy import patching
+from sgl_entropy.hostapi.inference import Inference
+from sgl_entropy.hostapi.scan import Program, Scan
 from sgl_entropy.hostapi.sources import Definition, SourceTree
-from sgl_entropy.hostapi.uses import calls, check_uses, has, replaces
+from sgl_entropy.hostapi.uses import Use, calls, check_uses, dump_uses, has, replaces
 from sgl_entropy.patching.state import survey, upstream_contents
 from sgl_entropy.patching.verbs import patched_contents
-from sgl_entropy.runtime.v0_5_6.contract.table import CONTRACT, SGLANG, check_contract
+from sgl_entropy.runtime.v0_5_6.contract.generate import generate
+from sgl_entropy.runtime.v0_5_6.contract.table import (
+    SGLANG,
+    USES_FILE,
+    check_contract,
+    contract,
+)
 
 OURS = Path(sgl_entropy.__file__).parent
 ROOM = OURS / "runtime" / "v0_5_6"
@@ -32,17 +41,19 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
             yield from ((name, "") for name in names if name.split(".")[0] == "sglang")
 
 
-def test_every_import_from_sglang_is_in_the_table() -> None:
-    known = {(use.module, use.name.split(".")[0]) for use in CONTRACT}
+def test_the_file_of_uses_is_what_the_sources_say() -> None:
+    lines = (text.splitlines() for text in (USES_FILE.read_text(), dump_uses(generate())))
+    changes = [*difflib.unified_diff(*lines, "uses.json", "the sources", lineterm="", n=0)]
+    command = "python -m sgl_entropy.runtime.v0_5_6.contract.generate"
+    assert not changes, "\n".join([f"run {command} and read what changes:", *changes])
+
+
+def test_every_import_from_sglang_is_among_the_uses() -> None:
+    """Imports are found here without the inference by which everything else is."""
+    known = {(use.module, use.name.split(".")[0]) for use in contract()}
     used = {(path, *found) for path in ROOM.rglob("*.py") for found in imports(path)}
     assert len(used) > 15, "the scan found too little: is the room still there?"
-    missing = [f"{p.name}: from {m} import {n}" for p, m, n in used if (m, n) not in known]
-    assert not missing, f"add these to runtime/v0_5_6/contract.py: {sorted(missing)}"
-
-
-def test_the_table_has_no_row_twice() -> None:
-    rows = [(use.kind, use.where, use.parameters) for use in CONTRACT]
-    assert len(rows) == len(set(rows))
+    assert [f"{p.name}: from {m} import {n}" for p, m, n in used if (m, n) not in known] == []
 
 
 def test_the_installed_release_meets_the_contract() -> None:
@@ -57,7 +68,7 @@ CHANGES = [
         "speculative/eagle_worker.py",
         "def draft(self, batch:",
         "def draft(self, batches:",
-        "eagle_worker.EAGLEWorker.draft (used by worker): expected (batch), found (batches): "
+        "eagle_worker.EAGLEWorker.draft (used by switching): expected (batch), found (batches): "
         "parameter 1 is batches, not batch",
     ),
     (
@@ -101,14 +112,21 @@ def test_a_changed_sglang_is_refused_by_the_function_that_differs(tmp_path: Path
         text = path.read_text()
         path.unlink()
         if new is not None:
-            changed = text.replace(old, new)
-            assert changed != text, f"{name} no longer has {old!r}"
-            path.write_text(changed)
+            other = text.replace(old, new)
+            assert other != text, f"{name} no longer has {old!r}"
+            path.write_text(other)
     lines = [mismatch.line() for mismatch in check_contract(root)]
     for name, _, _, expected in CHANGES:
         assert any(expected in line for line in lines), f"{name}: {expected!r} not in {lines}"
-    gone = sum("no module sglang.srt.models.llama_eagle3" in line for line in lines)
-    assert len(lines) == len(CHANGES) - 1 + gone, lines
+    changed = (
+        *(
+            "EAGLEWorker.draft ",
+            "sampling_from_probs_torch ",
+            "TorchNativeAttnBackend.forward_decode ",
+        ),
+        *("speculative_accept_threshold_acc ", "register_speculative_algorithm ", "llama_eagle3."),
+    )
+    assert [line for line in lines if not any(name in line for name in changed)] == []
 
 
 @pytest.fixture
@@ -186,7 +204,8 @@ def test_definitions_are_found_through_imports_bases_and_branches(
         (calls("host.classes:Child", "eps", by="t"), "parameter 1 is size, not eps"),
         (calls("host.classes:Child.flag", by="t"), "found a value, not a function"),
         (replaces("host.hub:starred", "a", "b", "c", "d", by="t"), None),
-        (replaces("host.hub:starred", "a", "...", by="t"), None),
+        (calls("host.hub:starred", "a", "**", by="t"), None),
+        (calls("host.hub:starred", "*", "e=", by="t"), "no parameter e"),
         (replaces("host.hub:starred", "a", "c", by="t"), "new b, d"),
         (replaces("host.hub:starred", "a", "c", "b", "d", by="t"), "another order"),
         (replaces("host.hub:shown", "x", "y", by="t"), "without y"),
@@ -206,6 +225,134 @@ def test_a_use_fits_or_the_mismatch_says_why(mini: Path, use, expected: str | No
         assert len(mismatches) == 1
         assert expected in mismatches[0].line()
         assert use[0].where in mismatches[0].line()
+
+
+HOST = {
+    "__init__.py": "",
+    "state.py": (
+        "from dataclasses import dataclass\n"
+        "class Pool:\n    def __init__(self):\n        self.size = 1\n"
+        "    def take(self, count, *, row=0): ...\n"
+        "@dataclass\nclass Request:\n    name: str\n    pool: 'Pool' = None\n"
+        "@dataclass\nclass Batch:\n    requests: list[Request]\n    other: int = 0\n"
+        "def batch_of(name) -> Batch: ...\n"
+    ),
+    "worker.py": (
+        "from host.state import Batch, Pool\n"
+        "class Worker:\n"
+        "    def __init__(self, pool: Pool, size=1):\n        self.pool = pool\n"
+        "    def step(self, batch: Batch, last=False):\n"
+        "        count = len(batch.requests)\n"
+        "        return Pool()\n"
+    ),
+}
+# what we write -> what it uses: kind, name, parameters
+READ: dict[str, tuple[str, list[str]]] = {
+    "an argument by its position": (
+        "from host.state import batch_of\nbatch_of(1)",
+        ["calls batch_of(name)"],
+    ),
+    "a field of an element of a field": (
+        "from host.state import Batch\n"
+        "def f(batch: Batch):\n    return [r.pool.take(1, row=2) for r in batch.requests]",
+        [
+            "has Batch",
+            "has Batch.requests",
+            "calls Pool.take(count, row=)",
+            "has Request.pool",
+        ],
+    ),
+    "a result, unpacked and passed on to a function without annotations": (
+        "from host.state import batch_of\n"
+        "def g(one):\n    return one.other\n"
+        "def f():\n    first, _ = batch_of(1), 2\n    g(first)",
+        ["has Batch.other", "calls batch_of(name)"],
+    ),
+    "an attribute of an object of ours": (
+        "from dataclasses import dataclass\nfrom typing import Any\n"
+        "from host.state import batch_of\n"
+        "@dataclass\nclass Cycle:\n    batch: Any\n    number: int\n"
+        "def g(cycle: Cycle):\n    return cycle.batch.other\n"
+        "def f():\n    g(Cycle(batch_of(1), number=1))",
+        ["has Batch.other", "calls batch_of(name)"],
+    ),
+    "what a subclass calls, has and overrides": (
+        "from host.worker import Worker\n"
+        "class Mine(Worker):\n"
+        "    def __init__(self, *rest):\n        super().__init__(*rest, size=2)\n"
+        "    def step(self, batch, last=False):\n"
+        "        return self.pool.size + super().step(batch).size",
+        [
+            "has Pool.size",
+            "calls Worker(*, size=)",
+            "has Worker.pool",
+            "calls Worker.step(batch)",
+            "replaces Worker.step(batch, last)",
+        ],
+    ),
+    "a class in the place of another": (
+        "class Stand:\n    pool = 1\n    def step(self, batch): ...\n    def own(self): ...",
+        ["replaces Worker.step(batch, last)"],
+    ),
+    "nothing that is ours alone": (
+        "from host.state import Batch\ndef f(batch: Batch):\n    batch.mine = 1\n    batch.mine",
+        ["has Batch"],
+    ),
+}
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def scan(
+    tmp_path: Path, ours: str, patched: dict[str, str] | None = None, lines: tuple[int, ...] = ()
+) -> tuple[list[str], list[str]]:
+    """(uses, unknown attributes) of a module ``mine.one``, and of ``lines`` of a patched host."""
+    host = write(tmp_path / "host", HOST)
+    mine = write(tmp_path / "mine", {"__init__.py": "", "one.py": ours})
+    inference = Inference(SourceTree(host, "host", patched), SourceTree(mine, "mine"), narrowed={})
+    program = Program(
+        ("mine.one",),
+        {name: frozenset(lines) for name in patched or ()},
+        {"Stand": "host.worker:Worker"},
+    )
+    found = Scan(SourceTree(host, "host"), program, inference)
+
+    def line(use: Use) -> str:
+        return f"{use.kind} {use.name}" + f"({', '.join(use.parameters)})" * (use.kind != "has")
+
+    return [line(use) for use in found.run()], [*found.unknown.values()]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_uses_are_read_from_the_sources(tmp_path: Path, name: str) -> None:
+    ours, expected = READ[name]
+    assert scan(tmp_path, ours) == (expected, [])
+
+
+def test_an_attribute_that_the_host_lacks_is_told(tmp_path: Path) -> None:
+    ours = "from host.state import Batch\ndef f(batch: Batch):\n    return batch.request"
+    assert scan(tmp_path, ours) == (["has Batch"], ["request"])
+
+
+def test_of_a_patched_module_our_lines_count_and_tell_what_they_pass(tmp_path: Path) -> None:
+    lines = HOST["worker.py"].splitlines()
+    lines[6:6] = ["        one.met(batch, self.pool)"]
+    text = "\n".join(["from mine import one", *lines])
+    ours = "def met(batch, pool):\n    return batch.other, pool.size"
+    assert scan(tmp_path, ours, {"host.worker": text}, (1, 8)) == (
+        [
+            "has Batch.other",
+            "has Pool.size",
+            "has Worker.pool",
+            "replaces Worker.step(batch, last)",
+        ],
+        [],
+    )
 
 
 def patched_sources() -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Every function of SGLang that the runtime uses."""
+"""Every use that we make of SGLang: written down by ``generate``, compared by ``table``."""
