@@ -33,15 +33,20 @@ def read_earlier(path: Path, now: Mapping[str, Any]) -> dict[str, Any]:
     if "partial" in earlier:
         raise ValueError(f"--against {path}: it was interrupted; measure that drafter again")
     other = [key for key in _SAME if earlier.get(key) != now[key]]
-    if _target(earlier) != _target(now):
+    if not _same_target(earlier, now):
         other.append("target")
     if other:
         raise ValueError(f"--against {path}: it is of other {', '.join(other)}")
     return earlier
 
 
-def _target(report: Mapping[str, Any]) -> Any:
-    return report["provenance"].get("inputs", {}).get("target", report["target"])
+def _same_target(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """By the targets' identities; where a report is older than these, by the folders' names."""
+    one, two = (r["provenance"].get("inputs", {}).get("target") for r in (earlier, now))
+    if one is None or two is None:  # measured from a server
+        return one is two and bool(earlier["target"] == now["target"])
+    key = "identity" if "identity" in one and "identity" in two else "folder"
+    return bool(one[key] == two[key])
 
 
 def paired_ratio(

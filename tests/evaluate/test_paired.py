@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy.cli import main
-from sgl_entropy.evaluate.paired import paired_ratio
+from sgl_entropy.evaluate.paired import paired_ratio, read_earlier
 from tests.evaluate.test_eval_cli import evaluate, folder, refused
 
 __all__ = ["folder"]
@@ -55,6 +55,26 @@ def test_the_command_compares_two_drafters(
     path.write_text(json.dumps(second))
     low, high = evaluate(folder, "edsd", "--against", str(path))["against"]["interval"]
     assert (low, high) == (1.0, 1.0)
+
+
+def test_a_report_older_than_identities_is_known_by_its_targets_name(tmp_path: Path) -> None:
+    sizes = dict.fromkeys(("texts", "max_prompts", "max_prompt_tokens", "max_new_tokens", "depth"))
+    path = tmp_path / "earlier.json"
+
+    def earlier(**target: str) -> None:
+        inputs = {"inputs": {"target": target}} if target else {}
+        report = {**sizes, "per_prompt": [], "target": "there/model", "provenance": inputs}
+        path.write_text(json.dumps(report))
+
+    made = {"folder": "model", "identity": "a" * 64}
+    now = {**sizes, "target": "here/model", "provenance": {"inputs": {"target": made}}}
+    for same in ({"weights_sha256": "0123", "folder": "model"}, {**made, "folder": "renamed"}):
+        earlier(**same)
+        assert read_earlier(path, now)
+    for other in ({"weights_sha256": "0123", "folder": "other"}, {**made, "identity": "b"}, {}):
+        earlier(**other)
+        with pytest.raises(ValueError, match="of other target"):
+            read_earlier(path, now)
 
 
 def test_what_is_no_comparison_is_refused_before_anything_is_measured(
