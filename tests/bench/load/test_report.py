@@ -741,9 +741,7 @@ def browse(folder: Path, url: Path, *flags: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(
-    BROWSER is None, reason="no browser here: apt-get install --no-install-recommends chromium"
-)
+@pytest.mark.skipif(BROWSER is None, reason="no browser here: make browser installs one")
 def test_a_browser_shows_the_plots(page1: Path, tmp_path: Path) -> None:
     from matplotlib.image import imread
 
