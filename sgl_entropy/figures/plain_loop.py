@@ -1,11 +1,11 @@
-"""The training loop that one writes first, for comparison: same drafter, data and objective.
+"""The straightforward training loop, for comparison: same drafter, data and objective as ours.
 
-One answer at a time. Every row of prompt and answer goes through layer and head, and the loss is
-masked; the target's distribution is a float32 softmax over its whole vocabulary, cut to the draft
-vocabulary and renormalised; a draft step attends to the rows of all steps under one mask; float32
-throughout, everything kept for autograd, plain AdamW. In two things it is no worse than ours: a
-batch's gradients are summed before one optimizer step, and its loss is divided by the same counts.
-So the two learn the same, up to rounding.
+It takes one answer at a time. Every row of prompt and answer goes through layer and head, and the
+loss is masked. The target's distribution is a float32 softmax over its whole vocabulary, cut to the
+draft vocabulary and renormalised. A draft step attends to the rows of all steps under one mask. All
+is float32, autograd keeps everything, and the optimizer is plain AdamW. Two things are as in ours:
+the gradients of a batch are summed before one optimizer step, and its loss is divided by the same
+counts. So the two learn the same, up to rounding.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import record_function
 
 from sgl_entropy.drafter.model import Drafter
 from sgl_entropy.target.plain import grouped_attention
@@ -64,25 +65,29 @@ class Straightforward:
         """One optimizer step; see ``Fit.learn``."""
         steps = self.settings.steps_in(epoch)
         masked = masked_percent(epoch, self.settings.epochs, self.settings.mask_gamma)
-        samples = [self._sample(entry) for entry in entries]
-        labels = [self._labels(sample, masked, steps) for sample in samples]
+        with record_function("train: data"):
+            samples = [self._sample(entry) for entry in entries]
+            labels = [self._labels(sample, masked, steps) for sample in samples]
         counts = sum(counted.sum(-1) for _, counted, _ in labels)
         assert isinstance(counts, Tensor)
         self.optimizer.zero_grad()
         losses, right = torch.zeros(steps), torch.zeros(steps, dtype=torch.long)
         rows, reached = torch.zeros_like(counts), torch.zeros_like(counts)
         for sample, (label, counted, real) in zip(samples, labels, strict=True):
-            loss, found, unrolled = self._answer_loss(sample, label, counted)
-            weight = self.settings.decay ** torch.arange(steps) / counts.clamp_min(1)
-            (loss * weight).sum().backward()  # type: ignore[no-untyped-call]
+            with record_function("train: forward"):
+                loss, guessed, unrolled = self._answer_loss(sample, label, counted)
+                weight = self.settings.decay ** torch.arange(steps) / counts.clamp_min(1)
+            with record_function("train: backward"):
+                (loss * weight).sum().backward()  # type: ignore[no-untyped-call]
             losses += loss.detach()
-            right += found
+            right += guessed
             rows += (real & unrolled).sum(-1)
             reached += (counted & unrolled).sum(-1)
-        torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate(self.step, total) * group["factor"]
-        self.optimizer.step()
+        with record_function("train: optimizer"):
+            torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
+            self.optimizer.step()
         self.step += 1
         return [
             StepFigures(*values)
@@ -124,7 +129,8 @@ class Straightforward:
         row is unrolled, bool [steps, n]: all are, or with ``reached_only`` those that come after
         right guesses alone."""
         drafter, steps, n = self.drafter, len(label), len(sample.tokens) - 2
-        target = F.pad(self._target(sample), (0, 0, 0, steps))
+        with record_function("train: target"):
+            target = F.pad(self._target(sample), (0, 0, 0, steps))
         following = F.pad(sample.tokens[1:], (0, steps))
         out = drafter.fuse_taps(sample.features[:n].float() / self.tap_scale)[None]
         keys: list[Tensor] = []
@@ -147,12 +153,13 @@ class Straightforward:
             )
             masks.append(torch.eye(n).bool())
             out = drafter.finish(residual, attended)
-            loss, best = self._head_loss(out[0], target[step + 1 : step + 1 + n])
+            with record_function("train: head"):
+                loss, best = self._head_loss(out[0], target[step + 1 : step + 1 + n])
             here = counted[step] & unrolled[-1]
-            found = here & (best == label[step])
+            guessed = here & (best == label[step])
             losses.append((loss * here).sum())
-            right.append(found.sum())
-            unrolled.append(found if self.settings.reached_only else unrolled[-1])
+            right.append(guessed.sum())
+            unrolled.append(guessed if self.settings.reached_only else unrolled[-1])
         return torch.stack(losses), torch.stack(right), torch.stack(unrolled[:steps])
 
     def _head_loss(self, out: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +13,55 @@ from sgl_entropy.train.plan.counts import row_bytes
 from sgl_entropy.train.samples.shards import write_shard
 from sgl_entropy.train.samples.store import Store
 
-_TOKENS = 2000
+
+@dataclass(frozen=True)
+class StoredLayers:
+    """Bytes a token with these ``layers`` kept: in the shard, and as a plan counts them
+    (``formula``); ``drafter``: which taps them."""
+
+    drafter: str
+    layers: list[int]
+    bytes: float
+    formula: int
 
 
-def bytes_a_token(
-    store: Store, taps: Mapping[str, tuple[int, ...]], tokens: int = _TOKENS
-) -> dict[str, Any]:
-    """Bytes a token of prompt and answer, by the layers that are kept.
+@dataclass(frozen=True)
+class Storage:
+    """Bytes a token of prompt and answer.
+
+    Attributes:
+        tokens: that were written for ``layers``.
+        store: ``tokens`` of the whole store, and its ``bytes`` a token.
+    """
+
+    tokens: int
+    layers: list[StoredLayers]
+    store: dict[str, float]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Storage:
+        """From a committed file."""
+        return cls(data["tokens"], [StoredLayers(**row) for row in data["layers"]], data["store"])
+
+
+def bytes_a_token(store: Store, taps: Mapping[str, tuple[int, ...]], tokens: int = 2000) -> Storage:
+    """Bytes a token by the layers that are kept.
 
     Args:
         taps: the layers that each drafter taps; one that the store does not hold is left out.
         tokens: at least so many are written, of the store's first samples.
-
-    Returns:
-        ``tokens`` written; ``layers``, a list of ``drafter``, ``layers``, ``bytes`` a token in the
-        shard, and ``formula``, what a plan counts; and ``store``: the same of the whole store.
     """
-    held, chosen = 0, []
-    for entry in store.entries:
-        chosen.append(entry)
-        held += entry.length
-        if held >= tokens:
-            break
+    so_far = list(accumulate(entry.length for entry in store.entries))
+    chosen = store.entries[: 1 + sum(length < tokens for length in so_far)]
+    written = sum(entry.length for entry in chosen)
     wanted = {name: layers for name, layers in taps.items() if {*layers} <= {*store.tap_layers}}
-    out: list[dict[str, Any]] = []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "shard.safetensors"
         for name, layers in {**wanted, "all in the store": store.tap_layers}.items():
-            path = Path(folder) / f"{len(out)}.safetensors"
+            path.unlink(missing_ok=True)
             write_shard(path, [store.sample(entry, layers) for entry in chosen])
-            out.append(
-                {
-                    "drafter": name,
-                    "layers": list(layers),
-                    "bytes": round(path.stat().st_size / held, 1),
-                    "formula": row_bytes(store.width, len(layers)),
-                }
-            )
-    every = sum(entry.length for entry in store.entries)
-    whole = {"tokens": every, "bytes": round(store.bytes() / every, 1)}
-    return {"tokens": held, "layers": out, "store": whole}
+            size = round(path.stat().st_size / written, 1)
+            rows.append(StoredLayers(name, list(layers), size, row_bytes(store.width, len(layers))))
+    whole = {"tokens": so_far[-1], "bytes": round(store.bytes() / so_far[-1], 1)}
+    return Storage(written, rows, whole)

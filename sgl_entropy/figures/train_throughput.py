@@ -1,141 +1,227 @@
 """Training throughput against a straightforward loop: paired by batch, with parts and memory.
 
-All arms start from the same weights and take the same batches in turn, so that their losses can be
-compared as well as their times; who goes first rotates. Optimizer steps are real ones, on drafters
-that are thrown away. (Ours.)
+All loops start from the same weights and take the same batches in turn, so that their losses can
+be compared as well as their times; which goes first rotates. Optimizer steps are real ones, on
+drafters that are thrown away. (Ours.)
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from sgl_entropy.drafter.config import Algorithm
-from sgl_entropy.figures.peak_memory import memory_of
 from sgl_entropy.figures.plain_loop import Straightforward
-from sgl_entropy.figures.stopwatch import PARTS, places, timing
-from sgl_entropy.figures.store_bytes import bytes_a_token
+from sgl_entropy.figures.store_bytes import Storage, bytes_a_token
 from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.loss.unrolled import StepFigures
+from sgl_entropy.train.machine.peak_memory import Memory, in_own_processes
+from sgl_entropy.train.plan.trial import padded_rows
 from sgl_entropy.train.samples.open_store import checked_store
 from sgl_entropy.train.samples.store import Entry, Store
 from sgl_entropy.train.settings.file import TrainSettings
 from sgl_entropy.train.stages import drafter
-from sgl_entropy.train.workspace import Workspace
+from sgl_entropy.train.workspace import target_folder
 
 OURS, OURS_FLOAT32, PLAIN = "ours", "ours, float32", "straightforward"
+# Where a step's time goes. Each part but the first and the last is a range of torch's profiler,
+# named "train: " and the part, in the loops themselves; "layer" is "forward" without the ranges
+# inside it.
+PARTS = {
+    "data": "reading samples, padding, labels",
+    "target": "the target's distribution",
+    "layer": "fusion, attention and MLP, forward; look-ups",
+    "head": "final norm, head, loss; in ours with their gradients",
+    "backward": "the rest of backward",
+    "optimizer": "clipping and AdamW",
+    "rest": "everything else of the step",
+}
 Trainer = Fit | Straightforward
+# (epoch, batch) of every step.
+Batches = Sequence[tuple[int, list[Entry]]]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a measuring process needs: picklable."""
+class ThroughputJob:
+    """Which loop a measuring process builds: ``OURS``, ``OURS_FLOAT32`` or ``PLAIN``. Picklable."""
 
     settings: TrainSettings
     algorithm: Algorithm
-    arm: str
+    loop: str
 
 
-def layers_of(work: Workspace) -> dict[str, tuple[int, ...]]:
+@dataclass(frozen=True)
+class Spread:
+    """Of a loop's batches: seconds over those of ours."""
+
+    median: float
+    quartiles: tuple[float, float]
+    range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class LoopFigures:
+    """One loop. A row is a chain at one draft step.
+
+    Attributes:
+        seconds, rows, batch_seconds: of the timed batches.
+        seconds_over_ours: of all batches; by_batch: batch by batch.
+        memory: of a few steps on the widest batches.
+    """
+
+    seconds: float
+    rows: int
+    rows_per_s: float
+    answer_tokens_per_s: float
+    seconds_over_ours: float
+    by_batch: Spread
+    batch_seconds: list[float]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean losses of a loop by draft step.
+
+    Attributes:
+        first: of the first batch, when all loops have equal weights; counted: its rows.
+        last: of the last batch.
+        first_differs, all_differ: largest relative difference from the straightforward loop's, of
+            the first batch and of all.
+    """
+
+    first: list[float]
+    last: list[float]
+    counted: list[int]
+    first_differs: float
+    all_differ: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """The figure, as its JSON file holds it.
+
+    Attributes:
+        drafter, fit: the drafter's config and the settings of the fit, as JSON.
+        answer_tokens, tokens: of the timed batches; tokens count prompts too.
+        arms: by loop.
+        profile: seconds of each part over the same batches, of ours and the straightforward loop.
+    """
+
+    algorithm: str
+    drafter: dict[str, Any]
+    fit: dict[str, Any]
+    threads: int
+    batches: int
+    answer_tokens: int
+    tokens: int
+    arms: dict[str, LoopFigures]
+    losses: dict[str, Losses]
+    profile: dict[str, dict[str, float]]
+    storage: Storage
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Throughput:
+        """From a committed file, whatever else it holds."""
+        held = {one.name: data[one.name] for one in fields(cls)}
+        arms = {}
+        for name, arm in held["arms"].items():
+            kept = {one.name: arm[one.name] for one in fields(LoopFigures)}
+            kept |= {"by_batch": Spread(**arm["by_batch"]), "memory": Memory(**arm["memory"])}
+            arms[name] = LoopFigures(**kept)
+        losses = {name: Losses(**one) for name, one in held["losses"].items()}
+        held |= {"arms": arms, "losses": losses, "storage": Storage.from_json(held["storage"])}
+        return cls(**held)
+
+
+def layers_of(settings: TrainSettings) -> dict[str, tuple[int, ...]]:
     """The layers that each drafter taps."""
-    given = work.settings.drafter
-    return {"EDSD": given.layers, "EAGLE3": given.eagle3_taps(work.num_layers)}
+    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
+    layers = settings.drafter.eagle3_taps(int(model["num_hidden_layers"]))
+    return {"EDSD": settings.drafter.layers, "EAGLE3": layers}
 
 
-def make_trainer(job: Job) -> Trainer:
-    """The arm's training, at its first step."""
+def make_trainer(job: ThroughputJob) -> Trainer:
+    """The job's loop, at its first step."""
     settings = job.settings.fit
-    if job.arm != OURS:
+    if job.loop != OURS:
         settings = replace(settings, dtype="float32")
-    work = Workspace.of(job.settings)
-    config = drafter.drafter_config(work, job.algorithm)
-    store = checked_store(work)
-    embedding, head = read_embedding_and_head(work.target)
+    config = drafter.drafter_config(job.settings, job.algorithm)
+    store = checked_store(job.settings)
+    embedding, head = read_embedding_and_head(target_folder(job.settings))
     with tempfile.TemporaryDirectory() as scratch:
-        run = Fit(
+        fit = Fit(
             config,
             settings,
             store,
-            drafter.make_vocabulary(work, store),
+            drafter.make_vocabulary(job.settings, job.algorithm, store),
             embedding,
             head,
             Path(scratch),
         )
-    return run if job.arm != PLAIN else Straightforward(run, embedding, head)
+    return fit if job.loop != PLAIN else Straightforward(fit, embedding, head)
 
 
 def measure(
-    work: Workspace, algorithm: Algorithm, batches: int, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """Everything of the figure.
+    settings: TrainSettings, algorithm: Algorithm, batches: int, report: Callable[[str], None]
+) -> Throughput:
+    """The figure.
 
     Args:
-        batches: that every arm learns from while it is timed, spread evenly over the epochs.
-
-    Returns:
-        ``algorithm``, ``fit``, ``batches``, ``arms`` (see ``_arm``), ``profile`` (seconds of each
-        part over the same batches), ``losses`` (see ``_losses``), and ``storage``.
+        batches: that every loop learns from while it is timed, spread evenly over the epochs.
 
     Raises:
         ValueError: no store, ``fit.online`` or ``fit.prompt_rows``, or too few batches.
     """
-    settings = work.settings
     if settings.fit.online:
         raise ValueError("benchmark reads a feature store: fit.online is set")
-    ours = make_trainer(Job(settings, algorithm, OURS))
+    ours = make_trainer(ThroughputJob(settings, algorithm, OURS))
     store = ours.store
     assert isinstance(ours, Fit)
     assert isinstance(store, Store)
     names = [OURS, PLAIN] if ours.settings.dtype == "float32" else [OURS, OURS_FLOAT32, PLAIN]
+    jobs = {name: ThroughputJob(settings, algorithm, name) for name in names}
     plans = [ours.plan(epoch) for epoch in range(ours.settings.epochs)]
     picked = spread_out(plans, batches)
     total = sum(map(len, plans))
-    arms: dict[str, Trainer] = {
-        name: ours if name == OURS else make_trainer(Job(settings, algorithm, name))
-        for name in names
-    }
+    trainers = {name: ours if name == OURS else make_trainer(jobs[name]) for name in names}
     report(f"{len(picked)} batches for each of {', '.join(names)}, in turn")
-    taken, figures = _race(arms, picked, total, report)
+    taken, figures = _race(trainers, picked, total, report)
     report("parts")
-    profile = {name: _parts(arms[name], picked, total) for name in (OURS, PLAIN)}
-    widest = max(picked, key=lambda one: padded_rows(one[1]))
-    largest = {name: largest_tensors(arm, widest, total) for name, arm in arms.items()}
-    report("memory, each arm in a process of its own")
+    parts = {name: step_parts(trainers[name], picked, total) for name in (OURS, PLAIN)}
+    report("memory, each loop in a process of its own")
     memory = {
-        name: memory_of(make_trainer, widest_steps, Job(settings, algorithm, name))
-        for name in names
+        name: in_own_processes(make_trainer, widest_steps, [job])[0].memory
+        for name, job in jobs.items()
     }
     tokens = sum(e.length - e.prompt_length for _, entries in picked for e in entries)
     config = ours.config
-    return {
-        "algorithm": algorithm,
-        "drafter": config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
-        "fit": asdict(ours.settings) | {"start": Path(ours.settings.start).name},
-        "threads": torch.get_num_threads(),
-        "batches": len(picked),
-        "answer_tokens": tokens,
-        "tokens": sum(e.length for _, entries in picked for e in entries),
-        "arms": {
-            name: _arm(taken[name], taken[OURS], figures[name], tokens)
-            | {"tensors": largest[name], "memory": asdict(memory[name])}
+    return Throughput(
+        algorithm,
+        config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size},
+        asdict(ours.settings) | {"start": Path(ours.settings.start).name},
+        torch.get_num_threads(),
+        len(picked),
+        tokens,
+        sum(e.length for _, entries in picked for e in entries),
+        {
+            name: _loop_figures(taken[name], taken[OURS], figures[name], tokens, memory[name])
             for name in names
         },
-        "losses": _losses(figures),
-        "profile": profile,
-        "storage": bytes_a_token(store, layers_of(work)),
-    }
-
-
-Batches = Sequence[tuple[int, list[Entry]]]
+        {name: _losses(figures[name], figures[PLAIN]) for name in names},
+        parts,
+        bytes_a_token(store, layers_of(settings)),
+    )
 
 
 def spread_out(
@@ -160,18 +246,18 @@ def spread_out(
 
 
 def _race(
-    arms: Mapping[str, Trainer], picked: Batches, total: int, report: Callable[[str], None]
+    trainers: Mapping[str, Trainer], picked: Batches, total: int, report: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[str, list[list[StepFigures]]]]:
-    """(seconds, figures) of each arm's batches. The first batch is learned from twice: making
+    """(seconds, figures) of each loop's batches. The first batch is learned from twice: making
     kernels and optimizer state is not timed, what it learns is kept for the losses."""
-    names = list(arms)
+    names = list(trainers)
     taken: dict[str, list[float]] = {name: [] for name in names}
     figures: dict[str, list[list[StepFigures]]] = {name: [] for name in names}
     for number, (epoch, entries) in enumerate([picked[0], *picked]):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             began = time.perf_counter()
-            figures[name].append(arms[name].learn(entries, epoch, total))
+            figures[name].append(trainers[name].learn(entries, epoch, total))
             if number:
                 taken[name].append(time.perf_counter() - began)
         if number:
@@ -179,116 +265,59 @@ def _race(
     return taken, figures
 
 
-def _arm(
+def _loop_figures(
     taken: Sequence[float],
     ours: Sequence[float],
     figures: Sequence[Sequence[StepFigures]],
     tokens: int,
-) -> dict[str, Any]:
-    """Rates of one arm, and its time over ours: of all batches, and by batch."""
+    memory: Memory,
+) -> LoopFigures:
     rows = sum(f.rows for batch in figures[1:] for f in batch)
     ratios = [mine / other for mine, other in zip(taken, ours, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {
-        "seconds": round(sum(taken), 3),
-        "rows": rows,
-        "rows_per_s": round(rows / sum(taken), 1),
-        "answer_tokens_per_s": round(tokens / sum(taken), 1),
-        "seconds_over_ours": round(sum(taken) / sum(ours), 3),
-        "by_batch": {
-            "median": round(middle, 3),
-            "quartiles": [round(low, 3), round(high, 3)],
-            "range": [round(min(ratios), 3), round(max(ratios), 3)],
-        },
-        "batch_seconds": [round(one, 4) for one in taken],
-    }
+    low, middle, high = (round(q, 3) for q in statistics.quantiles(ratios, method="inclusive"))
+    return LoopFigures(
+        round(sum(taken), 3),
+        rows,
+        round(rows / sum(taken), 1),
+        round(tokens / sum(taken), 1),
+        round(sum(taken) / sum(ours), 3),
+        Spread(middle, (low, high), (round(min(ratios), 3), round(max(ratios), 3))),
+        [round(one, 4) for one in taken],
+        memory,
+    )
 
 
-def _losses(figures: Mapping[str, Sequence[Sequence[StepFigures]]]) -> dict[str, Any]:
-    """Mean losses of each arm's first batch by draft step (equal weights), and the largest
-    relative difference from the straightforward loop's there and over all batches."""
-
+def _losses(own: Sequence[Sequence[StepFigures]], plain: Sequence[Sequence[StepFigures]]) -> Losses:
     def means(batch: Sequence[StepFigures]) -> list[float]:
         return [f.loss / max(1, f.counted) for f in batch]
 
-    def differ(name: str, batches: slice) -> float:
-        return max(
-            abs(mine - plain) / plain
-            for one, other in zip(figures[name][batches], figures[PLAIN][batches], strict=True)
-            for mine, plain in zip(means(one), means(other), strict=True)
-            if plain
-        )
-
-    return {
-        name: {
-            "first": [round(loss, 5) for loss in means(batches[0])],
-            "last": [round(loss, 5) for loss in means(batches[-1])],
-            "counted": [f.counted for f in batches[0]],
-            "first_differs": differ(name, slice(0, 1)),
-            "all_differ": differ(name, slice(None)),
-        }
-        for name, batches in figures.items()
-    }
+    differences = [
+        max((abs(a - b) / b for a, b in zip(means(one), means(other), strict=True) if b), default=0)
+        for one, other in zip(own, plain, strict=True)
+    ]
+    return Losses(
+        [round(loss, 5) for loss in means(own[0])],
+        [round(loss, 5) for loss in means(own[-1])],
+        [f.counted for f in own[0]],
+        differences[0],
+        max(differences),
+    )
 
 
-def _parts(trainer: Trainer, picked: Batches, total: int) -> dict[str, float]:
-    with timing(places(trainer)) as clock:
+def step_parts(trainer: Trainer, picked: Batches, total: int) -> dict[str, float]:
+    """Seconds of each of ``PARTS`` while ``trainer`` learns from ``picked``: the CPU's time in the
+    loops' ranges, from torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
         for epoch, entries in picked:
-            with clock.part("rest"):
+            with record_function("train: step"):
                 trainer.learn(entries, epoch, total)
-    return {part: round(clock.seconds[part], 4) for part in PARTS}
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tensor that an operation made."""
-
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
-    bytes: int = 0
-
-
-class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers the largest tensor that an operation makes, and the largest floating one whose
-    rows are ``width`` wide."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.width = width
-        self.largest, self.wide = Made(), Made()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if any(result.alias_info for result in func._schema.returns):
-            return out  # a view, or an argument written to: nothing new
-        for one in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(one, torch.Tensor):
-                self._look(one)
-        return out
-
-    def _look(self, one: torch.Tensor) -> None:
-        name = str(one.dtype).removeprefix("torch.")
-        made = Made(tuple(one.shape), name, one.numel() * one.element_size())
-        if made.bytes > self.largest.bytes:
-            self.largest = made
-        rows = one.dim() > 1 and one.shape[-1] == self.width and one.is_floating_point()
-        if rows and made.bytes > self.wide.bytes:
-            self.wide = made
-
-
-def largest_tensors(
-    trainer: Trainer, batch: tuple[int, list[Entry]], total: int
-) -> dict[str, dict[str, Any]]:
-    """The ``largest`` tensor that learning a batch makes, and the largest as ``wide`` as the
-    target's vocabulary (0 bytes: none)."""
-    with _Largest(trainer.config.vocab_size) as seen:
-        trainer.learn(batch[1], batch[0], total)
-    return {"largest": asdict(seen.largest), "wide": asdict(seen.wide)}
-
-
-def padded_rows(entries: Sequence[Entry]) -> int:
-    """Rows of a batch, padding included."""
-    return len(entries) * max(entry.length for entry in entries)
+    spent = {event.key: event.cpu_time_total / 1e6 for event in seen.key_averages()}
+    part = {name: spent.get(f"train: {name}", 0.0) for name in (*PARTS, "forward", "step")}
+    part["layer"] = part["forward"] - part["target"] - part["head"]
+    part["rest"] = part["step"] - sum(
+        part[name] for name in ("data", "forward", "backward", "optimizer")
+    )
+    return {name: round(part[name], 4) for name in PARTS}
 
 
 def widest_steps(trainer: Trainer, count: int = 3) -> None:

@@ -2,146 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from sgl_entropy.figures.stopwatch import PARTS
-from sgl_entropy.figures.train_throughput import OURS, PLAIN
+from sgl_entropy.base.tables import markdown_table
+from sgl_entropy.figures.store_bytes import Storage
+from sgl_entropy.figures.train_throughput import OURS, PARTS, PLAIN, Throughput
 
-_MB = 1e6
-_TENSORS = ("largest tensor", "as wide as the vocabulary")
+_HEAD, _LAYER = {"target", "head"}, {"layer", "fusion", "attention", "mlp", "backward"}
 
 
-def page(data: Mapping[str, Any]) -> str:
+def page(data: Throughput) -> str:
     """The figures as Markdown."""
-    arms = data["arms"]
-    ours, plain = arms[OURS], arms[PLAIN]
-    speed = [
-        [
-            name,
-            f"{arm['rows_per_s']:,.0f}",
-            f"{arm['answer_tokens_per_s']:,.0f}",
-            f"{arm['seconds_over_ours']:.2f}",
-            _spread(arm["by_batch"]),
-            f"{(arm['memory']['peak'] - arm['memory']['bare']) / _MB:,.0f}",
-            _tensor(arm["tensors"]["largest"]),
-            _tensor(arm["tensors"]["wide"]),
-        ]
-        for name, arm in arms.items()
-    ]
-    parts = [
-        [
-            part,
-            meaning,
-            *(cell for name in (OURS, PLAIN) for cell in _part(data, name, part)),
-        ]
-        for part, meaning in PARTS.items()
-    ]
-    losses = [
-        [
-            name,
-            ", ".join(f"{loss:.4f}" for loss in held["first"]),
-            f"{held['first_differs']:.1e}",
-            ", ".join(f"{loss:.4f}" for loss in held["last"]),
-            f"{held['all_differ']:.1e}",
-        ]
-        for name, held in data["losses"].items()
-    ]
+    ours, plain = data.arms[OURS], data.arms[PLAIN]
     return "\n\n".join(
         [
             "# Training throughput",
             _what(data),
-            table(
-                ("arm", "rows/s", "answer tok/s", "time / ours", "by batch", "peak MB", *_TENSORS),
-                speed,
-                text=(0, 6, 7),
-            ),
-            f"Per answer token the straightforward loop takes {plain['seconds_over_ours']:.2f} "
-            f"times as long ({plain['rows_per_s']:,.0f} against {ours['rows_per_s']:,.0f} rows/s).",
+            _speed_table(data),
+            f"Per answer token the straightforward loop takes {plain.seconds_over_ours:.2f} "
+            f"times as long ({plain.rows_per_s:,.0f} against {ours.rows_per_s:,.0f} rows/s).",
             "## Where the time goes",
-            table(
-                ["part", "", "ours, ms", "share", "straightforward, ms", "share"],
-                parts,
-                text=(0, 1),
-            ),
-            "Milliseconds a batch; every function is charged for itself alone. "
-            + _shares(data["profile"][OURS]),
+            _parts_table(data),
+            "Milliseconds a batch, without the parts inside a part. " + _shares(data),
             "## The two learn the same",
-            table(["arm", "first batch", "differs", "last batch", "differs in any"], losses),
-            "Mean loss by draft step, counted rows alone: the definitions are the same, since the "
+            _loss_table(data),
+            "Mean loss by draft step, counted rows alone. Both losses are defined alike: the "
             "target's softmax over its whole vocabulary, cut and renormalised, is its softmax over "
-            "the draft vocabulary. At the first batch weights are equal, later ones drift apart as "
-            "roundings add up. Differences are relative, from the straightforward loop's.",
+            "the draft vocabulary. At the first batch weights are equal; later they drift apart as "
+            "roundings add up. Differences are relative to the straightforward loop.",
             "## What a token takes in the feature store",
-            storage_table(data["storage"]),
-            _stored(data["storage"]),
+            storage_table(data.storage),
+            f"Bytes a token of prompt and answer, from shards of {data.storage.tokens:,} tokens, "
+            f"written for this; the whole store takes {data.storage.store['bytes']:,.0f} "
+            f"({data.storage.store['tokens']:,} tokens). The target's final state, which the "
+            "drafter learns, is kept beside the layers.",
         ]
     )
 
 
-def _what(data: Mapping[str, Any]) -> str:
-    fit = data["fit"]
+def _what(data: Throughput) -> str:
     return (
-        f"{data['algorithm']}, {data['batches']} batches of about {fit['rows']} chains, as many of "
-        f"each of {fit['epochs']} epochs ({data['answer_tokens']:,} answer tokens, "
-        f"{data['tokens']:,} with prompts), {data['threads']} thread(s). All arms learn from the "
-        "same batches in turn, from the same weights on. A row is a chain at one draft step. By "
-        "batch: a batch's time over ours, median (quartiles). Peak: anonymous memory of a process "
-        "of its own on the widest batches, over a bare one. Tensors: the largest that an operation "
-        "makes, and the largest with rows as wide as the target's vocabulary. "
-        "straightforward: one answer at a time, every row of it, the target's whole vocabulary in "
-        "float32, dense masks over the rows of all steps, plain AdamW "
-        "(`sgl_entropy/train/straightforward.py`)."
+        f"{data.algorithm}, {data.batches} batches of about {data.fit['rows']} chains, as many of "
+        f"each of {data.fit['epochs']} epochs ({data.answer_tokens:,} answer tokens, "
+        f"{data.tokens:,} with prompts), {data.threads} thread(s). All loops learn from the "
+        "same batches in turn, from the same starting weights. A row is a chain at one draft step. "
+        "By batch: a batch's time over ours, median (quartiles). Peak: memory of a process of its "
+        "own on the widest batches, over a bare one. The straightforward loop takes one answer at "
+        "a time, every row of it, the target's whole vocabulary in float32, dense masks over the "
+        "rows of all steps, and plain AdamW (`sgl_entropy/figures/plain_loop.py`)."
     )
 
 
-def _stored(storage: Mapping[str, Any]) -> str:
-    whole = storage["store"]
-    return (
-        f"Bytes a token of prompt and answer, from shards of {storage['tokens']:,} tokens, written "
-        f"for this; the whole store takes {whole['bytes']:,.0f} ({whole['tokens']:,} tokens). The "
-        "target's final state, which is what is learned, is kept beside the layers."
+def _speed_table(data: Throughput) -> str:
+    rows = []
+    for name, arm in data.arms.items():
+        low, high = arm.by_batch.quartiles
+        rows.append(
+            [
+                name,
+                f"{arm.rows_per_s:,.0f}",
+                f"{arm.answer_tokens_per_s:,.0f}",
+                f"{arm.seconds_over_ours:.2f}",
+                f"{arm.by_batch.median:.2f} ({low:.2f} to {high:.2f})",
+                f"{arm.memory.needed / 1e6:,.0f}",
+            ]
+        )
+    head = ["loop", "rows/s", "answer tok/s", "time / ours", "by batch", "peak MB"]
+    return markdown_table(head, rows)
+
+
+def _parts_table(data: Throughput) -> str:
+    rows = []
+    for part in data.profile[OURS]:
+        row = [part + (f": {PARTS[part]}" if part in PARTS else "")]
+        for name in (OURS, PLAIN):
+            seconds = data.profile[name]
+            row.append(f"{1000 * seconds[part] / data.batches:,.1f}")
+            row.append(f"{100 * seconds[part] / sum(seconds.values()):.1f} %")
+        rows.append(row)
+    return markdown_table(["part", "ours, ms", "share", "straightforward, ms", "share"], rows)
+
+
+def _shares(data: Throughput) -> str:
+    profile = data.profile[OURS]
+
+    def percent(parts: set[str]) -> float:
+        return 100 * sum(profile[part] for part in parts) / sum(profile.values())
+
+    head, layer, rest = (
+        percent(parts & {*profile}) for parts in (_HEAD, _LAYER, {*profile} - _HEAD - _LAYER)
     )
-
-
-def storage_table(storage: Mapping[str, Any]) -> str:
-    """Bytes by layers, and over the most layers that one drafter needs."""
-    base = next(
-        (row["bytes"] for row in storage["layers"] if row["drafter"] == "EAGLE3"),
-        storage["layers"][-1]["bytes"],
-    )
-    rows = [
-        [
-            row["drafter"],
-            ", ".join(map(str, row["layers"])),
-            f"{row['bytes']:,.0f}",
-            f"{row['formula']:,}",
-            f"{row['bytes'] / base:.2f}",
-        ]
-        for row in storage["layers"]
-    ]
-    return table(["drafter", "layers", "bytes a token", "planned", "over EAGLE-3's"], rows, (0, 1))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = (0,)) -> str:
-    """Markdown; the columns ``text`` to the left, the others to the right."""
-    rule = ["---" if i in text else "---:" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
-
-
-def _part(data: Mapping[str, Any], name: str, part: str) -> tuple[str, str]:
-    profile = data["profile"][name]
-    return (
-        f"{1000 * profile[part] / data['batches']:,.1f}",
-        f"{100 * profile[part] / sum(profile.values()):.1f} %",
-    )
-
-
-def _shares(profile: Mapping[str, float]) -> str:
-    whole = sum(profile.values())
-    head = 100 * (profile["target"] + profile["head"]) / whole
-    layer = 100 * sum(profile[part] for part in ("fusion", "attention", "mlp", "backward")) / whole
-    rest = 100 * sum(profile[part] for part in ("data", "optimizer", "rest")) / whole
     return (
         f"In ours, head and loss over the draft vocabulary with the target's distribution take "
         f"{head:.0f} %, the layer forward and backward {layer:.0f} %, all else {rest:.0f} %. The "
@@ -149,13 +99,37 @@ def _shares(profile: Mapping[str, float]) -> str:
     )
 
 
-def _spread(held: Mapping[str, Any]) -> str:
-    low, high = held["quartiles"]
-    return f"{held['median']:.2f} ({low:.2f} to {high:.2f})"
+def _loss_table(data: Throughput) -> str:
+    def shown(losses: Sequence[float]) -> str:
+        return ", ".join(f"{loss:.4f}" for loss in losses)
+
+    rows = [
+        (
+            name,
+            shown(one.first),
+            f"{one.first_differs:.1e}",
+            shown(one.last),
+            f"{one.all_differ:.1e}",
+        )
+        for name, one in data.losses.items()
+    ]
+    header = ["loop", "first batch", "differs", "last batch", "differs in any"]
+    return markdown_table(header, rows)
 
 
-def _tensor(held: Mapping[str, Any]) -> str:
-    if not held["bytes"]:
-        return "none"
-    shape = " x ".join(map(str, held["shape"]))
-    return f"{shape} {held['dtype']}, {held['bytes'] / _MB:.0f} MB"
+def storage_table(storage: Storage) -> str:
+    """Bytes by layers, and over those of EAGLE-3, or of all that the store holds."""
+    sizes = {row.drafter: row.bytes for row in storage.layers}
+    base = sizes.get("EAGLE3", storage.layers[-1].bytes)
+    rows = [
+        (
+            row.drafter,
+            ", ".join(map(str, row.layers)),
+            f"{row.bytes:,.0f}",
+            f"{row.formula:,}",
+            f"{row.bytes / base:.2f}",
+        )
+        for row in storage.layers
+    ]
+    header = ["drafter", "layers", "bytes a token", "planned", "over EAGLE-3's"]
+    return markdown_table(header, rows)

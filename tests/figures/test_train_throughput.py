@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from sgl_entropy.cli import main
-from sgl_entropy.figures import stopwatch
-from sgl_entropy.figures.peak_memory import memory_of
 from sgl_entropy.figures.plain_loop import Straightforward
 from sgl_entropy.figures.store_bytes import bytes_a_token
 from sgl_entropy.figures.train_throughput import (
     OURS,
+    PARTS,
     PLAIN,
-    Job,
-    largest_tensors,
+    Throughput,
+    ThroughputJob,
     make_trainer,
     measure,
     spread_out,
+    step_parts,
 )
+from sgl_entropy.figures.train_throughput_page import page
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.samples.store import Entry, Store
@@ -36,6 +36,7 @@ from tests.train.plan.test_counts import settings_of
 
 TWO_EPOCHS = ["fit.epochs=2", "fit.steps=[1, 3]", "fit.mask_gamma=20", "fit.rows=40"]
 TWO_EPOCHS += ["drafter.eagle3_layers=[0, 1, 2]"]
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "training"
 OPTIONS = ["drafter.fuse_residual=true", "drafter.fuse_tokens=true"]
 
 
@@ -49,7 +50,7 @@ def settings(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> TrainSetti
 def test_both_loops_learn_the_same(settings: TrainSettings, algorithm: str) -> None:
     """Losses, counts and right guesses of every draft step, and after two epochs the weights, with
     rows left out by Mask-p and by the draft vocabulary."""
-    ours, plain = (make_trainer(Job(settings, algorithm, arm)) for arm in (OURS, PLAIN))  # type: ignore[arg-type]
+    ours, plain = (make_trainer(ThroughputJob(settings, algorithm, arm)) for arm in (OURS, PLAIN))  # type: ignore[arg-type]
     assert isinstance(ours, Fit)
     assert isinstance(plain, Straightforward)
     assert int(ours.drafter.t2d.sum()) < VOCAB
@@ -78,7 +79,7 @@ def test_both_loops_leave_the_same_chains_behind(settings: TrainSettings, algori
         settings.fit, reached_only=True, steps=(3,), epochs=4, mask_gamma=5.0, learning_rate=5e-3
     )
     settings = replace(settings, fit=given)
-    ours, plain = (make_trainer(Job(settings, algorithm, arm)) for arm in (OURS, PLAIN))  # type: ignore[arg-type]
+    ours, plain = (make_trainer(ThroughputJob(settings, algorithm, arm)) for arm in (OURS, PLAIN))  # type: ignore[arg-type]
     reached = torch.zeros(3)
     for epoch in range(4):
         for entries in ours.plan(epoch):
@@ -98,62 +99,47 @@ def test_both_loops_leave_the_same_chains_behind(settings: TrainSettings, algori
 
 
 def test_no_logits_of_the_whole_vocabulary_are_made(settings: TrainSettings) -> None:
-    """Ours never holds a row as wide as the target's vocabulary; the straightforward loop does."""
-    for arm, expected in ((OURS, False), (PLAIN, True)):
-        trainer = make_trainer(Job(settings, "EDSD", arm))
-        held = largest_tensors(trainer, (1, trainer.plan(1)[0]), 10)
-        assert (held["wide"]["bytes"] > 0) == expected
-        assert held["largest"]["bytes"] == 4 * math.prod(held["largest"]["shape"]) > 0
-        if expected:
-            assert held["wide"]["shape"][-1] == VOCAB
-            assert held["wide"]["dtype"] == "float32"
+    """In ours no operator takes a row as wide as the target's vocabulary; in the straightforward
+    loop some do."""
+    for loop, expected in ((OURS, False), (PLAIN, True)):
+        trainer = make_trainer(ThroughputJob(settings, "EDSD", loop))
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+            trainer.learn(trainer.plan(1)[0], 1, 10)
+        shapes = [s for event in seen.events() for s in event.input_shapes or () if len(s) > 1]
+        assert len(shapes) > 100
+        assert any(shape[-1] == VOCAB for shape in shapes) == expected
 
 
-def test_parts_add_up_and_leave_nothing_behind(settings: TrainSettings) -> None:
-    trainer = make_trainer(Job(settings, "EDSD", OURS))
-    table = stopwatch.places(trainer)
-    before = [vars(owner).get(name) for owner, name, _ in table]
-    began = time.perf_counter()
-    with stopwatch.timing(table) as clock, clock.part("rest"):
-        trainer.learn(trainer.plan(1)[0], 1, 10)
-    took = time.perf_counter() - began
-    assert 0.8 * took < sum(clock.seconds.values()) <= took
-    assert all(seconds > 0 for seconds in clock.seconds.values()), clock.seconds
-    assert [vars(owner).get(name) for owner, name, _ in table] == before
-
-
-def test_a_part_inside_another_is_charged_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter(range(100))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    clock = stopwatch.Clock()
-    with clock.part("head"), clock.part("mlp"), clock.part("head"):
-        pass
-    assert (clock.seconds["head"], clock.seconds["mlp"]) == (3.0, 2.0)
-
-
-def _nothing(size: int) -> int:
-    return size
-
-
-def _allocate(size: int) -> None:
-    bytearray(b"x" * size)
-
-
-def test_memory_is_that_of_the_work() -> None:
-    held = memory_of(_nothing, _allocate, 200_000_000)
-    assert 200_000_000 <= held.peak - held.held < 450_000_000
-    assert held.needed >= 200_000_000
+@pytest.mark.parametrize("loop", [OURS, PLAIN])
+def test_parts_are_those_of_a_step(settings: TrainSettings, loop: str) -> None:
+    """Every range that the profiler is asked for is in the loop, and they add up to the step."""
+    trainer = make_trainer(ThroughputJob(settings, "EDSD", loop))
+    picked = [(1, trainer.plan(1)[0])]
+    parts = step_parts(trainer, picked, 10)
+    assert list(parts) == list(PARTS)
+    assert all(seconds > 0 for seconds in parts.values()), parts
+    assert parts["rest"] < 0.5 * sum(parts.values()), parts
 
 
 def test_bytes_of_a_token_by_layers(tiny_store: Store, tiny_target: PlainTarget) -> None:
     d = tiny_target.hidden_size
-    held = bytes_a_token(tiny_store, {"EDSD": (1, 2), "EAGLE3": TAPS, "other": (1, 3)}, 200)
-    assert held["tokens"] >= 200
-    two, three, whole = held["layers"]
-    assert [row["drafter"] for row in held["layers"]] == ["EDSD", "EAGLE3", "all in the store"]
-    assert three["bytes"] - two["bytes"] == pytest.approx(2 * d, rel=0.1)
-    assert whole["bytes"] == pytest.approx(three["bytes"], rel=0.02)
-    assert (two["formula"], three["formula"]) == (2 * d * 3 + 12, 2 * d * 4 + 12)
+    stored = bytes_a_token(tiny_store, {"EDSD": (1, 2), "EAGLE3": TAPS, "other": (1, 3)}, 200)
+    assert stored.tokens >= 200
+    two, three, whole = stored.layers
+    assert [row.drafter for row in stored.layers] == ["EDSD", "EAGLE3", "all in the store"]
+    assert three.bytes - two.bytes == pytest.approx(2 * d, rel=0.1)
+    assert whole.bytes == pytest.approx(three.bytes, rel=0.02)
+    assert (two.formula, three.formula) == (2 * d * 3 + 12, 2 * d * 4 + 12)
+
+
+def test_the_committed_figure_can_be_read() -> None:
+    """Also with the parts that it was measured by before there were ranges."""
+    data = json.loads((RESULTS / "throughput.json").read_text())
+    text = page(Throughput.from_json(data))
+    ours = data["arms"][OURS]
+    assert f"| ours | {ours['rows_per_s']:,.0f} |" in text
+    for part in data["profile"][OURS]:
+        assert f"| {part}" in text
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 5, 9])
@@ -201,15 +187,17 @@ def test_the_command(
     assert "there is no c, but a, b" in capsys.readouterr().err
     assert main([*words, "--arms", "a,b"]) == 2
     assert "--arms: benchmark takes one arm" in capsys.readouterr().err
-    page = tmp_path / "out.md"
-    assert main([*words, "--arms", "b", "--json", str(out), "--page", str(page)]) == 0
-    held = json.loads(out.read_text())
-    assert list(held["arms"]) == [OURS, PLAIN]
-    assert held["arms"][OURS]["rows"] == held["arms"][PLAIN]["rows"] > 0
-    assert held["arms"][OURS]["seconds_over_ours"] == 1
-    assert held["losses"][OURS]["all_differ"] < 1e-3
-    assert held["drafter"]["edfuse_residual"] is True
-    text = page.read_text()
+    written = tmp_path / "out.md"
+    assert main([*words, "--arms", "b", "--json", str(out), "--page", str(written)]) == 0
+    figures = Throughput.from_json(json.loads(out.read_text()))
+    assert list(figures.arms) == [OURS, PLAIN]
+    assert figures.arms[OURS].rows == figures.arms[PLAIN].rows > 0
+    assert figures.arms[OURS].seconds_over_ours == 1
+    assert figures.losses[OURS].all_differ < 1e-3
+    assert figures.drafter["edfuse_residual"] is True
+    assert figures.arms[PLAIN].memory.needed > 0
+    text = written.read_text()
+    assert text.startswith(page(figures))
     assert "| straightforward |" in text
     assert "Measured 20" in text
     assert not (work / "edsd").exists(), "nothing is left in the work folder"

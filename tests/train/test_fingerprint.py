@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sgl_entropy.figures.plan_check import check
-from sgl_entropy.figures.train_throughput import OURS, Job, make_trainer
+from sgl_entropy.figures.train_throughput import OURS, ThroughputJob, make_trainer
 from sgl_entropy.target.fingerprint import made_for, target_fingerprint
 from sgl_entropy.train.plan.estimate import known_lengths
 from sgl_entropy.train.prompts.file import load_prompts
@@ -90,7 +90,7 @@ def test_a_store_of_another_target_of_the_same_name_is_refused(
     with pytest.raises(ValueError, match=message):
         known_lengths(workspace_of(work, other), print)
     with pytest.raises(ValueError, match=message):
-        make_trainer(Job(settings_of(work, other), "EDSD", OURS))
+        make_trainer(ThroughputJob(settings_of(work, other), "EDSD", OURS))
     with pytest.raises(ValueError, match=message):
         check(workspace_of(work, other), [], print)
     assert drafter.make_fit(workspace_of(work, own), "EDSD").train

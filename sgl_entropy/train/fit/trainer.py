@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
@@ -176,17 +177,22 @@ class Fit:
         steps = self.settings.steps_in(epoch)
         masked = masked_percent(epoch, self.settings.epochs, self.settings.mask_gamma)
         self.optimizer.set_rate(self.settings.rate(self.step, total))
-        batch = self._noisy(self._batch(entries, steps, masked, self.prompt_from), entries)
-        judged = None if batch is None else step_rows(batch, self.drafter.t2d, steps)
+        # Ranges for torch's profiler; ``figures/train_throughput`` reads them.
+        with record_function("train: data"):
+            batch = self._noisy(self._batch(entries, steps, masked, self.prompt_from), entries)
+            judged = None if batch is None else step_rows(batch, self.drafter.t2d, steps)
         counts = torch.tensor([r.counted for r in judged] if judged else [0] * steps)
         counted: list[int] = self.group.sum(counts).tolist()
-        with self._autocast():
+        with record_function("train: forward"), self._autocast():
             shared = counted if self.group.size > 1 else None
             loss, own = self._losses(batch, steps, shared, judged)
         if any(counted):  # a batch may hold no row to learn from
             self.optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.drafter.parameters(), self.settings.clip)
+            with record_function("train: backward"):
+                loss.backward()
+            with record_function("train: optimizer"):
+                weights = self.drafter.parameters()
+                norm = torch.nn.utils.clip_grad_norm_(weights, self.settings.clip)
         # Read when all of the step is queued: a GPU works while the CPU is not waiting for it.
         figures = add_up(own, self.group)
         if any(counted):
@@ -196,7 +202,8 @@ class Fit:
             if not math.isfinite(whole) or not math.isfinite(float(norm)):
                 self.save()
                 raise RuntimeError(self._broken(entries, whole, float(norm)))
-            self.optimizer.step()
+            with record_function("train: optimizer"):
+                self.optimizer.step()
         self.step += 1
         return figures
 

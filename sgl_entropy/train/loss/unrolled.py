@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from sgl_entropy.drafter.model import Drafter
 from sgl_entropy.drafter.unroll import Unroll
@@ -116,9 +117,10 @@ def unrolled_loss(
     judged = step_rows(batch, drafter.t2d, steps) if judged is None else judged
     rows = batch.features.shape[1]
     # Rows that are left out are never looked up: their distributions are not computed.
-    final = batch.final[batch.learned].to(side.head.dtype)
-    learned_at = torch.cumsum(batch.learned, 0) - 1
-    probability = torch.softmax(F.linear(final, side.head).float(), dim=-1).to(final.dtype)
+    with record_function("train: target"):
+        final = batch.final[batch.learned].to(side.head.dtype)
+        learned_at = torch.cumsum(batch.learned, 0) - 1
+        probability = torch.softmax(F.linear(final, side.head).float(), dim=-1).to(final.dtype)
     working = drafter.lm_head.weight.detach().to(side.head.dtype)
 
     embeds = F.embedding(batch.following[:, :rows], side.embedding)
@@ -143,14 +145,14 @@ def unrolled_loss(
             unroll.advance(F.embedding(tokens, side.embedding))
         right = here.at[:0]
         if here.counted:
-            hidden = drafter.norm(unroll.out.flatten(0, 1)[at])
-            loss, best = soft_cross_entropy(
-                hidden,
-                drafter.lm_head.weight,
-                working,
-                probability[learned_at[here.target_row]],
-                1.0 / shared,
-            )
+            with record_function("train: head"):
+                loss, best = soft_cross_entropy(
+                    drafter.norm(unroll.out.flatten(0, 1)[at]),
+                    drafter.lm_head.weight,
+                    working,
+                    probability[learned_at[here.target_row]],
+                    1.0 / shared,
+                )
             total = total + decay**step * loss
             figures[step, 1] = loss.detach().double() * shared
             figures[step, 2] = (best == here.label).sum()
