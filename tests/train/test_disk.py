@@ -11,7 +11,7 @@ import pytest
 
 from sgl_entropy.base.disk import write_whole
 from sgl_entropy.train.compare import run
-from sgl_entropy.train.compare.file import Arm, Job
+from sgl_entropy.train.compare.file import FitJob, Recipe
 from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter
@@ -56,7 +56,7 @@ def settings(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> TrainSetti
         ),
         (
             "compare/a/seed-0/fit.json",
-            lambda settings, store: run.fit_job(Job(Arm("a", "EDSD", settings), 0), print),
+            lambda settings, store: run.fit_job(FitJob(Recipe("a", "EDSD", settings), 0), print),
         ),
     ],
     ids=["meta", "vocabulary", "benchmarks", "fit"],

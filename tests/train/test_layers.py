@@ -9,7 +9,7 @@ import pytest
 
 from sgl_entropy.drafter.config import Algorithm
 from sgl_entropy.train.compare import run
-from sgl_entropy.train.compare.file import Arm, Comparison
+from sgl_entropy.train.compare.file import Comparison, Recipe
 from sgl_entropy.train.samples.store import FORMAT, Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import data, drafter
@@ -110,7 +110,7 @@ def test_a_comparison_asks_all_its_arms_before_the_first_is_fitted(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     arms = tuple(
-        Arm(name, "EDSD", settings_of(tmp_path, tiny_folder, f"drafter.edsd_layers={layers}"))
+        Recipe(name, "EDSD", settings_of(tmp_path, tiny_folder, f"drafter.edsd_layers={layers}"))
         for name, layers in (("a", [1, 2]), ("b", [1, 3]))
     )
     with pytest.raises(ValueError, match="can tap 0 to 2"):

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sgl_entropy.drafter.config import Algorithm
+from sgl_entropy.train import workspace
 from sgl_entropy.train.settings.drafter import DrafterSettings
 from sgl_entropy.train.settings.file import TrainSettings, load_settings, read_settings
 from sgl_entropy.train.settings.fit import FitSettings
-from sgl_entropy.train.workspace import work_folder
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One recipe: its drafter's kind and its settings (seed not yet set); ``curve``: of which
-    learning curve it is a point."""
+class Recipe:
+    """An arm of a comparison: its drafter's kind and its settings (seed not yet set); ``curve``:
+    of which learning curve it is a point."""
 
     name: str
     algorithm: Algorithm
@@ -32,9 +32,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: ``arms``, each with every seed, against the arm ``baseline``."""
+    """What is compared: ``recipes``, each with every seed, against that of the name
+    ``baseline``."""
 
-    arms: tuple[Arm, ...]
+    recipes: tuple[Recipe, ...]
     baseline: str
     seeds: tuple[int, ...]
 
@@ -44,44 +45,45 @@ class Comparison:
         Raises:
             ValueError: an arm that is not among them.
         """
-        names = [arm.name for arm in self.arms]
+        names = [recipe.name for recipe in self.recipes]
         if wrong := sorted(set(arms) - set(names)):
             raise ValueError(f"--arms: there is no {', '.join(wrong)}, but {', '.join(names)}")
         wanted = {*(arms or names), self.baseline}
         return replace(
             self,
-            arms=tuple(arm for arm in self.arms if arm.name in wanted),
+            recipes=tuple(recipe for recipe in self.recipes if recipe.name in wanted),
             seeds=tuple(dict.fromkeys(seeds)) or self.seeds,
         )
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[FitJob]:
         """Seed by seed, so that an interrupted comparison has whole seeds first."""
-        return [Job(arm, seed) for seed in self.seeds for arm in self.arms]
+        return [FitJob(recipe, seed) for seed in self.seeds for recipe in self.recipes]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One arm with one seed."""
+class FitJob:
+    """One recipe with one seed."""
 
-    arm: Arm
+    recipe: Recipe
     seed: int
 
     @property
     def settings(self) -> TrainSettings:
-        return replace(self.arm.settings, fit=replace(self.arm.settings.fit, seed=self.seed))
+        return replace(self.recipe.settings, fit=replace(self.recipe.settings.fit, seed=self.seed))
 
     @property
     def folder(self) -> Path:
-        work = work_folder(self.arm.settings)
-        return work / "compare" / self.arm.name / f"seed-{self.seed}"
+        work = workspace.work_folder(self.recipe.settings)
+        return work / "compare" / self.recipe.name / f"seed-{self.seed}"
 
     @property
-    def recipe(self) -> dict[str, Any]:
-        """All that decides the drafter, as JSON holds it."""
+    def decides(self) -> dict[str, Any]:
+        """All that decides the drafter, as ``recipe`` in fit.json holds it."""
         given = self.settings
         parts = {"drafter": asdict(given.drafter), "fit": asdict(given.fit)}
-        held: dict[str, Any] = json.loads(json.dumps({"algorithm": self.arm.algorithm, **parts}))
-        return held
+        known = {"algorithm": self.recipe.algorithm, **parts}
+        read: dict[str, Any] = json.loads(json.dumps(known))
+        return read
 
     @property
     def fitted(self) -> bool:
@@ -93,19 +95,19 @@ class Job:
         if not (self.folder / "drafter" / "config.json").is_file():
             return False
         made = json.loads((self.folder / "fit.json").read_text(encoding="utf-8"))["recipe"]
-        # A setting that came later was not named yet: what it is without being set is what was.
+        # Settings that came later are not in an old file: it was made with their defaults.
         for name, part in (("drafter", DrafterSettings()), ("fit", FitSettings())):
             made[name] = json.loads(json.dumps(asdict(part))) | made[name]
-        if made != self.recipe:
+        if made != self.decides:
             raise ValueError(
-                f"{self.folder} holds a drafter of other settings: the arm {self.arm.name} was "
+                f"{self.folder} holds a drafter of other settings: the arm {self.recipe.name} was "
                 f"changed since; remove the folder or give the arm another name"
             )
         return True
 
     @property
     def name(self) -> str:
-        return f"{self.arm.name}, seed {self.seed}"
+        return f"{self.recipe.name}, seed {self.seed}"
 
 
 def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -140,20 +142,20 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     if wrong:
         raise ValueError("\n".join(f"{path}: {line}" for line in wrong))
     base = path.parent / raw["base"] if "base" in raw else None
-    arms = tuple(_arm(path, base, row, [*shared, *overrides]) for row in rows)
+    arms = tuple(_recipe(path, base, row, [*shared, *overrides]) for row in rows)
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: two arms have the same name")
     baseline = raw.get("baseline", names[0])
     if baseline not in names:
         raise ValueError(f"{path}: the baseline {baseline!r} is none of the arms {names}")
-    if len({work_folder(arm.settings) for arm in arms}) > 1:
+    if len({workspace.work_folder(arm.settings) for arm in arms}) > 1:
         raise ValueError(f"{path}: the arms must share one work folder: they share its store")
     _check_curves(path, arms)
     return Comparison(arms, baseline, tuple(dict.fromkeys(seeds)))
 
 
-def _check_curves(path: Path, arms: Sequence[Arm]) -> None:
+def _check_curves(path: Path, arms: Sequence[Recipe]) -> None:
     """
     Raises:
         ValueError: arms of one curve that differ in more than their tokens.
@@ -168,7 +170,7 @@ def _check_curves(path: Path, arms: Sequence[Arm]) -> None:
                 )
 
 
-def _arm(path: Path, base: Path | None, row: Any, overrides: Sequence[str]) -> Arm:
+def _recipe(path: Path, base: Path | None, row: Any, overrides: Sequence[str]) -> Recipe:
     if not isinstance(row, dict) or not {"name", "algorithm"} <= set(row) <= {
         *("name", "algorithm", "set", "curve")
     }:
@@ -184,6 +186,6 @@ def _arm(path: Path, base: Path | None, row: Any, overrides: Sequence[str]) -> A
     if algorithm not in get_args(Algorithm):
         raise ValueError(f"{path}: arm {name}: algorithm must be one of {get_args(Algorithm)}")
     try:
-        return Arm(name, algorithm, load_settings(base, [*overrides, *own]), curve)
+        return Recipe(name, algorithm, load_settings(base, [*overrides, *own]), curve)
     except ValueError as error:
         raise ValueError(f"{path}: arm {name}: {error}") from None

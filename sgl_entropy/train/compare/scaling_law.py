@@ -8,6 +8,7 @@ come from fitting every bootstrap draw of the points.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -43,64 +44,83 @@ def fit_law(tokens: Tensor, taus: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return limit, size * tokens.max() ** power, power
 
 
-def foresee(tokens: Sequence[float], taus: Sequence[float], draws: Tensor) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Foreseen:
+    """tau at ``times`` the largest budget, which is ``tokens``."""
+
+    times: int
+    tokens: int
+    tau: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Law:
+    """tau(N) = limit - size * N^-power, and what it foresees."""
+
+    limit: float
+    size: float
+    power: float
+    ahead: list[Foreseen]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve: ``points`` (tokens, tau); its law, unless there are fewer than three
+    budgets; and a ``note`` where the points do not carry one."""
+
+    points: list[tuple[int, float]]
+    law: Law | None
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat, without what is not there."""
+        law = {} if self.law is None else asdict(self.law)
+        return {"points": self.points, **law, **({"note": self.note} if self.note else {})}
+
+
+def foresee(tokens: Sequence[float], taus: Sequence[float], draws: Tensor) -> Curve:
     """A curve's law and its tau at multiples of the largest budget.
 
     Args:
-        tokens, taus: of each point, the more tokens the later.
+        tokens, taus: of each point, tokens rising.
         draws: float64 [draws, points], bootstrap draws of ``taus``.
-
-    Returns:
-        ``points`` [tokens, tau], ``limit``, ``size``, ``power`` and ``ahead``: one entry for each
-        multiple, with ``times``, ``tokens``, ``tau`` and ``interval``; ``note`` where the points
-        do not carry a law. Fewer than three budgets give points alone.
     """
-    out: dict[str, Any] = {
-        "points": [[round(n), round(t, 4)] for n, t in zip(tokens, taus, strict=True)]
-    }
+    points = [(round(n), round(t, 4)) for n, t in zip(tokens, taus, strict=True)]
     if len(set(tokens)) < 3:
-        return out | {"note": "a law needs at least three budgets"}
+        return Curve(points, None, "a law needs at least three budgets")
     at = torch.tensor(tokens, dtype=torch.float64)
-    held = torch.cat([torch.tensor([taus], dtype=torch.float64), draws])
-    limit, size, power = fit_law(at, held)
+    fitted = torch.cat([torch.tensor([taus], dtype=torch.float64), draws])
+    limit, size, power = fit_law(at, fitted)
     ahead = []
     for times in AHEAD:
         n = at.max() * times
-        found = limit - size * n**-power
-        edges = torch.quantile(found[1:], torch.tensor([0.025, 0.975], dtype=torch.float64))
-        ahead.append(
-            {
-                "times": times,
-                "tokens": round(float(n)),
-                "tau": round(float(found[0]), 4),
-                "interval": [round(float(edge), 4) for edge in edges],
-            }
-        )
-    out |= {
-        "limit": round(float(limit[0]), 4),
-        "size": float(size[0]),
-        "power": round(float(power[0]), 4),
-        "ahead": ahead,
-    }
+        law_taus = limit - size * n**-power
+        edges = torch.tensor([0.025, 0.975], dtype=torch.float64)
+        low, high = torch.quantile(law_taus[1:], edges).tolist()
+        interval = round(low, 4), round(high, 4)
+        ahead.append(Foreseen(times, round(float(n)), round(float(law_taus[0]), 4), interval))
+    note = ""
     if float(size[0]) == 0.0:
-        out["note"] = "tau does not rise with tokens here"
+        note = "tau does not rise with tokens here"
     elif float(power[0]) in (float(POWERS[0]), float(POWERS[-1])):
-        out["note"] = "the power is at the edge of its grid: the points do not tell it"
-    return out
+        note = "the power is at the edge of its grid: the points do not tell it"
+    law = Law(round(float(limit[0]), 4), float(size[0]), round(float(power[0]), 4), ahead)
+    return Curve(points, law, note)
 
 
-def curve_table(curves: Mapping[str, Mapping[str, Any]]) -> str:
+def curve_table(curves: Mapping[str, Curve]) -> str:
     """Each curve for people: its points, then what the law foresees."""
     lines = []
     for name, curve in curves.items():
-        points = ", ".join(f"{n:,}: {tau:.3f}" for n, tau in curve["points"])
+        points = ", ".join(f"{n:,}: {tau:.3f}" for n, tau in curve.points)
         lines.append(f"{name}: tau at answer tokens {points}")
-        for one in curve.get("ahead", ()):
-            low, high = one["interval"]
+        for one in curve.law.ahead if curve.law else ():
+            low, high = one.interval
             lines.append(
-                f"  {one['times']} times as many ({one['tokens']:,}): {one['tau']:.3f}, 95 % "
+                f"  {one.times} times as many ({one.tokens:,}): {one.tau:.3f}, 95 % "
                 f"interval {low:.3f} to {high:.3f}, if the law holds"
             )
-        if "note" in curve:
-            lines.append(f"  {curve['note']}")
+        if curve.note:
+            lines.append(f"  {curve.note}")
     return "\n".join(lines)

@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 
-from sgl_entropy.train.compare.file import Job
+from sgl_entropy.train.compare.file import FitJob
 
 
 def fit_side_by_side(
-    fit: Callable[[Job], None], todo: Sequence[Job], workers: int, report: Callable[[str], None]
+    fit: Callable[[FitJob], None],
+    todo: Sequence[FitJob],
+    workers: int,
+    report: Callable[[str], None],
 ) -> None:
     """``fit`` all jobs, ``workers`` at once. When one does not end well, or a signal comes, the
     others are asked to end too, which they do after the step at hand.
@@ -23,7 +26,7 @@ def fit_side_by_side(
     """
     context = multiprocessing.get_context("spawn")
     left, done = list(todo), 0
-    running: list[tuple[Job, SpawnProcess]] = []
+    running: list[tuple[FitJob, SpawnProcess]] = []
     try:
         while left or running:
             while left and len(running) < workers:
@@ -45,7 +48,7 @@ def fit_side_by_side(
             process.join()
 
 
-def _fit(fit: Callable[[Job], None], job: Job) -> None:
+def _fit(fit: Callable[[FitJob], None], job: FitJob) -> None:
     """In the worker."""
     try:
         fit(job)
@@ -56,7 +59,7 @@ def _fit(fit: Callable[[Job], None], job: Job) -> None:
         sys.exit(2)
 
 
-def _how_it_ended(job: Job, code: int) -> str:
+def _how_it_ended(job: FitJob, code: int) -> str:
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return (
         f"{job.name}: its process ended {how}, and the others were ended after a step; the same "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +12,39 @@ import torch
 
 from sgl_entropy.cli import main
 from sgl_entropy.evaluate.report import chat_prompts, judged
+from sgl_entropy.train.compare.comparison_report import page, table
 from sgl_entropy.train.compare.file import load_comparison
-from sgl_entropy.train.compare.report import page, summarise, table
+from sgl_entropy.train.compare.records import FitRecord, JudgedBy, JudgedFit
+from sgl_entropy.train.compare.summary import summarise
 from tests.engine import pair
 
-FIT = {
-    "answer_tokens": 9,
-    "seconds": 10.0,
-    "flops": 1e12,
-    "epochs": {"1": {"layer_rows": 5, "head_rows": 4}},
-}
+Prompts = list[tuple[str, int, int]]
+FIT = FitRecord(9, 10.0, "a CPU thread", {"1": {"layer_rows": 5, "head_rows": 4}}, 1e12)
+RESULTS = Path(__file__).resolve().parents[3] / "bench" / "results" / "training"
 
 
-def row(arm: str, seed: int, prompts: list[tuple[str, int, int]], **fit: Any) -> dict[str, Any]:
-    return {"arm": arm, "seed": seed, "fit": {**FIT, **fit}, "prompts": prompts}
+def row(arm: str, seed: int, prompts: Prompts, fit: FitRecord = FIT) -> JudgedFit:
+    return JudgedFit(arm, "", seed, "EDSD", [1, 2], JudgedBy("b", 1, 4, 30), fit, prompts)
 
 
 def test_tau_is_pooled_in_groups_and_averaged_over_them() -> None:
     rows = [row("a", 0, [("x", 90, 30), ("x", 10, 10), ("y", 20, 20)])]
-    arm = summarise(rows, "a")["arms"]["a"]
-    assert arm["tau_by_group"] == {"x": 2.5, "y": 1.0}
-    assert arm["tau"] == 1.75
-    assert "ratio" not in arm
+    arm = summarise(rows, "a").arms["a"]
+    assert arm.tau_by_group == {"x": 2.5, "y": 1.0}
+    assert arm.tau == 1.75
+    assert arm.against is None
 
 
 def test_the_ratio_is_paired() -> None:
     """Prompts differ threefold, the arms by exactly 10 % on each: only pairing can see that."""
     easy = [("x", 100 * (1 + i % 3), 100) for i in range(20)]
     rows = [row("a", 0, easy), row("b", 0, [(g, round(1.1 * t), c) for g, t, c in easy])]
-    arms = summarise(rows, "a")["arms"]
-    assert arms["b"]["ratio_interval"] == pytest.approx([1.1, 1.1], abs=1e-3)
-    assert arms["b"]["differs"]
-    assert arms["a"]["interval"][1] - arms["a"]["interval"][0] > 0.3
+    arms = summarise(rows, "a").arms
+    against = arms["b"].against
+    assert against
+    assert against.ratio_interval == pytest.approx((1.1, 1.1), abs=1e-3)
+    assert against.differs
+    assert arms["a"].interval[1] - arms["a"].interval[0] > 0.3
 
 
 def test_seeds_that_scatter_widen_the_interval() -> None:
@@ -50,40 +52,45 @@ def test_seeds_that_scatter_widen_the_interval() -> None:
     better, worse = [("x", 240, 100)] * 10, [("x", 170, 100)] * 10
     rows = [row("a", s, prompts) for s in (0, 1)]
     rows += [row("b", 0, better), row("b", 1, worse)]
-    arm = summarise(rows, "a")["arms"]["b"]
-    assert arm["ratio"] == pytest.approx(1.025)
-    assert arm["ratio_interval"] == pytest.approx([0.85, 1.2], abs=1e-3)
-    assert not arm["differs"]
-    assert arm["tau_by_seed"] == [2.4, 1.7]
+    arm = summarise(rows, "a").arms["b"]
+    assert arm.against
+    assert arm.against.ratio == pytest.approx(1.025)
+    assert arm.against.ratio_interval == pytest.approx((0.85, 1.2), abs=1e-3)
+    assert not arm.against.differs
+    assert arm.tau_by_seed == [2.4, 1.7]
     assert "no difference" in table(summarise(rows, "a"))
 
 
 def test_acceptance_by_position_is_pooled_over_seeds() -> None:
     """Given that all before it were accepted; and not said of records that do not hold it."""
     prompts = [("x", 30, 20), ("y", 15, 10)]
-    rows = [row("a", s, prompts, answer_tokens=9) | {"accepted_at": [9 + s, 4, 0]} for s in (0, 1)]
-    assert summarise(rows, "a")["arms"]["a"]["by_position"] == [0.3167, 0.4211, 0.0]
+    rows = [replace(row("a", s, prompts), accepted_at=[9 + s, 4, 0]) for s in (0, 1)]
+    assert summarise(rows, "a").arms["a"].by_position == [0.3167, 0.4211, 0.0]
     assert "| acceptance of draft | 1 | 2 | 3 |" in page(summarise(rows, "a"), rows, "t", 1)
-    older = [rows[0], row("a", 1, prompts, answer_tokens=9)]
-    assert summarise(older, "a")["arms"]["a"]["by_position"] is None
+    older = [rows[0], row("a", 1, prompts)]
+    assert summarise(older, "a").arms["a"].by_position is None
     assert "acceptance of draft" not in page(summarise(older, "a"), older, "t", 1)
 
 
 def test_costs_are_compared_too() -> None:
     prompts = [("x", 2, 1)]
     fewer = {"1": {"layer_rows": 4000, "head_rows": 2000}}
-    rows = [row("a", 0, prompts), row("b", 0, prompts, seconds=7.0, flops=6e11, epochs=fewer)]
-    rows += [row("a", 1, prompts, seconds=30.0), row("b", 1, prompts, seconds=9.0, flops=6e11)]
-    rows[0]["fit"]["epochs"] = rows[2]["fit"]["epochs"] = {
-        "1": {"layer_rows": 3000, "head_rows": 2000},
-        "2": {"layer_rows": 5000, "head_rows": 3000},
-    }
-    rows[3]["fit"]["epochs"] = fewer
+    more = {"1": {"layer_rows": 3000, "head_rows": 2000}}
+    more |= {"2": {"layer_rows": 5000, "head_rows": 3000}}
+    costs = [(10.0, 1e12, more), (7.0, 6e11, fewer), (30.0, 1e12, more), (9.0, 6e11, fewer)]
+    rows = [
+        row(arm, seed, prompts, replace(FIT, seconds=seconds, flops=flops, epochs=epochs))
+        for (arm, seed), (seconds, flops, epochs) in zip(
+            [("a", 0), ("b", 0), ("a", 1), ("b", 1)], costs, strict=True
+        )
+    ]
     figures = summarise(rows, "a")
-    arm = figures["arms"]["b"]
-    assert (arm["seconds"], arm["seconds_by_seed"]) == (8.0, [7.0, 9.0])
-    assert (arm["seconds_ratio"], arm["flops_ratio"], arm["rows_ratio"]) == (0.4, 0.6, 0.5)
-    assert (arm["layer_rows"], arm["head_rows"]) == (4000, 2000)
+    arm = figures.arms["b"]
+    assert (arm.seconds, arm.seconds_by_seed) == (8.0, [7.0, 9.0])
+    assert arm.against
+    over = (arm.against.seconds_ratio, arm.against.flops_ratio, arm.against.rows_ratio)
+    assert over == (0.4, 0.6, 0.5)
+    assert (arm.layer_rows, arm.head_rows) == (4000, 2000)
     text = page(figures, rows, "t", 1)
     assert "| a | 8 | 5 | 1.0 | 10, 30 |  |  |  |" in text
     assert "| b | 4 | 2 | 0.6 | 7, 9 | -50.0 % | -40.0 % | -60.0 % |" in text
@@ -92,6 +99,24 @@ def test_costs_are_compared_too() -> None:
 def test_other_prompts_are_not_compared() -> None:
     with pytest.raises(ValueError, match="b, seed 0: judged on other prompts"):
         summarise([row("a", 0, [("x", 2, 1)]), row("b", 0, [("y", 2, 1)])], "a")
+
+
+@pytest.mark.parametrize("name", ["architecture", "tokens"])
+def test_a_committed_comparison_is_summarised_as_it_was(name: str) -> None:
+    """To the last digit, intervals and learning curves too; also from records of before there were
+    hashes and acceptance by place."""
+    data = json.loads((RESULTS / f"{name}.json").read_text())
+    runs = [JudgedFit.from_json(run) for run in data["runs"]]
+    assert json.loads(json.dumps([run.to_json() for run in runs])) == data["runs"]
+    figures = summarise(runs, data["baseline"])
+    again = json.loads(json.dumps(figures.to_json()))
+    assert again["curves"] == data["curves"]
+    for arm, known in data["arms"].items():
+        assert {key: again["arms"][arm][key] for key in known} == known
+    text = (RESULTS / f"{name}.md").read_text()
+    for line in table(figures).splitlines()[1 : 1 + len(figures.arms)]:
+        arm, tau = line.split()[:2]
+        assert f"| {arm} | {tau} |" in text
 
 
 COMPARISONS = Path(__file__).resolve().parents[3] / "bench" / "drafters" / "comparisons"
@@ -130,7 +155,7 @@ def test_what_all_arms_set_yields_to_the_command_line_and_to_their_own(tmp_path:
     arms = [ARMS[0], {**ARMS[1], "set": ["fit.rows=7"]}]
     shared = ["fit.epochs=9", "fit.rows=8", "fit.steps=[2]"]
     path.write_text(json.dumps({"arms": arms, "set": shared}))
-    a, b = (arm.settings.fit for arm in load_comparison(path, ["fit.epochs=5"]).arms)
+    a, b = (arm.settings.fit for arm in load_comparison(path, ["fit.epochs=5"]).recipes)
     assert (a.epochs, a.rows, a.steps) == (5, 8, (2,))
     assert (b.epochs, b.rows, b.steps) == (5, 7, (2,))
 
@@ -141,7 +166,7 @@ def test_some_arms_and_seeds_alone(tmp_path: Path) -> None:
     path.write_text(json.dumps({"arms": arms, "seeds": [0, 1, 2], "baseline": "b"}))
     whole = load_comparison(path)
     part = whole.part(["c"], [2, 2])
-    assert [(job.arm.name, job.seed) for job in part.jobs()] == [("b", 2), ("c", 2)]
+    assert [(job.recipe.name, job.seed) for job in part.jobs()] == [("b", 2), ("c", 2)]
     assert whole.part([], []) == whole
     with pytest.raises(ValueError, match="there is no d, but a, b, c"):
         whole.part(["d"], [])
@@ -150,9 +175,11 @@ def test_some_arms_and_seeds_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_committed_comparisons_can_be_read(path: Path) -> None:
     comparison = load_comparison(path)
-    assert len(comparison.jobs()) == len(comparison.arms) * len(comparison.seeds) >= 2
+    assert len(comparison.jobs()) == len(comparison.recipes) * len(comparison.seeds) >= 2
     # Arms that are set alike would compare nothing.
-    assert len({(arm.algorithm, arm.settings) for arm in comparison.arms}) == len(comparison.arms)
+    assert len({(arm.algorithm, arm.settings) for arm in comparison.recipes}) == len(
+        comparison.recipes
+    )
 
 
 def _judged_anew(judge: object) -> None:
@@ -240,8 +267,8 @@ def test_a_comparison_from_end_to_end(
     assert "against eagle3" in capsys.readouterr().out
 
     # Nothing is fitted, generated or judged a second time.
-    for name in ("_fit_quietly", "greedy_answers", "draft_answer"):
-        monkeypatch.setattr(f"sgl_entropy.train.compare.run.{name}", None)
+    for name in ("run._fit_quietly", "judge.greedy_answers", "judge.draft_answer"):
+        monkeypatch.setattr(f"sgl_entropy.train.compare.{name}", None)
     assert main(words) == 0
     assert json.loads(out.read_text())["arms"] == found["arms"]
 
@@ -258,7 +285,7 @@ def test_a_comparison_from_end_to_end(
     result.write_text(json.dumps(row))
 
     # But other prompts under the same name, or another arithmetic, are judged anew.
-    monkeypatch.setattr("sgl_entropy.train.compare.run._Judge._generate", _judged_anew)
+    monkeypatch.setattr("sgl_entropy.train.compare.judge.Judge._generate", _judged_anew)
     settings["evaluate"]["dtype"] = "bfloat16"  # type: ignore[index]
     (tmp_path / "base.json").write_text(json.dumps(settings))
     assert main(words) == 2

@@ -25,34 +25,37 @@ def noisy(taus: list[float], spread: float) -> torch.Tensor:
 def test_a_law_that_holds_is_found() -> None:
     taus = [law(n) for n in TOKENS]
     curve = foresee(TOKENS, taus, noisy(taus, 1e-4))
-    assert curve["limit"] == pytest.approx(2.6, abs=0.01)
-    assert curve["power"] == pytest.approx(0.325, abs=0.01)
-    assert curve["size"] == pytest.approx(30.0, rel=0.1)
-    for one in curve["ahead"]:
-        assert one["tau"] == pytest.approx(law(one["tokens"]), abs=2e-3)
-        assert one["interval"][0] <= one["tau"] <= one["interval"][1]
-    assert [one["tokens"] for one in curve["ahead"]] == [800_000, 1_600_000]
-    assert "note" not in curve
+    assert curve.law
+    assert curve.law.limit == pytest.approx(2.6, abs=0.01)
+    assert curve.law.power == pytest.approx(0.325, abs=0.01)
+    assert curve.law.size == pytest.approx(30.0, rel=0.1)
+    for one in curve.law.ahead:
+        assert one.tau == pytest.approx(law(one.tokens), abs=2e-3)
+        assert one.interval[0] <= one.tau <= one.interval[1]
+    assert [one.tokens for one in curve.law.ahead] == [800_000, 1_600_000]
+    assert not curve.note
 
 
 def test_noise_widens_what_is_foreseen_the_more_the_further() -> None:
     taus = [law(n) for n in TOKENS]
     curve = foresee(TOKENS, taus, noisy(taus, 0.02))
-    widths = [high - low for low, high in (one["interval"] for one in curve["ahead"])]
+    assert curve.law
+    widths = [high - low for low, high in (one.interval for one in curve.law.ahead)]
     assert 0.02 < widths[0] < widths[1]
 
 
 def test_the_law_never_falls_and_says_so() -> None:
     taus = [2.0, 1.9, 1.8]
     curve = foresee(TOKENS[:3], taus, noisy(taus, 1e-3))
-    assert curve["size"] == 0.0
-    assert "does not rise" in curve["note"]
-    assert all(one["tau"] == pytest.approx(1.9) for one in curve["ahead"])
+    assert curve.law
+    assert curve.law.size == 0.0
+    assert "does not rise" in curve.note
+    assert all(one.tau == pytest.approx(1.9) for one in curve.law.ahead)
 
 
 def test_two_budgets_carry_no_law() -> None:
     curve = foresee(TOKENS[:2], [1.5, 1.6], noisy([1.5, 1.6], 0.01))
-    assert "ahead" not in curve
+    assert curve.law is None
     assert "at least three" in curve_table({"edsd": curve})
 
 
