@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.cli.output import check_folder, write_json, write_text
@@ -47,17 +48,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
-    from sgl_entropy.train.plan import counts, estimate
-    from sgl_entropy.train.plan import gpu as plan_gpu
+    from sgl_entropy.train.plan import estimate
     from sgl_entropy.train.workspace import Workspace
 
     work = Workspace.of(settings)
     if args.check:
         return _check(args, work)
-    gpu = None if args.gpu is None else plan_gpu.gpu_named(args.gpu)
-    figures = estimate.plan(work, args.algorithm, gpu, _say)
-    if not write_json(figures, args.json):
-        print(counts.table(figures, args.gpu or "this machine"))
+    found = estimate.plan(work, args.algorithm, _say)
+    if not write_json(found.to_json(), args.json):
+        print(estimate.table(found))
     return 0
 
 
@@ -66,9 +65,9 @@ def _check(args: argparse.Namespace, work: Workspace) -> int:
     from sgl_entropy.figures import plan_check
 
     origin = _origin(args, work)
-    figures = plan_check.check(work, args.check, _say)
-    _write(args, origin, figures, plan_check.page(figures))
-    return 0 if figures["as_planned"] else 1
+    found = plan_check.check(work, args.check, _say)
+    _write(args, origin, found.to_json(), plan_check.page(found))
+    return 0 if found.as_planned else 1
 
 
 def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -86,16 +85,16 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
     else:
         if args.config is None or "," in args.arms:
             raise ValueError("--arms: benchmark takes one arm of the comparison file --config")
-        (arm,) = (
-            arm
-            for arm in load_comparison(args.config, overrides).part([args.arms], []).arms
-            if arm.name == args.arms
+        (recipe,) = (
+            recipe
+            for recipe in load_comparison(args.config, overrides).part([args.arms], []).recipes
+            if recipe.name == args.arms
         )
-        settings, algorithm = arm.settings, arm.algorithm
+        settings, algorithm = recipe.settings, recipe.algorithm
     work = Workspace.of(settings)
     origin = _origin(args, work)
     figures = train_throughput.measure(work, algorithm, args.batches, _say)
-    _write(args, origin, figures, train_throughput_page.page(figures))
+    _write(args, origin, asdict(figures), train_throughput_page.page(figures))
     return 0
 
 
@@ -193,8 +192,9 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
 
     from sgl_entropy.base.provenance import footer, provenance
     from sgl_entropy.train.compare import run as compare
+    from sgl_entropy.train.compare.comparison_report import page, table
     from sgl_entropy.train.compare.file import load_comparison
-    from sgl_entropy.train.compare.report import page, summarise, table
+    from sgl_entropy.train.compare.summary import summarise
     from sgl_entropy.train.workspace import Workspace
 
     if args.config is None:
@@ -206,12 +206,13 @@ def _compare(args: argparse.Namespace, overrides: list[str]) -> int:
         args.arms.split(",") if args.arms else [],
         _seeds(args.seeds) if args.seeds else [],
     )
-    work = Workspace.of(comparison.arms[0].settings)
-    rows = compare.run(work, comparison, args.workers, _say)
-    figures = summarise(rows, comparison.baseline)
+    work = Workspace.of(comparison.recipes[0].settings)
+    fits = compare.run(work, comparison, args.workers, _say)
+    figures = summarise(fits, comparison.baseline)
     origin = provenance(1, {"target": work.target})
-    taken = write_json({**figures, "runs": rows, "provenance": origin}, args.json)
-    text = page(figures, rows, f"Training comparison: {args.config.stem}", args.workers)
+    runs = [one.to_json() for one in fits]
+    taken = write_json({**figures.to_json(), "runs": runs, "provenance": origin}, args.json)
+    text = page(figures, fits, f"Training comparison: {args.config.stem}", args.workers)
     taken = write_text(f"{text}\n\n{footer(origin)}\n", args.page) or taken
     if not taken:
         print(table(figures))

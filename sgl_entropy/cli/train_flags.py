@@ -11,7 +11,6 @@ PLAN = "--plan"
 PLANNED = ("prepare", "features", "generate", "fit")
 # Flag -> the stages that read it, and what it is when it is not given.
 _BELONGS: dict[str, tuple[tuple[str, ...], object]] = {
-    "gpu": ((PLAN,), None),
     "check": ((PLAN,), None),
     "algorithm": (("fit", "export", "benchmark", PLAN), "EDSD"),
     "accept_changes": (("fit",), False),
@@ -30,7 +29,7 @@ _BELONGS: dict[str, tuple[tuple[str, ...], object]] = {
 }
 EXAMPLES = """examples:
   sgl-entropy train --settings > train.toml
-  sgl-entropy train --plan --config train.toml --gpu h100
+  sgl-entropy train --plan --config train.toml
   sgl-entropy train --plan --config train.toml --check WORK/edsd
   sgl-entropy train prepare --config train.toml --server http://127.0.0.1:30000
   sgl-entropy train features --config train.toml
@@ -66,19 +65,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="instead of running stages, estimate what they cost, up to `fit`: tokens, FLOPs, "
-        "storage, time and memory",
+        help="instead of running stages, estimate what they cost, up to `fit`: tokens, FLOPs and "
+        "storage are counted, time and memory measured by a few steps on this machine's devices",
     )
     parser.add_argument(
         "--settings",
         action="store_true",
         help="print every setting with its default and what it does, as a settings file",
-    )
-    parser.add_argument(
-        "--gpu",
-        metavar="NAME|FILE",
-        help="estimate for this GPU instead of this machine: a100, h100, h200, l40s, rtx4090, or a "
-        "TOML file with bfloat16_tflops, float32_tflops, bandwidth_gb_s and memory_gb (--plan)",
     )
     parser.add_argument(
         "--check",
@@ -183,13 +176,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError("--concurrency is of requests to a --server, and none is named")
     if args.plan and args.page is not None and not args.check:
         raise ValueError("--page with --plan is the table of --check: name a finished training")
-    if args.check:
-        for name, why in (
-            ("gpu", "compares with a training of this machine"),
-            ("algorithm", "reads it in each checkpoint"),
-        ):
-            if getattr(args, name) is not None:
-                raise ValueError(f"--{name}: --check {why}")
+    if args.check and args.algorithm is not None:
+        raise ValueError("--algorithm: --check reads it in each checkpoint")
     if stage == "benchmark" and args.arms is not None and args.algorithm is not None:
         raise ValueError("--arms names a recipe with its own algorithm: leave out --algorithm")
     for name, (_, default) in _BELONGS.items():

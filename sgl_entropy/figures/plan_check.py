@@ -1,36 +1,38 @@
 """A plan against a finished training: each quantity as planned beforehand and as recorded.
 
 Planned is what ``train --plan`` says while nothing is stored: lengths of answers are drawn, seconds
-measured now on a few steps. Recorded is what the stages left: the store's index and log, and of
-each fit its log and checkpoint. Memory is not recorded: a few real steps are run in a fresh
-process. (Ours.)
+and memory measured now on a few steps. Recorded is what the stages left: the store's index and log,
+and of each fit its log and checkpoint. No stage records its memory: the recorded one is that of a
+few real steps, on the real store, in a fresh process. (Ours.)
 """
 
 from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
-from sgl_entropy.figures.peak_memory import memory_of
-from sgl_entropy.figures.train_throughput import OURS, Job, make_trainer, widest_steps
-from sgl_entropy.figures.train_throughput_page import table
+from sgl_entropy.figures.train_throughput import widest_steps
 from sgl_entropy.train.fit.checkpoints import Checkpoints
-from sgl_entropy.train.machine.dtype import resolve_dtype
-from sgl_entropy.train.plan.counts import count, muon_flops, muon_matrices, trained_weights
-from sgl_entropy.train.plan.lengths import expected_lengths
-from sgl_entropy.train.plan.memory import fit_memory
-from sgl_entropy.train.plan.trial import Trial, fit_seconds, generate_seconds
+from sgl_entropy.train.fit.trainer import Fit
+from sgl_entropy.train.machine.peak_memory import in_own_processes
+from sgl_entropy.train.machine.processes import Group, device_of
+from sgl_entropy.train.plan.counts import muon_flops, training_flops
+from sgl_entropy.train.plan.estimate import counted, trial_of
+from sgl_entropy.train.plan.lengths import Lengths, expected_lengths
+from sgl_entropy.train.plan.trial import answers_cost, fit_cost
 from sgl_entropy.train.prompts.file import load_prompts
 from sgl_entropy.train.samples.open_store import checked_store
-from sgl_entropy.train.samples.store import made_with
-from sgl_entropy.train.settings.file import TrainSettings, load_settings
+from sgl_entropy.train.samples.store import Store
+from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import drafter as pipeline
 from sgl_entropy.train.workspace import Workspace
 
@@ -40,13 +42,59 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One quantity; ``ratio``: planned over recorded."""
+
+    planned: float
+    recorded: float
+    ratio: float
+
+    @property
+    def as_planned(self) -> bool:
+        return abs(self.ratio - 1) <= ALLOWED
+
+
+Quantities = dict[str, Compared]
+
+
+@dataclass(frozen=True)
+class PlanCheck:
+    """Plan and records of a store, and of fits by name."""
+
+    store: Quantities
+    fits: dict[str, Quantities]
+
+    @property
+    def as_planned(self) -> bool:
+        """Whether all quantities are."""
+        return all(
+            one.as_planned for rows in (self.store, *self.fits.values()) for one in rows.values()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` writes it."""
+        return {"allowed": ALLOWED, **asdict(self), "as_planned": self.as_planned}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlanCheck:
+        """From a committed file."""
+        store, fits = data["store"], data["fits"]
+        return cls(_read(store), {name: _read(rows) for name, rows in fits.items()})
+
+
+def _read(rows: Mapping[str, Mapping[str, float]]) -> Quantities:
+    return {name: Compared(**row) for name, row in rows.items()}
+
+
+@dataclass(frozen=True)
 class Finished:
-    """A fit's records: its recipe, ``steps`` of the optimizer, rows through layer and head, wall
-    ``seconds`` and learned ``parameters``."""
+    """A fit's records: its settings (in ``work``), ``steps`` of the optimizer, rows through layer
+    and head, wall ``seconds`` and learned ``parameters``. Picklable."""
 
     name: str
     algorithm: Algorithm
-    settings: TrainSettings
+    config: DrafterConfig
+    work: Workspace
     steps: int
     layer_rows: int
     head_rows: int
@@ -63,47 +111,54 @@ def read_finished(folder: Path, work: Workspace) -> Finished:
     Raises:
         ValueError: no fit there, one that has not ended, or one of other settings.
     """
-    held = Checkpoints(folder).load()
-    if held is None:
+    saved = Checkpoints(folder).load()
+    if saved is None:
         raise ValueError(f"--check {folder}: no checkpoint.pt there; name the folder of a fit")
-    settings, own = work.settings, folder / "fit.json"
-    if own.is_file():
-        recipe = json.loads(own.read_text(encoding="utf-8"))["recipe"]
-        del recipe["algorithm"]  # the checkpoint has it too
-        overrides = [
-            f"{section}.{key}={json.dumps(value)}"
-            for section, values in recipe.items()
-            for key, value in values.items()
-        ]
-        given = load_settings(None, overrides)
-        settings = replace(settings, drafter=given.drafter, fit=given.fit)
-    made, drafter = held["identity"]["settings"], held["identity"]["drafter"]
+    work = _with_own_settings(folder, work)
+    fit = work.settings.fit
+    made, drafter = saved["identity"]["settings"], saved["identity"]["drafter"]
     algorithm = DrafterConfig.from_dict(drafter, source=str(folder)).algorithm
+    config = pipeline.drafter_config(work, algorithm)
     differ = [
-        key
+        f"fit.{key}"
         for key, value in made.items()
-        if key != "dtype" and value != getattr(settings.fit, key, value)
+        if key != "dtype" and value != getattr(fit, key, value)
     ]
-    config = pipeline.drafter_config(replace(work, settings=settings), algorithm)
     shape = config.to_dict(torch_dtype="float32") | {"fuse_size": config.fuse_size}
-    differ = [f"fit.{key}" for key in differ]
     differ += sorted(key for key in {*drafter, *shape} if drafter.get(key) != shape.get(key))
     if differ:
         raise ValueError(f"--check {folder}: made with another {', '.join(differ)}")
-    if not _ended(folder / "fit.jsonl", settings.fit.epochs):
-        raise ValueError(f"--check {folder}: not finished, epoch {settings.fit.epochs} is missing")
-    costs = held["costs"].values()
-    name = folder.name if not folder.name.startswith("seed-") else folder.parent.name
+    if not _ended(folder / "fit.jsonl", fit.epochs):
+        raise ValueError(f"--check {folder}: not finished, epoch {fit.epochs} is missing")
+    epochs = saved["costs"].values()
     return Finished(
-        name,
+        folder.name if not folder.name.startswith("seed-") else folder.parent.name,
         algorithm,
-        settings,
-        held["step"],
-        sum(cost["layer_rows"] for cost in costs),
-        sum(cost["head_rows"] for cost in costs),
-        held["seconds"],
-        sum(math.prod(w.shape) for key, w in held["drafter"].items() if "2" not in key),
+        config,
+        work,
+        saved["step"],
+        sum(cost["layer_rows"] for cost in epochs),
+        sum(cost["head_rows"] for cost in epochs),
+        saved["seconds"],
+        sum(math.prod(w.shape) for key, w in saved["drafter"].items() if "2" not in key),
     )
+
+
+def _with_own_settings(folder: Path, work: Workspace) -> Workspace:
+    """With the recipe that the folder of a comparison's fit holds, if it is one."""
+    own = folder / "fit.json"
+    if not own.is_file():
+        return work
+    recipe = json.loads(own.read_text(encoding="utf-8"))["recipe"]
+    del recipe["algorithm"]  # the checkpoint has it too
+    overrides = [
+        f"{section}.{key}={json.dumps(value)}"
+        for section, values in recipe.items()
+        for key, value in values.items()
+    ]
+    given = load_settings(None, overrides)
+    settings = replace(work.settings, drafter=given.drafter, fit=given.fit)
+    return replace(work, settings=settings)
 
 
 def _ended(log: Path, epochs: int) -> bool:
@@ -137,113 +192,94 @@ def generation_seconds(store: Path) -> float | None:
     return max(took)
 
 
-def check(work: Workspace, folders: Sequence[Path], report: Report) -> dict[str, Any]:
-    """Plan and records of the store, and of the fits in ``folders``.
-
-    Returns:
-        ``allowed``; ``store``, and ``fits`` by name: quantity -> ``planned``, ``recorded``,
-        ``ratio`` (planned over recorded); ``as_planned``: whether all are within ``allowed``.
-    """
+def check(work: Workspace, folders: Sequence[Path], report: Report) -> PlanCheck:
+    """Plan and records of the store, and of the fits in ``folders``."""
     fits = [read_finished(folder, work) for folder in folders]
     store = checked_store(work)
-    folder = store.folder
     prompts, _ = load_prompts(work, report)
-    given = work.settings.generate
-    model = work.model
-    lengths = expected_lengths(prompts, given, None)
-    layers = len(work.stored_layers)
-
-    def trial(config: DrafterConfig, one: TrainSettings) -> Trial:
-        return Trial(
-            str(work.target),
-            store.tap_layers,
-            config,
-            one.fit,
-            lengths,
-            given.slots,
-            given.workers,
-            resolve_dtype(given.dtype, made_with(folder)),
-        )
-
-    first = fits[0]
-    config = pipeline.drafter_config(replace(work, settings=first.settings), first.algorithm)
-    counts = count(lengths, model, layers, config, first.settings.fit)
+    lengths = expected_lengths(prompts, work.settings.generate, None)
     report("generation: a few steps")
-    held: dict[str, tuple[float, float]] = {
+    stored = _check_store(fits[0], store, lengths)
+    fitted = {}
+    for one in fits:
+        report(f"{one.name}: a few steps, and memory")
+        fitted[one.name] = _check_fit(one, lengths)
+    return PlanCheck(stored, fitted)
+
+
+def _check_store(first: Finished, store: Store, lengths: Lengths) -> Quantities:
+    counts = counted(first.work, first.config, lengths)
+    quantities: dict[str, tuple[float, float]] = {
         "sequences": (lengths.sequences, len(store.entries)),
         "answer tokens": (counts.answer_tokens, store.answer_tokens()),
         "tokens": (counts.tokens, sum(entry.length for entry in store.entries)),
         "bytes": (counts.store_bytes, store.bytes()),
     }
-    took = generation_seconds(folder)
+    took = generation_seconds(store.folder)
     if took is not None:
-        held["seconds"] = (generate_seconds(trial(config, first.settings)), took)
-    out: dict[str, Any] = {"allowed": ALLOWED, "store": _compared(held), "fits": {}}
-    for one in fits:
-        report(f"{one.name}: a few steps, and memory")
-        config = pipeline.drafter_config(replace(work, settings=one.settings), one.algorithm)
-        counts = count(lengths, model, layers, config, one.settings.fit)
-        layer, head = trained_weights(config)
-        muon = sum(muon_flops(shape) for shape in muon_matrices(config, one.settings.fit))
-        wide = getattr(torch, resolve_dtype(one.settings.fit.dtype)).itemsize
-        planned = fit_memory(config, one.settings.fit, lengths, wide)
-        memory = memory_of(make_trainer, widest_steps, Job(one.settings, one.algorithm, OURS))
-        out["fits"][one.name] = _compared(
-            {
-                "parameters": (counts.parameters, one.parameters),
-                "optimizer steps": (counts.optimizer_steps, one.steps),
-                "rows": (counts.fit_rows, one.layer_rows),
-                "FLOPs": (
-                    counts.fit_flops + counts.optimizer_flops,
-                    muon * one.steps + 6.0 * (layer * one.layer_rows + head * one.head_rows),
-                ),
-                "bytes of memory": (planned, memory.needed),
-                "seconds": (fit_seconds(trial(config, one.settings)), one.seconds),
-            }
-        )
-    out["as_planned"] = all(
-        abs(row["ratio"] - 1) <= ALLOWED
-        for rows in (out["store"], *out["fits"].values())
-        for row in rows.values()
+        trial = trial_of(first.work, first.config, lengths)
+        quantities["seconds"] = (answers_cost(trial).seconds, took)
+    return _compared(quantities)
+
+
+def _check_fit(one: Finished, lengths: Lengths) -> Quantities:
+    config, fit = one.config, one.work.settings.fit
+    counts, cost = (
+        counted(one.work, config, lengths),
+        fit_cost(trial_of(one.work, config, lengths)),
     )
-    return out
-
-
-def _compared(held: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "planned": round(planned, 1),
-            "recorded": round(recorded, 1),
-            "ratio": round(planned / recorded, 3),
+    (real,) = in_own_processes(_real_fit, widest_steps, [one], device_of(0))
+    flops = training_flops(config, one.layer_rows, one.head_rows)
+    return _compared(
+        {
+            "parameters": (counts.parameters, one.parameters),
+            "optimizer steps": (counts.optimizer_steps, one.steps),
+            "rows": (counts.fit_rows, one.layer_rows),
+            "FLOPs": (
+                counts.fit_flops + counts.optimizer_flops,
+                flops + one.steps * muon_flops(config, fit),
+            ),
+            "bytes of memory": (cost.memory, real.memory.needed),
+            "seconds": (cost.seconds, one.seconds),
         }
-        for name, (planned, recorded) in held.items()
+    )
+
+
+def _real_fit(one: Finished) -> Fit:
+    """The same fit at its first step, on the real store."""
+    with tempfile.TemporaryDirectory() as scratch:
+        group = Group(device=torch.device(device_of(0)))
+        return pipeline.make_fit(one.work, one.algorithm, Path(scratch), group)
+
+
+def _compared(quantities: Mapping[str, tuple[float, float]]) -> Quantities:
+    return {
+        name: Compared(round(planned, 1), round(recorded, 1), round(planned / recorded, 3))
+        for name, (planned, recorded) in quantities.items()
     }
 
 
-def page(data: Mapping[str, Any]) -> str:
+def page(data: PlanCheck) -> str:
     """The figures as Markdown."""
     rows = [
-        [
-            of if not i else "",
-            name,
-            f"{row['planned']:,.0f}",
-            f"{row['recorded']:,.0f}",
-            f"{row['ratio']:.2f}",
-            "yes" if abs(row["ratio"] - 1) <= data["allowed"] else "no",
-        ]
-        for of, held in {"store": data["store"], **data["fits"]}.items()
-        for i, (name, row) in enumerate(held.items())
+        (
+            f"{group}: {name}",
+            f"{one.planned:,.0f}",
+            f"{one.recorded:,.0f}",
+            f"{one.ratio:.2f}",
+            "yes" if one.as_planned else "no",
+        )
+        for group, quantities in {"store": data.store, **data.fits}.items()
+        for name, one in quantities.items()
     ]
-    within = f"within {data['allowed']:.0%}"
+    header = ["quantity", "planned", "recorded", "planned / recorded", f"within {ALLOWED:.0%}"]
     return "\n\n".join(
         [
             "# Plans against finished trainings",
             "Planned: what `train --plan` says while nothing is stored, with drawn lengths of "
-            "answers and seconds measured now on a few steps. Recorded: by the store and by each "
-            "fit as it ran, beside what else this machine did then; memory by a few real steps in "
-            "a process of its own, over a bare one.",
-            table(
-                ["", "quantity", "planned", "recorded", "planned / recorded", within], rows, (0, 1)
-            ),
+            "answers, and seconds and memory measured now on a few steps. Recorded: by the store "
+            "and by each fit as it ran, beside whatever else this machine did then; memory by a "
+            "few steps on the real store in a process of its own, over a bare one.",
+            markdown_table(header, rows),
         ]
     )

@@ -7,7 +7,6 @@ drafters that are thrown away. (Ours.)
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -29,9 +28,8 @@ from sgl_entropy.train.machine.peak_memory import Memory, in_own_processes
 from sgl_entropy.train.plan.trial import padded_rows
 from sgl_entropy.train.samples.open_store import checked_store
 from sgl_entropy.train.samples.store import Entry, Store
-from sgl_entropy.train.settings.file import TrainSettings
 from sgl_entropy.train.stages import drafter
-from sgl_entropy.train.workspace import target_folder
+from sgl_entropy.train.workspace import Workspace
 
 OURS, OURS_FLOAT32, PLAIN = "ours", "ours, float32", "straightforward"
 # Where a step's time goes. Each part but the first and the last is a range of torch's profiler,
@@ -55,7 +53,7 @@ Batches = Sequence[tuple[int, list[Entry]]]
 class ThroughputJob:
     """Which loop a measuring process builds: ``OURS``, ``OURS_FLOAT32`` or ``PLAIN``. Picklable."""
 
-    settings: TrainSettings
+    work: Workspace
     algorithm: Algorithm
     loop: str
 
@@ -144,27 +142,26 @@ class Throughput:
         return cls(**held)
 
 
-def layers_of(settings: TrainSettings) -> dict[str, tuple[int, ...]]:
+def layers_of(work: Workspace) -> dict[str, tuple[int, ...]]:
     """The layers that each drafter taps."""
-    model = json.loads((target_folder(settings) / "config.json").read_text(encoding="utf-8"))
-    layers = settings.drafter.eagle3_taps(int(model["num_hidden_layers"]))
-    return {"EDSD": settings.drafter.layers, "EAGLE3": layers}
+    given = work.settings.drafter
+    return {"EDSD": given.layers, "EAGLE3": given.eagle3_taps(work.num_layers)}
 
 
 def make_trainer(job: ThroughputJob) -> Trainer:
     """The job's loop, at its first step."""
-    settings = job.settings.fit
+    work, settings = job.work, job.work.settings.fit
     if job.loop != OURS:
         settings = replace(settings, dtype="float32")
-    config = drafter.drafter_config(job.settings, job.algorithm)
-    store = checked_store(job.settings)
-    embedding, head = read_embedding_and_head(target_folder(job.settings))
+    config = drafter.drafter_config(work, job.algorithm)
+    store = checked_store(work)
+    embedding, head = read_embedding_and_head(work.target)
     with tempfile.TemporaryDirectory() as scratch:
         fit = Fit(
             config,
             settings,
             store,
-            drafter.make_vocabulary(job.settings, job.algorithm, store),
+            drafter.make_vocabulary(work, store),
             embedding,
             head,
             Path(scratch),
@@ -173,7 +170,7 @@ def make_trainer(job: ThroughputJob) -> Trainer:
 
 
 def measure(
-    settings: TrainSettings, algorithm: Algorithm, batches: int, report: Callable[[str], None]
+    work: Workspace, algorithm: Algorithm, batches: int, report: Callable[[str], None]
 ) -> Throughput:
     """The figure.
 
@@ -183,14 +180,14 @@ def measure(
     Raises:
         ValueError: no store, ``fit.online`` or ``fit.prompt_rows``, or too few batches.
     """
-    if settings.fit.online:
+    if work.settings.fit.online:
         raise ValueError("benchmark reads a feature store: fit.online is set")
-    ours = make_trainer(ThroughputJob(settings, algorithm, OURS))
+    ours = make_trainer(ThroughputJob(work, algorithm, OURS))
     store = ours.store
     assert isinstance(ours, Fit)
     assert isinstance(store, Store)
     names = [OURS, PLAIN] if ours.settings.dtype == "float32" else [OURS, OURS_FLOAT32, PLAIN]
-    jobs = {name: ThroughputJob(settings, algorithm, name) for name in names}
+    jobs = {name: ThroughputJob(work, algorithm, name) for name in names}
     plans = [ours.plan(epoch) for epoch in range(ours.settings.epochs)]
     picked = spread_out(plans, batches)
     total = sum(map(len, plans))
@@ -220,7 +217,7 @@ def measure(
         },
         {name: _losses(figures[name], figures[PLAIN]) for name in names},
         parts,
-        bytes_a_token(store, layers_of(settings)),
+        bytes_a_token(store, layers_of(work)),
     )
 
 

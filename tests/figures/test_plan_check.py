@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy.cli import main
-from sgl_entropy.figures.plan_check import generation_seconds, page, read_finished
+from sgl_entropy.figures.plan_check import PlanCheck, generation_seconds, page, read_finished
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter
@@ -16,6 +16,7 @@ from sgl_entropy.train.workspace import Workspace
 from tests.train.fit.test_processes import work_folder
 from tests.train.plan.test_counts import settings_of
 
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results" / "training"
 SHORT = ["fit.epochs=2", "fit.max_steps=2", "fit.rows=40", "fit.answer_tokens=150"]
 SHORT += ["generate.answer_tokens=1000"]
 
@@ -55,7 +56,7 @@ def test_a_finished_fit_is_compared_by_the_command(
     assert held["store"]["bytes"]["recorded"] == Store(work / "store").bytes()
     assert fit["bytes of memory"]["recorded"] > 0
     text = (tmp_path / "c.md").read_text()
-    assert "| edsd | parameters |" in text
+    assert "| edsd: parameters |" in text
     assert "Measured 20" in text
 
 
@@ -78,18 +79,18 @@ def test_what_is_no_finished_fit_of_these_settings_is_refused(
 
 
 def test_a_folder_of_a_comparison_brings_its_own_recipe(work: Path, tiny_folder: Path) -> None:
-    from sgl_entropy.train.compare.file import Arm, Job
+    from sgl_entropy.train.compare.file import FitJob, Recipe
     from sgl_entropy.train.compare.run import fit_job
 
     more = ("drafter.fuse_residual=true",)
     settings = load_settings(None, settings_of(work, tiny_folder, [*SHORT, *more]))
-    job = Job(Arm("residual", "EDSD", settings), 3)
+    job = FitJob(Recipe("residual", "EDSD", settings), 3)
     fit_job(job, lambda line: None)
     plain = load_settings(None, settings_of(work, tiny_folder, []))
     found = read_finished(job.folder, Workspace.of(plain))
     assert (found.name, found.algorithm) == ("residual", "EDSD")
-    assert found.settings.drafter.fuse_residual
-    assert found.settings.fit == job.settings.fit
+    assert found.work.settings.drafter.fuse_residual
+    assert found.work.settings.fit == job.settings.fit
 
 
 def test_what_was_fitted_is_told_by_its_checkpoint(work: Path, tiny_folder: Path) -> None:
@@ -122,7 +123,17 @@ def test_time_of_generation_over_runs_and_workers(tmp_path: Path) -> None:
 
 def test_the_page_says_what_is_out_of_bounds() -> None:
     rows = {"rows": {"planned": 130.0, "recorded": 100.0, "ratio": 1.3}}
-    rows["steps"] = {"planned": 80.0, "recorded": 100.0, "ratio": 0.8}
-    text = page({"allowed": 0.25, "store": {}, "fits": {"a": rows}})
-    assert "| a | rows | 130 | 100 | 1.30 | no |" in text
-    assert "|  | steps | 80 | 100 | 0.80 | yes |" in text
+    found = PlanCheck.from_json({"store": {}, "fits": {"a": rows}})
+    assert not found.as_planned
+    assert "| a: rows | 130 | 100 | 1.30 | no |" in page(found)
+    rows["rows"] = {"planned": 80.0, "recorded": 100.0, "ratio": 0.8}
+    found = PlanCheck.from_json({"store": rows, "fits": {}})
+    assert found.as_planned
+    assert "| store: rows | 80 | 100 | 0.80 | yes |" in page(found)
+
+
+@pytest.mark.parametrize("name", ["plan-check", "plan-check-generated"])
+def test_the_committed_figures_can_be_read(name: str) -> None:
+    data = json.loads((RESULTS / f"{name}.json").read_text())
+    found = PlanCheck.from_json(data)
+    assert found.to_json().items() <= data.items()

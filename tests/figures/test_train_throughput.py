@@ -19,6 +19,7 @@ from sgl_entropy.figures.train_throughput import (
     PLAIN,
     Throughput,
     ThroughputJob,
+    Trainer,
     make_trainer,
     measure,
     spread_out,
@@ -46,11 +47,17 @@ def settings(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> TrainSetti
     return load_settings(None, settings_of(work, tiny_folder, [*TWO_EPOCHS, *OPTIONS]))
 
 
+def loop(settings: TrainSettings, name: str, algorithm: str = "EDSD") -> Trainer:
+    return make_trainer(ThroughputJob(Workspace.of(settings), algorithm, name))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("algorithm", ["EDSD", "EAGLE3"])
 def test_both_loops_learn_the_same(settings: TrainSettings, algorithm: str) -> None:
     """Losses, counts and right guesses of every draft step, and after two epochs the weights, with
     rows left out by Mask-p and by the draft vocabulary."""
-    ours, plain = (make_trainer(ThroughputJob(settings, algorithm, arm)) for arm in (OURS, PLAIN))  # type: ignore[arg-type]
+    ours, plain = (
+        make_trainer(ThroughputJob(Workspace.of(settings), algorithm, arm)) for arm in (OURS, PLAIN)
+    )  # type: ignore[arg-type]
     assert isinstance(ours, Fit)
     assert isinstance(plain, Straightforward)
     assert int(ours.drafter.t2d.sum()) < VOCAB
@@ -66,10 +73,10 @@ def test_both_loops_learn_the_same(settings: TrainSettings, algorithm: str) -> N
             assert [f.loss for f in mine] == pytest.approx([f.loss for f in other], rel=1e-4)
             left_out += sum(f.rows - f.counted for f in mine)
     assert left_out > 10
-    for (name, one), two in zip(
+    for (weight, one), two in zip(
         ours.drafter.named_parameters(), plain.drafter.parameters(), strict=True
     ):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-4, msg=name)
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-4, msg=weight)
 
 
 @pytest.mark.parametrize("algorithm", ["EDSD", "EAGLE3"])
@@ -79,7 +86,9 @@ def test_both_loops_leave_the_same_chains_behind(settings: TrainSettings, algori
         settings.fit, reached_only=True, steps=(3,), epochs=4, mask_gamma=5.0, learning_rate=5e-3
     )
     settings = replace(settings, fit=given)
-    ours, plain = (make_trainer(ThroughputJob(settings, algorithm, arm)) for arm in (OURS, PLAIN))  # type: ignore[arg-type]
+    ours, plain = (
+        make_trainer(ThroughputJob(Workspace.of(settings), algorithm, arm)) for arm in (OURS, PLAIN)
+    )  # type: ignore[arg-type]
     reached = torch.zeros(3)
     for epoch in range(4):
         for entries in ours.plan(epoch):
@@ -92,17 +101,17 @@ def test_both_loops_leave_the_same_chains_behind(settings: TrainSettings, algori
             assert mine[2].rows <= mine[1].right
             reached += torch.tensor([f.rows for f in mine])
     assert 0.9 * reached[0] > reached[1] > reached[2] > 10
-    for (name, one), two in zip(
+    for (weight, one), two in zip(
         ours.drafter.named_parameters(), plain.drafter.parameters(), strict=True
     ):
-        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=name)
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3, msg=weight)
 
 
 def test_no_logits_of_the_whole_vocabulary_are_made(settings: TrainSettings) -> None:
     """In ours no operator takes a row as wide as the target's vocabulary; in the straightforward
     loop some do."""
-    for loop, expected in ((OURS, False), (PLAIN, True)):
-        trainer = make_trainer(ThroughputJob(settings, "EDSD", loop))
+    for name, expected in ((OURS, False), (PLAIN, True)):
+        trainer = loop(settings, name)
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
             trainer.learn(trainer.plan(1)[0], 1, 10)
         shapes = [s for event in seen.events() for s in event.input_shapes or () if len(s) > 1]
@@ -110,10 +119,10 @@ def test_no_logits_of_the_whole_vocabulary_are_made(settings: TrainSettings) -> 
         assert any(shape[-1] == VOCAB for shape in shapes) == expected
 
 
-@pytest.mark.parametrize("loop", [OURS, PLAIN])
-def test_parts_are_those_of_a_step(settings: TrainSettings, loop: str) -> None:
+@pytest.mark.parametrize("name", [OURS, PLAIN])
+def test_parts_are_those_of_a_step(settings: TrainSettings, name: str) -> None:
     """Every range that the profiler is asked for is in the loop, and they add up to the step."""
-    trainer = make_trainer(ThroughputJob(settings, "EDSD", loop))
+    trainer = loop(settings, name)
     picked = [(1, trainer.plan(1)[0])]
     parts = step_parts(trainer, picked, 10)
     assert list(parts) == list(PARTS)

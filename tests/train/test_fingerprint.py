@@ -90,7 +90,7 @@ def test_a_store_of_another_target_of_the_same_name_is_refused(
     with pytest.raises(ValueError, match=message):
         known_lengths(workspace_of(work, other), print)
     with pytest.raises(ValueError, match=message):
-        make_trainer(ThroughputJob(settings_of(work, other), "EDSD", OURS))
+        make_trainer(ThroughputJob(workspace_of(work, other), "EDSD", OURS))
     with pytest.raises(ValueError, match=message):
         check(workspace_of(work, other), [], print)
     assert drafter.make_fit(workspace_of(work, own), "EDSD").train

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sgl_entropy.drafter.config import Algorithm
-from sgl_entropy.train import workspace
 from sgl_entropy.train.settings.drafter import DrafterSettings
 from sgl_entropy.train.settings.file import TrainSettings, load_settings, read_settings
 from sgl_entropy.train.settings.fit import FitSettings
+from sgl_entropy.train.workspace import work_folder
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class FitJob:
 
     @property
     def folder(self) -> Path:
-        work = workspace.work_folder(self.recipe.settings)
+        work = work_folder(self.recipe.settings)
         return work / "compare" / self.recipe.name / f"seed-{self.seed}"
 
     @property
@@ -149,7 +149,7 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     baseline = raw.get("baseline", names[0])
     if baseline not in names:
         raise ValueError(f"{path}: the baseline {baseline!r} is none of the arms {names}")
-    if len({workspace.work_folder(arm.settings) for arm in arms}) > 1:
+    if len({work_folder(arm.settings) for arm in arms}) > 1:
         raise ValueError(f"{path}: the arms must share one work folder: they share its store")
     _check_curves(path, arms)
     return Comparison(arms, baseline, tuple(dict.fromkeys(seeds)))

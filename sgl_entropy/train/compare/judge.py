@@ -15,20 +15,22 @@ from sgl_entropy.base.disk import write_whole
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.evaluate.walk import ChainFigures, GreedyAnswer, draft_answer, greedy_answers
 from sgl_entropy.target.plain import PlainTarget
-from sgl_entropy.train import workspace
 from sgl_entropy.train.compare.file import Comparison, FitJob, Recipe
 from sgl_entropy.train.compare.records import FitRecord, JudgedBy, JudgedFit, read_judged
 from sgl_entropy.train.machine.processes import device_of
 from sgl_entropy.train.stages import drafter as pipeline
+from sgl_entropy.train.workspace import Workspace
 
 
 class Judge:
     """Judges the jobs of a comparison; answers are generated when the first job needs them."""
 
-    def __init__(self, comparison: Comparison, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, work: Workspace, comparison: Comparison, report: Callable[[str], None]
+    ) -> None:
         self.report = report
-        self.given = comparison.recipes[0].settings
-        self.layers = sorted({layer for one in comparison.recipes for layer in layers_of(one)})
+        self.work = replace(work, settings=comparison.recipes[0].settings)
+        self.layers = sorted({n for one in comparison.recipes for n in layers_of(work, one)})
         self._answers: list[tuple[str, GreedyAnswer]] = []
         self._embedding = torch.zeros(0)
         self._digest = ""
@@ -36,7 +38,7 @@ class Judge:
     def judged(self, job: FitJob) -> JudgedFit:
         """The job's record: the one in its folder, if it was judged by the same, else a new one."""
         path = job.folder / "result.json"
-        given = self.given.evaluate
+        given = self.work.settings.evaluate
         asked = JudgedBy(
             Path(given.benchmarks).name,
             given.prompts,
@@ -49,7 +51,7 @@ class Judge:
         if known is None or known.evaluate.sha256 is not None:
             asked = replace(asked, sha256=self._sha256())
         if known is not None and known.evaluate.agrees_with(asked):
-            return replace(known, curve=job.recipe.curve, layers=layers_of(job.recipe))
+            return replace(known, curve=job.recipe.curve, layers=layers_of(self.work, job.recipe))
         made = self._judge(job, replace(asked, sha256=self._sha256()))
         write_whole(path, json.dumps(made.to_json()) + "\n")
         return made
@@ -74,7 +76,7 @@ class Judge:
             job.recipe.curve,
             job.seed,
             job.recipe.algorithm,
-            layers_of(job.recipe),
+            layers_of(self.work, job.recipe),
             asked,
             FitRecord(**cost),
             prompts,
@@ -83,15 +85,15 @@ class Judge:
 
     def _sha256(self) -> str:
         """Of the prompts: they may be others under the same name."""
-        self._digest = self._digest or pipeline.benchmark_texts(self.given)[1]
+        self._digest = self._digest or pipeline.benchmark_texts(self.work.settings.evaluate)[1]
         return self._digest
 
     def _generate(self) -> None:
         if self._answers:
             return
-        given, folder = self.given.evaluate, workspace.target_folder(self.given)
+        given, folder = self.work.settings.evaluate, self.work.target
         target = PlainTarget.from_folder(folder, getattr(torch, given.dtype), device_of(0))
-        prompts = pipeline.benchmark_prompts(self.given)
+        prompts = pipeline.benchmark_prompts(self.work)
         flat = [(group, one) for group, several in prompts.items() for one in several]
         answers = greedy_answers(
             target, [p for _, p in flat], given.max_new_tokens, self.layers, report=self.report
@@ -100,6 +102,7 @@ class Judge:
         self._embedding = target.embedding
 
 
-def layers_of(recipe: Recipe) -> list[int]:
+def layers_of(work: Workspace, recipe: Recipe) -> list[int]:
     """The layers that its drafters tap."""
-    return list(pipeline.drafter_config(recipe.settings, recipe.algorithm).target_layer_ids or ())
+    own = replace(work, settings=recipe.settings)
+    return list(pipeline.drafter_config(own, recipe.algorithm).target_layer_ids or ())

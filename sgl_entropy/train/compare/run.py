@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -24,25 +24,27 @@ from sgl_entropy.train.machine.processes import Group, device_of
 from sgl_entropy.train.samples import open_store
 from sgl_entropy.train.samples.store import Samples
 from sgl_entropy.train.stages import drafter as pipeline
+from sgl_entropy.train.workspace import Workspace
 
 Report = Callable[[str], None]
 
 
-def run(comparison: Comparison, workers: int, report: Report) -> list[JudgedFit]:
+def run(work: Workspace, comparison: Comparison, workers: int, report: Report) -> list[JudgedFit]:
     """Fit what is not fitted, judge what is not judged; one record a job, in the jobs' order.
 
     Args:
+        work: the target and the folder that all recipes share.
         workers: processes that fit at once, each with one thread, on the GPU where there is one.
     """
     jobs = comparison.jobs()
-    judge = Judge(comparison, report)  # asks every recipe for its layers, before any is fitted
+    judge = Judge(work, comparison, report)  # refuses layers before any fit
     todo = [job for job in jobs if not job.fitted]
-    _make_vocabularies(todo)
+    _make_vocabularies(work, todo)
     _fit_all(todo, workers, report)
     return [judge.judged(job) for job in jobs]
 
 
-def _make_vocabularies(todo: Sequence[FitJob]) -> None:
+def _make_vocabularies(shared: Workspace, todo: Sequence[FitJob]) -> None:
     """One process makes them, so that several never write one at once. Jobs share the store."""
     store: Samples | None = None
     done: set[tuple[int, float, int]] = set()
@@ -54,8 +56,9 @@ def _make_vocabularies(todo: Sequence[FitJob]) -> None:
             given.fit.validation_every,
         )
         if given.fit.start or key not in done:
-            store = store or open_store.open_store(given)
-            pipeline.make_vocabulary(given, job.recipe.algorithm, store)
+            work = replace(shared, settings=given)
+            store = store or open_store.open_store(work)
+            pipeline.make_vocabulary(work, store)
             done.add(key)
 
 
@@ -63,7 +66,8 @@ def fit_job(job: FitJob, report: Report = print) -> None:
     """Fit and export one job; its folder's ``drafter`` appears only when it is whole."""
     torch.set_num_threads(1)
     group = Group(device=torch.device(device_of(0)))
-    fit = pipeline.make_fit(job.settings, job.recipe.algorithm, job.folder, group)
+    work = Workspace.of(job.settings)
+    fit = pipeline.make_fit(work, job.recipe.algorithm, job.folder, group)
     fit.run(lambda line: report(f"{job.name}: {line}"))
     done = {"recipe": job.decides, **asdict(FitRecord.of(fit))}
     write_whole(job.folder / "fit.json", json.dumps(done) + "\n")

@@ -1,9 +1,12 @@
-"""``train --plan``: the settings, the machine or GPU, and what is there already, put together."""
+"""``train --plan``: what ``prepare``, ``features`` and ``fit`` will cost, before they run.
+
+What is answered or stored already costs nothing. Nothing is written. (Ours.)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,92 +14,86 @@ import torch
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.train.answers.file import ROUND, read_answers
 from sgl_entropy.train.machine.dtype import resolve_dtype
-from sgl_entropy.train.plan.counts import REACHED, as_report, count, held_bytes
-from sgl_entropy.train.plan.gpu import GPUS, Gpu, bound_by_kernels, fit_kernels, gpu_seconds
+from sgl_entropy.train.machine.processes import device_of
+from sgl_entropy.train.plan.counts import REACHED, Counts, count, keeps_features, kept_bytes
 from sgl_entropy.train.plan.lengths import Lengths, expected_lengths
-from sgl_entropy.train.plan.memory import fit_memory, generate_memory, online_memory
-from sgl_entropy.train.plan.trial import Trial, measure_here
-from sgl_entropy.train.prompts.file import Report, planned_prompts
+from sgl_entropy.train.plan.trial import Cost, Trial, data_cost, fit_cost
+from sgl_entropy.train.prompts.file import planned_prompts
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.samples.open_store import checked_store
 from sgl_entropy.train.samples.store import made_with
-from sgl_entropy.train.settings.file import TrainSettings
 from sgl_entropy.train.stages.drafter import drafter_config
 from sgl_entropy.train.workspace import Workspace
 
+Report = Callable[[str], None]
 
-def plan(
-    work: Workspace, algorithm: Algorithm, gpu: Gpu | None, report: Report = print
-) -> dict[str, Any]:
-    """What ``prepare``, ``features`` and ``fit`` will cost, before they run; see the module
-    ``plan``. What is answered or stored already costs nothing. Nothing is written.
 
-    Args:
-        gpu: a described one; None = this machine, where a minute is spent on measuring.
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training will cost.
+
+    Attributes:
+        data: of answers and features; fit: of the optimizer steps.
+        basis: what seconds and memory rest on.
+        notes: what a reader has to know.
     """
-    settings, model = work.settings, work.model
-    given, fit = settings.generate, settings.fit
+
+    algorithm: Algorithm
+    lengths: Lengths
+    counts: Counts
+    data: Cost
+    fit: Cost
+    basis: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` writes it."""
+        return {
+            "algorithm": self.algorithm,
+            "lengths": {
+                "sequences": self.lengths.sequences,
+                "to_generate": len(self.lengths.new),
+                "prompt": round(self.lengths.prompt, 1),
+                "answer": round(self.lengths.answer, 1),
+                "origin": self.lengths.origin,
+            },
+            **asdict(self.counts),
+            "bytes_per_token": round(self.counts.store_bytes / self.counts.tokens, 1),
+            "generate_memory_bytes": self.data.memory,
+            "fit_memory_bytes": self.fit.memory,
+            "generate_seconds": round(self.data.seconds, 1),
+            "fit_seconds": round(self.fit.seconds, 1),
+            "basis": self.basis,
+            "notes": list(self.notes),
+        }
+
+
+def plan(work: Workspace, algorithm: Algorithm, report: Report = print) -> TrainingPlan:
+    """Count the training, and try a few steps of it on this machine: about a minute."""
     lengths = known_lengths(work, report)
     config = drafter_config(work, algorithm)
-    layers = work.stored_layers
-    counts = count(lengths, model, len(layers), config, fit)
-    dtypes = ["bfloat16", "bfloat16"]
-    notes = []
-    if gpu is not None:
-        held = fit.online and held_bytes(config, lengths, fit) <= fit.hold_gb * 1e9
-        under = work.num_layers if fit.online and not held else 0
-        kernels = fit_kernels(config, fit, counts.optimizer_steps, under)
-        seconds = gpu_seconds(gpu, counts, lengths, model, given.slots, kernels)
-        if bound_by_kernels(gpu, counts, kernels):
-            notes.append(
-                "fit is bound by small kernels: trainings side by side on this GPU take turns, and "
-                "more fit.rows are nearly free"
-            )
-    else:
-        dtypes = [
-            resolve_dtype(given.dtype, made_with(work.store_folder)),
-            resolve_dtype(fit.dtype),
-        ]
-        if torch.cuda.is_available():
-            notes.append(
-                f"this machine has a GPU ({torch.cuda.get_device_name()}): fit, compare and "
-                "evaluate use it, prepare with fit.online=true, and features of answers that are "
-                "there; generate does not. These seconds are of its CPU: --gpu "
-                f"{'|'.join(GPUS)} estimates a GPU's"
-            )
-            report(notes[-1])
-        report("measuring a few steps of each stage, about a minute")
-        seconds = measure_here(
-            Trial(
-                str(work.target),
-                layers,
-                config,
-                fit,
-                lengths,
-                given.slots,
-                given.workers,
-                dtypes[0],
-            )
-        )
-    wide, fit_wide = (getattr(torch, dtype).itemsize for dtype in dtypes)
-    taps = 0 if fit.online else len(layers)
-    memory = {
-        "generate": generate_memory(lengths, given, model, taps, wide),
-        "fit": fit_memory(config, fit, lengths, fit_wide)
-        + online_memory(config, fit, lengths, model, wide),
-    }
-    notes += _held_note(settings, config, lengths)
-    if fit.reached_only:
-        notes.append(
-            f"fit.reached_only: {REACHED:.0%} of the chains at a draft step are taken to go on; a "
-            "good drafter's are more"
-        )
-    if gpu is not None:
-        notes += _fit_notes(gpu, memory)
-    figures = as_report(algorithm, lengths, counts, seconds, memory, notes)
-    if gpu is not None:
-        figures["fits"] = max(memory.values()) <= gpu.memory
-    return figures
+    counts = counted(work, config, lengths)
+    report("measuring a few steps of each stage, about a minute")
+    trial = trial_of(work, config, lengths)
+    data, fit = data_cost(trial), fit_cost(trial)
+    basis = "measured here: a few steps of each stage"
+    if torch.cuda.is_available():
+        basis += f", the fit's on {torch.cuda.get_device_name()}"
+    return TrainingPlan(
+        algorithm, lengths, counts, data, fit, basis, _notes(work, config, lengths, fit)
+    )
+
+
+def counted(work: Workspace, config: DrafterConfig, lengths: Lengths) -> Counts:
+    """What a plan says of every machine."""
+    return count(lengths, work.model, len(work.stored_layers), config, work.settings.fit)
+
+
+def trial_of(work: Workspace, config: DrafterConfig, lengths: Lengths) -> Trial:
+    """What has to be tried to tell the seconds and the memory of the stages."""
+    device = device_of(0) if work.settings.fit.online else "cpu"
+    dtype = resolve_dtype(work.settings.generate.dtype, made_with(work.store_folder), device)
+    return Trial(work, config, lengths, dtype)
 
 
 def known_lengths(work: Workspace, report: Report) -> Lengths:
@@ -116,24 +113,63 @@ def known_lengths(work: Workspace, report: Report) -> Lengths:
     return expected_lengths(rounds, replace(given, workers=1), None, answered)
 
 
-def _held_note(settings: TrainSettings, config: DrafterConfig, lengths: Lengths) -> list[str]:
-    fit = settings.fit
-    if not fit.online or not fit.hold_gb:
-        return []
-    held = held_bytes(config, lengths, fit)
-    if held <= fit.hold_gb * 1e9:
-        return []
-    return [
-        f"fit.hold_gb would not hold the features, which take {held / 1e9:.1f} GB: they are "
-        "computed anew in every epoch"
-    ]
+def _notes(work: Workspace, config: DrafterConfig, lengths: Lengths, cost: Cost) -> tuple[str, ...]:
+    fit, notes = work.settings.fit, []
+    if fit.online and fit.hold_gb and not keeps_features(config, lengths, fit):
+        notes.append(
+            f"fit.hold_gb has no room for the features, which take "
+            f"{kept_bytes(config, lengths, fit) / 1e9:.1f} GB: they are computed anew in every "
+            "epoch"
+        )
+    if fit.reached_only:
+        notes.append(
+            f"fit.reached_only: of the chains at a draft step, {REACHED:.0%} are assumed to go on; "
+            "with a good drafter it is more"
+        )
+    if torch.cuda.is_available():
+        room = torch.cuda.get_device_properties(0).total_memory
+        if cost.memory > room:
+            notes.append(
+                f"does not fit: the fit needs {cost.memory / 1e9:.1f} GB, the GPU has "
+                f"{room / 1e9:.0f}; lower fit.hold_gb or fit.rows"
+            )
+    return tuple(notes)
 
 
-def _fit_notes(gpu: Gpu, memory: Mapping[str, int]) -> list[str]:
-    lower = {"generate": "generate.slots", "fit": "fit.rows (or fit.hold_gb)"}
-    return [
-        f"does not fit: {stage} needs {need / 1e9:.1f} GB, the GPU has {gpu.memory / 1e9:.0f}; "
-        f"lower {lower[stage]}"
-        for stage, need in memory.items()
-        if need > gpu.memory
+def table(found: TrainingPlan) -> str:
+    """The plan for people."""
+    lengths, counts = found.lengths, found.counts
+    stored = counts.store_bytes
+    made = counts.generate_flops + counts.feature_flops
+    learned = counts.fit_flops + counts.online_flops + counts.optimizer_flops
+    rows = [
+        ("sequences", f"{lengths.sequences:,} ({len(lengths.new):,} to be answered)"),
+        ("", f"mean prompt {lengths.prompt:.0f}, answer {lengths.answer:.0f} tokens"),
+        ("", lengths.origin),
+        ("answer tokens", f"{counts.answer_tokens:,} ({counts.tokens:,} with prompts)"),
+        (
+            "feature store",
+            f"{stored / 1e9:.2f} GB" if stored else "none: features are computed online",
+        ),
+        ("", f"{stored / counts.tokens:.0f} bytes a token" if stored else ""),
+        ("answers + features", f"{made:.2e} FLOPs, {_duration(found.data.seconds)}"),
+        ("", f"{found.data.memory / 1e9:.2f} GB of memory" if made else ""),
+        ("fit", f"{learned:.2e} FLOPs, {counts.fit_rows:,} rows"),
+        ("", _part(counts.online_flops, "by the target, online")),
+        ("", _part(counts.optimizer_flops, "by Muon, in float32")),
+        ("", f"{counts.optimizer_steps:,} steps, {_duration(found.fit.seconds)}"),
+        ("", f"{found.fit.memory / 1e9:.2f} GB of memory"),
     ]
+    head = f"{found.algorithm} on this machine ({found.basis})"
+    lines = [f"  {name:<20} {value}" for name, value in rows if value]
+    return "\n".join([head, *lines, *(f"note: {note}" for note in found.notes)])
+
+
+def _part(flops: float, what: str) -> str:
+    return f"{flops:.2e} of them {what}" if flops else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,14 +1,15 @@
-"""Seconds of this machine, from a few real steps of generation and of fitting (ours)."""
+"""Seconds and memory of the long stages, from a few real steps on the devices that will take them.
+
+Each stage is tried in processes of its own, as many as will work at once; what a few steps took is
+scaled by the tokens, or the chains, that are to come. (Ours.)
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -21,19 +22,22 @@ from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.answers.file import Answered, in_batches
 from sgl_entropy.train.fit.trainer import Fit
-from sgl_entropy.train.plan.counts import Seconds, held_bytes, unrolled_shares
+from sgl_entropy.train.machine.peak_memory import in_own_processes
+from sgl_entropy.train.machine.processes import Group, device_of
+from sgl_entropy.train.plan.counts import keeps_features, kept_bytes, unrolled_shares
 from sgl_entropy.train.plan.lengths import Lengths
-from sgl_entropy.train.plan.slots import worker_schedule
-from sgl_entropy.train.prompts.order import PREFILL_ROWS, Prompt
+from sgl_entropy.train.prompts.order import PREFILL_ROWS, Prompt, next_prefill, worker_queue
 from sgl_entropy.train.samples.batches import chain_count, plan_epoch
 from sgl_entropy.train.samples.features import features_of
-from sgl_entropy.train.samples.generate import Batch
+from sgl_entropy.train.samples.generate import REFILLED, Batch
+from sgl_entropy.train.samples.online import OnlineStore
 from sgl_entropy.train.samples.shards import Sample, write_shard
-from sgl_entropy.train.samples.store import FORMAT, Entry, Store, write_meta
+from sgl_entropy.train.samples.store import FORMAT, Entry, Samples, Store, write_meta
 from sgl_entropy.train.settings.fit import FitSettings
+from sgl_entropy.train.workspace import Workspace
 
-# What is timed: prefills, lengths at which decode steps are, steps at each, optimizer steps.
-_PREFILLS, _DECODE_LENGTHS, _DECODE_STEPS, _BATCHES = 6, 3, 5, 24
+# What is timed: prefills (or batches of features), decode steps, optimizer steps.
+_PREFILLS, _DECODE_STEPS, _BATCHES = 6, 8, 20
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -41,67 +45,95 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Trial:
-    """What the measuring processes need: picklable."""
+    """What is to be tried. Picklable.
 
-    target: str
-    layers: tuple[int, ...]
+    Attributes:
+        config: of the drafter.
+        dtype: of the target's weights and matmuls.
+    """
+
+    work: Workspace
     config: DrafterConfig
-    fit: FitSettings
     lengths: Lengths
-    slots: int
-    workers: int
     dtype: str
 
+    @property
+    def fit(self) -> FitSettings:
+        return self.work.settings.fit
 
-def measure_here(trial: Trial) -> Seconds:
-    """A few real steps of both stages."""
-    basis = "measured here, on the CPU: a few steps of each stage"
-    made = generate_seconds(trial)
+    def target_on(self, device: str) -> PlainTarget:
+        """The target, loaded there."""
+        return PlainTarget.from_folder(self.work.target, getattr(torch, self.dtype), device)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Expected wall seconds of a stage, and bytes that its processes need together: of the GPU
+    where they use one, else of main memory."""
+
+    seconds: float = 0.0
+    memory: int = 0
+
+
+def data_cost(trial: Trial) -> Cost:
+    """Of the answers that are not there yet, and of the features that the store lacks."""
+    written, read = answers_cost(trial), Cost()
     if not trial.fit.online:
-        made += feature_seconds(trial, trial.lengths.unread, trial.workers)
-    return Seconds(made, fit_seconds(trial), basis)
+        workers = trial.work.settings.generate.workers
+        read = features_cost(trial, trial.lengths.unread, workers)
+    return Cost(written.seconds + read.seconds, max(written.memory, read.memory))
 
 
-def generate_seconds(trial: Trial) -> float:
-    """Of all answers that are not there yet, with their features, in as many processes as it will
-    use."""
+def answers_cost(trial: Trial) -> Cost:
+    """Of the answers that are not there yet, with their features where there will be a store."""
     new = trial.lengths.new
     if not new:
-        return 0.0
-    workers = min(trial.workers, len(new))
-    with _pool(workers) as pool:
-        rates = list(pool.map(_generation_rate, [trial] * workers, range(workers)))
-    return sum(entry.length - entry.prompt_length for entry in new) / workers / min(rates)
+        return Cost()
+    workers = min(trial.work.settings.generate.workers, len(new))
+    found = in_own_processes(
+        _slots, _answer_rate, [(trial, number, workers) for number in range(workers)]
+    )
+    slowest = min(one.result for one in found)
+    answer_tokens = sum(entry.length - entry.prompt_length for entry in new)
+    return Cost(answer_tokens / workers / slowest, sum(one.memory.needed for one in found))
 
 
-def feature_seconds(trial: Trial, entries: Sequence[Entry], workers: int) -> float:
+def features_cost(trial: Trial, entries: Sequence[Entry], workers: int) -> Cost:
     """Of the target's forward over ``entries``, which are answered, in so many processes."""
     if not entries:
-        return 0.0
+        return Cost()
     workers = min(workers, len(entries))
-    with _pool(workers) as pool:
-        rates = list(pool.map(_feature_rate, [trial] * workers, [list(entries)] * workers))
-    return sum(entry.length for entry in entries) / workers / min(rates)
+    jobs = [(trial, tuple(entries), device_of(number)) for number in range(workers)]
+    found = in_own_processes(_reader, _feature_rate, jobs, device_of(0))
+    slowest = min(one.result for one in found)
+    tokens = sum(entry.length for entry in entries)
+    return Cost(tokens / workers / slowest, sum(one.memory.needed for one in found))
 
 
-def fit_seconds(trial: Trial) -> float:
-    """Of all optimizer steps, in a process of its own, and of the target's share where it computes
-    features online."""
-    with _pool(1) as pool:
-        took = pool.submit(_fit_seconds, trial).result()
-    fit = trial.fit
-    if fit.online:
-        learned = trial.lengths.learned(fit)
-        if held_bytes(trial.config, trial.lengths, fit) <= fit.hold_gb * 1e9:
-            took += feature_seconds(trial, [*learned, *trial.lengths.held_out(fit)], 1)
-        else:
-            took += fit.epochs * feature_seconds(trial, learned, 1)
-    return took
+def fit_cost(trial: Trial) -> Cost:
+    """Of all optimizer steps, and of the target's share where it computes features online.
+
+    Raises:
+        ValueError: the largest batch does not fit on the GPU.
+    """
+    try:
+        (found,) = in_own_processes(_noise_fit, _fit_seconds, [trial], device_of(0))
+    except torch.cuda.OutOfMemoryError:
+        raise ValueError(
+            f"a largest batch does not fit on {torch.cuda.get_device_name()}: lower fit.rows"
+        ) from None
+    cost = Cost(found.result, found.memory.needed)
+    lengths, fit = trial.lengths, trial.fit
+    if fit.online and keeps_features(trial.config, lengths, fit):
+        seen = [*lengths.learned(fit), *lengths.held_out(fit)]
+        once = features_cost(trial, seen, 1).seconds
+        cost = Cost(cost.seconds + once, cost.memory + kept_bytes(trial.config, lengths, fit))
+    return cost
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+def padded_rows(batch: Sequence[Entry]) -> int:
+    """Rows of a batch, padding included."""
+    return len(batch) * max(entry.length for entry in batch)
 
 
 def _spread(items: Sequence[T], wanted: int, size: Callable[[T], int]) -> list[T]:
@@ -111,41 +143,51 @@ def _spread(items: Sequence[T], wanted: int, size: Callable[[T], int]) -> list[T
     return [order[(2 * i + 1) * len(order) // (2 * wanted)] for i in range(wanted)]
 
 
-def _generation_rate(trial: Trial, number: int) -> float:
-    """Answer tokens a second of worker ``number``: prefills and decode steps of its schedule, each
-    at the mean cost of a few that are spread over their sizes."""
-    torch.set_num_threads(1)
-    schedule = worker_schedule(trial.lengths.new, number, trial.workers, trial.slots)
-    target = PlainTarget.from_folder(trial.target, getattr(torch, trial.dtype))
-    longest = max(schedule.steps) + _DECODE_STEPS + 2
-    batch = Batch(target, schedule.slots, longest, trial.layers)
-    prefills = _spread(schedule.prefills, _PREFILLS, _padded)
-    batch.admit(prefills[0], range(len(prefills[0])))  # makes kernels
-    taken = sum(_seconds(batch.admit, part, range(len(part))) for part in prefills)
-    prefill = taken * sum(map(_padded, schedule.prefills)) / sum(map(_padded, prefills))
-    # From here on all slots are taken, by whatever they hold.
-    batch.prompts = [prefills[0][0]] * schedule.slots
-    steps = []
-    for length in _spread(schedule.steps, _DECODE_LENGTHS, int):
-        batch.cache = target.new_cache(schedule.slots)
-        batch.lengths.fill_(length)
-        batch.step()  # makes room
-        steps.append(statistics.median(_seconds(batch.step) for _ in range(_DECODE_STEPS)))
-    # A step costs what its slots cost.
-    full = sum(schedule.held) / schedule.slots
-    return schedule.answer_tokens / (prefill + full * statistics.fmean(steps))
+def _seconds(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float:
+    began = time.perf_counter()
+    work(*args, **kwargs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
-def _feature_rate(trial: Trial, entries: Sequence[Entry]) -> float:
-    """Tokens a second of the target's forward over answers, from a few batches of their lengths."""
-    torch.set_num_threads(1)
-    target = PlainTarget.from_folder(trial.target, getattr(torch, trial.dtype))
-    ordered = sorted(entries, key=lambda entry: entry.length)
-    blank = [Answered(e.prompt_id, e.prompt_length, (0,) * e.length) for e in ordered]
-    parts = _spread(list(in_batches(blank, PREFILL_ROWS)), _PREFILLS, len)
-    features_of(target, parts[0], trial.layers)  # makes kernels
-    took = sum(_seconds(features_of, target, part, trial.layers) for part in parts)
-    return sum(len(one.tokens) for part in parts for one in part) / took
+def _slots(job: tuple[Trial, int, int]) -> tuple[Batch, list[Prompt], Trial]:
+    """Empty slots of worker ``number`` of ``workers``, and its prompts, whose tokens are zeros."""
+    trial, number, workers = job
+    prompts = [Prompt(e.prompt_id, (0,) * e.prompt_length) for e in trial.lengths.new]
+    queue = worker_queue(prompts, number, workers)
+    given, target = trial.work.settings.generate, trial.target_on("cpu")
+    longest = max(len(prompt.tokens) for prompt in queue) + given.max_new_tokens
+    slots = min(given.slots, len(queue))
+    return Batch(target, slots, longest + _DECODE_STEPS + 2, trial.work.stored_layers), queue, trial
+
+
+def _answer_rate(ready: tuple[Batch, list[Prompt], Trial]) -> float:
+    """Answer tokens a second, from a few prefills and decode steps of full slots."""
+    batch, queue, trial = ready
+    slots = len(batch.prompts)
+    prefills, left = [], list(queue)
+    while left:
+        prefills.append(next_prefill(left, slots))
+    parts = _spread(prefills, _PREFILLS, _padded)
+    batch.admit(parts[0], range(len(parts[0])))  # makes kernels
+    took = sum(_seconds(batch.admit, part, range(len(part))) for part in parts)
+    prefill = took / sum(map(_padded, parts)) * sum(map(_padded, prefills))
+    # From here on all slots are taken, by whatever they hold. A step attends over the longest one:
+    # neighbours are of similar prompts, and some answer is always near its end.
+    answers = {e.prompt_id: e.length - e.prompt_length for e in trial.lengths.new}
+    wanted = sum(answers[prompt.prompt_id] for prompt in queue)
+    prompt = sum(answers[one.prompt_id] * len(one.tokens) for one in queue) / wanted
+    batch.prompts = [parts[0][0]] * slots
+    batch.cache = batch.target.new_cache(slots)
+    batch.lengths.fill_(round(prompt + max(answers.values()) - _DECODE_STEPS / 2))
+    batch.step()  # makes room
+    step = statistics.median(_seconds(batch.step) for _ in range(_DECODE_STEPS))
+    # Slots wait until several are idle before they are filled again, at most as long as the
+    # longest answer is under way.
+    waiting = (min(REFILLED, slots) - 1) / 2
+    busy = max(slots - waiting, slots * wanted / len(queue) / max(answers.values()))
+    return wanted / (prefill + wanted / busy * step)
 
 
 def _padded(part: Sequence[Prompt]) -> int:
@@ -153,91 +195,125 @@ def _padded(part: Sequence[Prompt]) -> int:
     return len(part) * max(len(prompt.tokens) for prompt in part)
 
 
-def _seconds(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> float:
-    began = time.perf_counter()
-    work(*args, **kwargs)
-    return time.perf_counter() - began
+def _reader(
+    job: tuple[Trial, tuple[Entry, ...], str],
+) -> tuple[PlainTarget, list[list[Answered]], tuple[int, ...]]:
+    """The target, and a few batches of the lengths of ``entries``: their tokens are zeros."""
+    trial, entries, device = job
+    target = trial.target_on(device)
+    ordered = sorted(entries, key=lambda entry: entry.length)
+    blank = [Answered(e.prompt_id, e.prompt_length, (0,) * e.length) for e in ordered]
+    parts = _spread(list(in_batches(blank, PREFILL_ROWS)), _PREFILLS, len)
+    stored = () if trial.fit.online else trial.work.stored_layers
+    return target, parts, stored or trial.config.target_layer_ids or ()
 
 
-def _fit_seconds(trial: Trial) -> float:
-    """Seconds of all optimizer steps, from real steps on a store of noise: some batches of the real
-    plan, spread over their widths, with sequences of the planned lengths."""
-    torch.set_num_threads(1)
+def _feature_rate(ready: tuple[PlainTarget, list[list[Answered]], tuple[int, ...]]) -> float:
+    """Tokens a second."""
+    target, parts, layers = ready
+    features_of(target, parts[0], layers)  # makes kernels
+    took = sum(_seconds(features_of, target, part, layers) for part in parts)
+    return sum(len(one.tokens) for part in parts for one in part) / took
+
+
+@dataclass(frozen=True)
+class _NoiseFit:
+    """A fit that is thrown away, on noise: batches of some epochs, and the widest one."""
+
+    fit: Fit
+    batches: dict[int, list[list[Entry]]]
+    widest: list[Entry]
+    trial: Trial
+    folder: tempfile.TemporaryDirectory[str]
+
+
+def _noise_fit(trial: Trial) -> _NoiseFit:
+    """Some batches of the real plan, spread over their widths, of sequences as long as planned."""
     fit = trial.fit
     entries, first = trial.lengths.learned(fit), trial.lengths.prompt_from(fit)
     # Schedules are straight lines over the epochs: a few of them tell the others.
     some = sorted({round(i * (fit.epochs - 1) / 3) for i in range(4)})
-    picked = {
-        epoch: _spread(
-            plan_epoch(entries, fit.rows, fit.seed, epoch, first), _BATCHES // len(some), _width
-        )
-        for epoch in some
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        run = _noise_fit(trial, [one for plan in picked.values() for one in plan], Path(folder))
-        held = {entry.prompt_id: entry for entry in run.store.entries}
-        batches = {
-            epoch: [[held[entry.prompt_id] for entry in batch] for batch in plan]
-            for epoch, plan in picked.items()
-        }
-        run.learn(batches[0][0], 0, 10**6)  # makes kernels
-        cost = [
-            sum(_seconds(run.learn, batch, epoch, 10**6) for batch in plan)
-            / sum(chain_count(entry, first) for batch in plan for entry in batch)
-            for epoch, plan in batches.items()
-        ]
-    chains = sum(chain_count(entry, first) for entry in entries)
-    costs = np.interp(range(fit.epochs), some, cost)
-    shares = [statistics.fmean(unrolled_shares(fit, epoch)) for epoch in range(fit.epochs)]
-    return float(chains * costs.dot(shares))
+    plans = {epoch: plan_epoch(entries, fit.rows, fit.seed, epoch, first) for epoch in some}
+    widest = max(plans[some[-1]], key=padded_rows)
+    picked = {epoch: _spread(plans[epoch], _BATCHES // len(some), _longest) for epoch in some}
+    every = [entry for plan in (*picked.values(), [widest]) for batch in plan for entry in batch]
+    folder = tempfile.TemporaryDirectory()
+    made = _fit_on_noise(trial, list(dict.fromkeys(every)), Path(folder.name))
+    known = {entry.prompt_id: entry for entry in made.train}
+
+    def own(batch: Sequence[Entry]) -> list[Entry]:
+        return [known[entry.prompt_id] for entry in batch]
+
+    batches = {epoch: list(map(own, plan)) for epoch, plan in picked.items()}
+    return _NoiseFit(made, batches, own(widest), trial, folder)
 
 
-def _width(batch: Sequence[Entry]) -> int:
+def _longest(batch: Sequence[Entry]) -> int:
     return max(entry.length for entry in batch)
 
 
-def _noise_fit(trial: Trial, batches: Sequence[Sequence[Entry]], folder: Path) -> Fit:
-    """A fit that is thrown away, on samples of noise as long as those of ``batches``, under their
-    prompt ids."""
-    config, shared = trial.config, trial.lengths.shared
-    d, taps = config.target_hidden_size, config.target_layer_ids or ()
-    generator = torch.Generator().manual_seed(0)
+def _fit_seconds(ready: _NoiseFit) -> float:
+    """Of all optimizer steps."""
+    fit, lengths, learn = ready.trial.fit, ready.trial.lengths, ready.fit.learn
+    entries, first = lengths.learned(fit), lengths.prompt_from(fit)
+    learn(ready.widest, fit.epochs - 1, 10**6)  # makes kernels, and the peak of memory
+    costs = []
+    for epoch, plan in ready.batches.items():
+        took = sum(_seconds(learn, batch, epoch, 10**6) for batch in plan)
+        costs.append(took / sum(chain_count(entry, first) for batch in plan for entry in batch))
+    chains = sum(chain_count(entry, first) for entry in entries)
+    by_epoch = np.interp(range(fit.epochs), list(ready.batches), costs)
+    shares = [statistics.fmean(unrolled_shares(fit, epoch)) for epoch in range(fit.epochs)]
+    return float(chains * by_epoch.dot(shares))
 
-    def noise(entry: Entry) -> Sample:
-        n = entry.length
-        tokens = torch.randint(config.vocab_size, (n,), generator=generator)
-        tokens[:shared] = 0
-        return Sample(
-            entry.prompt_id,
-            entry.prompt_length,
-            tokens,
-            torch.randn(n - 1, len(taps) * d, generator=generator).to(torch.bfloat16),
-            torch.randn(n - 1, d, generator=generator).to(torch.bfloat16),
-            torch.rand(n - 1, generator=generator),
-            torch.randint(config.draft_vocab_size, (n - 1,), generator=generator),
-        )
 
-    wanted = {entry.prompt_id: entry for batch in batches for entry in batch}
-    meta = {"format": FORMAT, "tap_layers": list(taps), "hidden_size": d}
-    write_meta(folder / "store", meta)
-    write_shard(folder / "store" / "noise.safetensors", [noise(one) for one in wanted.values()])
-    embedding, head = read_embedding_and_head(Path(trial.target))
-    return Fit(
-        config,
-        # None of them is held out.
-        replace(
-            trial.fit,
-            solved_start=False,
-            reached_only=False,  # of noise, nothing would be
-            start="",
-            validation_every=10**9,
-            answer_tokens=0,
-            online=False,
-            hold_gb=0.0,
-        ),
-        Store(folder / "store"),
-        torch.arange(config.draft_vocab_size),
-        embedding,
-        head,
-        folder / "fit",
+def _fit_on_noise(trial: Trial, entries: Sequence[Entry], folder: Path) -> Fit:
+    """On samples of the lengths of ``entries``, under their prompt ids; none is held out."""
+    config, given, device = trial.config, trial.fit, device_of(0)
+    taps = config.target_layer_ids or ()
+    noise = [_noise(trial, entry) for entry in entries]
+    store: Samples
+    if given.online:
+        target = trial.target_on(device)
+        answers = [Answered(s.prompt_id, s.prompt_length, tuple(s.tokens.tolist())) for s in noise]
+        store = OnlineStore(target, answers, taps, folder)
+    else:
+        meta = {
+            "format": FORMAT,
+            "tap_layers": list(taps),
+            "hidden_size": config.target_hidden_size,
+        }
+        write_meta(folder / "store", meta)
+        write_shard(folder / "store" / "noise.safetensors", noise)
+        store = Store(folder / "store")
+    kept = given.online and keeps_features(config, trial.lengths, given)
+    settings = replace(
+        given,
+        solved_start=False,
+        reached_only=False,  # of noise, nothing would be
+        start="",
+        validation_every=10**9,
+        answer_tokens=0,
+        hold_gb=given.hold_gb if kept else 0.0,
+    )
+    vocabulary = torch.arange(config.draft_vocab_size)
+    sides = read_embedding_and_head(trial.work.target)
+    group = Group(device=torch.device(device))
+    return Fit(config, settings, store, vocabulary, *sides, folder / "fit", group)
+
+
+def _noise(trial: Trial, entry: Entry) -> Sample:
+    config, n = trial.config, entry.length
+    chance = torch.Generator().manual_seed(entry.prompt_id)
+    tokens = torch.randint(config.draft_vocab_size, (n,), generator=chance)
+    tokens[: trial.lengths.shared] = 0
+    d = config.target_hidden_size
+    return Sample(
+        entry.prompt_id,
+        entry.prompt_length,
+        tokens,
+        torch.randn(n - 1, config.tap_width, generator=chance).to(torch.bfloat16),
+        torch.randn(n - 1, d, generator=chance).to(torch.bfloat16),
+        torch.rand(n - 1, generator=chance),
+        torch.randint(config.draft_vocab_size, (n - 1,), generator=chance),
     )

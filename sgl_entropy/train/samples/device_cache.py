@@ -60,6 +60,13 @@ class HeldRows:
         return self.features[index], self.final[chains], self.entropy[chains], self.best[chains]
 
 
+def held_bytes(entries: Sequence[Entry], taps: int, width: int, prompt_from: int | None) -> int:
+    """What ``hold_rows`` keeps of ``entries``, with so many tapped layers of ``width``."""
+    rows = sum(entry.length - 2 for entry in entries)
+    chains = sum(chain_count(entry, prompt_from) for entry in entries)
+    return 2 * rows * taps * width + chains * (2 * width + 12)
+
+
 @torch.no_grad()
 def hold_rows(
     target: PlainTarget,
@@ -78,7 +85,7 @@ def hold_rows(
     device, d = target.device, target.hidden_size
     rows = sum(entry.length - 2 for entry in entries)
     chains = sum(chain_count(entry, prompt_from) for entry in entries)
-    if rows * len(columns) * d * 2 + chains * (d * 2 + 12) > most_gb * 1e9:
+    if held_bytes(entries, len(columns), d, prompt_from) > most_gb * 1e9:
         return None
     held = HeldRows(
         torch.empty((rows, len(columns) * d), dtype=torch.bfloat16, device=device),

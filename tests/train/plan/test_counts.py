@@ -1,22 +1,21 @@
-"""Estimates against what really is made: counted exactly, timed within a factor on tiny sizes."""
+"""Counts of a plan against what is really made."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sgl_entropy.cli import main
-from sgl_entropy.train.compare.costs import flops
-from sgl_entropy.train.plan import estimate
-from sgl_entropy.train.plan.counts import Seconds, count
-from sgl_entropy.train.plan.gpu import GPUS, gpu_seconds
+from sgl_entropy.train.compare.records import FitRecord
+from sgl_entropy.train.plan.counts import Counts, count, muon_flops
+from sgl_entropy.train.plan.estimate import counted, known_lengths
 from sgl_entropy.train.plan.lengths import Lengths, drawn, expected_lengths
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.file import load_settings
+from sgl_entropy.train.settings.fit import FitSettings
 from sgl_entropy.train.stages import drafter
 from sgl_entropy.train.workspace import Workspace
 from tests.train.conftest import tiny_config, tiny_prompts
@@ -53,18 +52,18 @@ def test_counts_are_those_of_the_real_run(
     model = json.loads((tiny_folder / "config.json").read_text())
     given = replace(settings.generate, answer_tokens=tiny_store.answer_tokens())
     lengths = expected_lengths(tiny_prompts(), given, tiny_store)
-    held = count(lengths, model, len(tiny_store.tap_layers), run.config, settings.fit)
+    counts = count(lengths, model, len(tiny_store.tap_layers), run.config, settings.fit)
     assert lengths.sequences == len(tiny_store.entries)
-    assert held.answer_tokens == tiny_store.answer_tokens()
-    rows = sum(cost["layer_rows"] for cost in run.costs.values())
-    assert held.fit_rows == rows
-    planned = held.fit_flops + held.optimizer_flops
-    assert planned == pytest.approx(flops(run), rel=0.15), "tokens outside the vocabulary"
-    assert (held.optimizer_flops > 0) == ("fit.optimizer=muon" in more)
-    assert held.optimizer_steps == pytest.approx(run.step, rel=0.1, abs=1), "orders differ"
-    assert held.store_bytes == pytest.approx(tiny_store.bytes(), rel=0.2), "headers count here"
+    assert counts.answer_tokens == tiny_store.answer_tokens()
+    real = FitRecord.of(run)
+    assert counts.fit_rows == real.rows("layer_rows")
+    planned = counts.fit_flops + counts.optimizer_flops
+    assert planned == pytest.approx(real.flops, rel=0.15), "tokens outside the vocabulary"
+    assert (counts.optimizer_flops > 0) == ("fit.optimizer=muon" in more)
+    assert counts.optimizer_steps == pytest.approx(run.step, rel=0.1, abs=1), "orders differ"
+    assert counts.store_bytes == pytest.approx(tiny_store.bytes(), rel=0.2), "headers count here"
     learned = sum(weight.numel() for weight in run.drafter.parameters())
-    assert held.parameters == learned
+    assert counts.parameters == learned
 
 
 def test_schedules_make_a_plan_cheaper() -> None:
@@ -85,43 +84,24 @@ def test_schedules_make_a_plan_cheaper() -> None:
     assert cheap.fit_flops < 0.6 * dear.fit_flops
 
 
-def test_a_larger_gpu_is_faster() -> None:
-    config = tiny_config("EDSD", (1, 2))
+def test_flops_of_a_large_target() -> None:
     model = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
     model |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
     lengths = Lengths(tuple(drawn(i, 300, 500) for i in range(20_000)))
     fit = load_settings(None, []).fit
-    counts = count(lengths, model, 3, config, fit)
+    counts = count(lengths, model, 3, tiny_config("EDSD", (1, 2)), fit)
     # 7.5 billion weights outside the embedding, twice, a token.
     assert counts.generate_flops == pytest.approx(2 * 7.5e9 * 16e6, rel=0.01)
-    times = {name: gpu_seconds(gpu, counts, lengths, model, 64, 0) for name, gpu in GPUS.items()}
-    assert times["h200"].generate < times["h100"].generate < times["a100"].generate
-    # Reading the weights once for 64 sequences bounds decoding, beside the layers' small kernels.
-    steps = 20_000 * 500 / 64
-    read, small = steps * 15e9 / 3.35e12, steps * 32 * 46 * 22e-6
-    assert read + small < times["h100"].generate < 3 * read + small
 
 
-def test_the_command_measures_and_prints(
-    tiny_store: Store, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    work = work_folder(tmp_path / "work", tiny_store)
-    (work / "store").rename(work / "elsewhere")
-    there = sorted(work.rglob("*"))
-    words = ["train", "--plan", "--json", str(tmp_path / "plan.json")]
-    for one in settings_of(work, tiny_folder, ["generate.answer_tokens=300", *EDTRAIN]):
-        words += ["--set", one]
-    assert main(words) == 0
-    printed = capsys.readouterr().out
-    assert "EDSD on this machine" in printed
-    held = json.loads((tmp_path / "plan.json").read_text())
-    assert 0 < held["fit_seconds"] < 600
-    assert 0 < held["generate_seconds"] < 600
-    assert "assumed" in held["lengths"]["origin"]
-    assert "entries" not in held["lengths"]
-    assert sorted(work.rglob("*")) == there, "a plan leaves nothing behind"
-    assert main([*words, "--gpu", "abacus"]) == 2
-    assert "--gpu must be one of a100" in capsys.readouterr().err
+def test_muon_costs_its_matmuls() -> None:
+    """Fifteen a matrix and step."""
+    config = tiny_config("EAGLE3", (0, 1, 2))
+    # q [32, 64], k and v [16, 64], o [32, 32], gate and up [48, 32], down [32, 48].
+    shapes = [(32, 64), (16, 64), (16, 64), (32, 32), (32, 48), (32, 48), (32, 48)]
+    rounds = sum(5 * (4 * short**2 * long + 2 * short**3) for short, long in shapes)
+    assert muon_flops(config, FitSettings(optimizer="muon")) == rounds
+    assert muon_flops(config, FitSettings(optimizer="adamw")) == 0
 
 
 def test_what_is_answered_already_is_not_generated_again(
@@ -132,23 +112,18 @@ def test_what_is_answered_already_is_not_generated_again(
     enough = f"generate.answer_tokens={tiny_store.answer_tokens()}"
     given = settings_of(work, tiny_folder, [enough, "fit.epochs=3"])
 
-    def planned(*more: str) -> dict[str, Any]:
-        return estimate.plan(
-            Workspace.of(load_settings(None, [*given, *more])),
-            "EDSD",
-            GPUS["h100"],
-            lambda line: None,
-        )
+    def planned(*more: str) -> tuple[Lengths, Counts]:
+        asked = Workspace.of(load_settings(None, [*given, *more]))
+        lengths = known_lengths(asked, lambda line: None)
+        return lengths, counted(asked, drafter.drafter_config(asked, "EDSD"), lengths)
 
-    stored = planned()
-    assert stored["lengths"]["to_generate"] == 0
-    assert stored["generate_seconds"] == stored["generate_flops"] == stored["feature_flops"] == 0
-    assert stored["generate_memory_bytes"] == 0
+    lengths, stored = planned()
+    assert lengths.new == []
+    assert stored.generate_flops == stored.feature_flops == 0
     (work / "store").rename(work / "elsewhere")
-    whole = planned()
-    assert whole["lengths"]["to_generate"] > 0
-    assert whole["generate_flops"] > 0
-    assert whole["generate_memory_bytes"] > 0
+    lengths, whole = planned()
+    assert len(lengths.new) > 0
+    assert whole.generate_flops > 0
 
     answers = [
         {
@@ -160,47 +135,18 @@ def test_what_is_answered_already_is_not_generated_again(
     ]
     text = "".join(json.dumps(answer) + "\n" for answer in answers)
     (work / "answers.jsonl").write_text(text)
-    read = planned()
-    assert read["generate_flops"] == read["generate_memory_bytes"] == 0
-    assert read["feature_flops"] > 0
-    assert read["answer_tokens"] == stored["answer_tokens"]
-    assert read["fit_flops"] == pytest.approx(stored["fit_flops"])
+    _, read = planned()
+    assert read.generate_flops == 0
+    assert read.feature_flops > 0
+    assert read.answer_tokens == stored.answer_tokens
+    assert read.fit_flops == pytest.approx(stored.fit_flops)
 
-    online = planned("fit.online=true")
-    assert online["store_bytes"] == online["feature_flops"] == 0
-    kept = planned("fit.online=true", "fit.hold_gb=1")
-    assert online["online_flops"] == pytest.approx(3 * kept["online_flops"], rel=0.2), "epochs"
-    assert online["fit_memory_bytes"] > read["fit_memory_bytes"]
-    twice = planned("fit.online=true", "generate.temperatures=[0.0, 0.8]", enough + "0")
-    prompts = len(tiny_prompts())
-    assert twice["lengths"]["sequences"] == pytest.approx(2 * prompts, abs=4)
-
-
-def test_seconds_are_measured_where_features_are_computed_online(
-    tiny_store: Store, tiny_folder: Path, tmp_path: Path
-) -> None:
-    work = work_folder(tmp_path / "work", tiny_store)
-    (work / "store").rename(work / "elsewhere")
-    more = ["fit.online=true", "fit.optimizer=muon", "generate.answer_tokens=300", "fit.rows=60"]
-    settings = load_settings(None, settings_of(work, tiny_folder, more))
-    held = estimate.plan(Workspace.of(settings), "EDSD", None, lambda line: None)
-    assert 0 < held["fit_seconds"] < 600
-    assert held["online_flops"] > 0
-    assert held["optimizer_flops"] > 0
-
-
-def test_a_machine_with_a_gpu_is_told_whose_seconds_these_are(
-    tiny_store: Store, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = work_folder(tmp_path / "work", tiny_store)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(estimate, "measure_here", lambda trial: Seconds(1.0, 2.0, "of a test"))
-    given = load_settings(None, settings_of(work, tiny_folder, ["fit.reached_only=true"]))
-    held = estimate.plan(Workspace.of(given), "EDSD", None, lambda line: None)
-    assert "(NVIDIA H200): fit, compare and evaluate use it, prepare with" in held["notes"][0]
-    assert "generate does not. These seconds are of its CPU" in held["notes"][0]
-    assert held["notes"][1].startswith("fit.reached_only: 50% of the chains")
+    _, online = planned("fit.online=true")
+    assert online.store_bytes == online.feature_flops == 0
+    _, kept = planned("fit.online=true", "fit.hold_gb=1")
+    assert online.online_flops == pytest.approx(3 * kept.online_flops, rel=0.2), "epochs"
+    lengths, _ = planned("fit.online=true", "generate.temperatures=[0.0, 0.8]", enough + "0")
+    assert lengths.sequences == pytest.approx(2 * len(tiny_prompts()), abs=4)
 
 
 def test_no_stage_is_one_clear_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sgl_entropy.train.plan import estimate
-from sgl_entropy.train.plan.gpu import GPUS
+from sgl_entropy.train.plan.counts import Counts
+from sgl_entropy.train.plan.estimate import counted, known_lengths
+from sgl_entropy.train.plan.lengths import Lengths
 from sgl_entropy.train.prompts.file import load_prompts
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.file import load_settings
@@ -90,10 +91,10 @@ def test_a_plan_keeps_no_prompts(asking: Made, tmp_path: Path) -> None:
     """It says what those will cost that a later stage makes and keeps, and binds none to them."""
     lines: list[str] = []
 
-    def planned(*more: str) -> dict[str, object]:
+    def planned(*more: str) -> tuple[Lengths, Counts]:
         given = asking("drafter.draft_vocab_size=96", *more)
-        found = estimate.plan(given, "EDSD", GPUS["h100"], lines.append)
-        return {key: found[key] for key in ("lengths", "fit_flops", "generate_flops")}
+        lengths = known_lengths(given, lines.append)
+        return lengths, counted(given, drafter.drafter_config(given, "EDSD"), lengths)
 
     first = planned("prompts.skip=3")
     assert not (tmp_path / "work").exists()
