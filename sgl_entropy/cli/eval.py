@@ -89,8 +89,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask, score, print; see EPILOG for exit codes."""
     from sgl_entropy_bench.http.client import ServerError
-    from sgl_entropy_bench.quality.page import text
-    from sgl_entropy_bench.quality.report import baseline_of, result_of, write_result
+    from sgl_entropy_bench.quality.eval_page import text
+    from sgl_entropy_bench.quality.eval_report import baseline_of, result_of, write_result
     from sgl_entropy_bench.quality.sandbox import SandboxError
     from sgl_entropy_bench.server.launch import StartError
 
@@ -122,9 +122,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepared(args: argparse.Namespace) -> Evaluation:
     """The evaluation that the arguments ask for. Raises ValueError, OSError, SandboxError."""
-    from sgl_entropy_bench.quality.arms import parse_eval_arms, read_eval_arms
-    from sgl_entropy_bench.quality.plan import Plan
-    from sgl_entropy_bench.quality.report import baseline_of
+    from sgl_entropy_bench.quality.eval_arms import parse_eval_arms, read_eval_arms
+    from sgl_entropy_bench.quality.eval_plan import EvalPlan
+    from sgl_entropy_bench.quality.eval_report import baseline_of
     from sgl_entropy_bench.quality.run import Evaluation
     from sgl_entropy_bench.quality.tasks import load_questions, parse_task
 
@@ -138,7 +138,7 @@ def _prepared(args: argparse.Namespace) -> Evaluation:
         )
     arms = parse_eval_arms(args.arms) if args.arms else read_eval_arms(args.launch)
     baseline_of(arms, args.baseline)
-    plan = Plan(
+    plan = EvalPlan(
         task,
         load_questions(task, source, args.limit, args.seed, args.instruction),
         source if source.startswith("hf:") else Path(source).name,

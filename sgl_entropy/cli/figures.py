@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.figures.plan import Plan, write_results
+from sgl_entropy_bench.figures.figure_plan import FigurePlan, write_results
 from sgl_entropy_bench.server.arms import Engine, ServeArm
 
 from sgl_entropy.cli.demo import add_drafter_options, resolve
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     target, eagle3, edsd, threads = resolve(args)
     if args.prompts is not None and not args.prompts.is_dir():
         raise ValueError(f"--prompts {args.prompts}: no such folder")
-    plan = Plan(
+    plan = FigurePlan(
         engine=Engine(target=target, threads=threads),
         eagle3=eagle3,
         edsd=edsd,
@@ -192,7 +192,7 @@ def entropy_cost(threads: int, quick: bool) -> tuple[dict[str, Any], str]:
     return data, cost.page(data)
 
 
-def entropy_modes(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Any], str]:
+def entropy_modes(args: argparse.Namespace, plan: FigurePlan) -> tuple[dict[str, Any], str]:
     """The figures of the server's entropy modes, by drafter."""
     from sgl_entropy_bench.figures import easd, stop
 

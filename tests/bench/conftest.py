@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan
+from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan
 from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.server.arms import Engine
 from sgl_entropy_bench.server.launch import Server, free_port
@@ -63,7 +63,15 @@ def target(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"vocab_size": 1000}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
+    write_weights(folder, b"targ")
     return folder
+
+
+def write_weights(folder: Path, content: bytes) -> None:
+    """A safetensors file with one tensor of four bytes: enough to tell models apart."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    length = len(header).to_bytes(8, "little")
+    (folder / "model.safetensors").write_bytes(length + header + content)
 
 
 @pytest.fixture
@@ -88,13 +96,13 @@ def prompts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def plan(target: Path, prompts: Path, fake_python: str, tmp_path: Path) -> Plan:
+def plan(target: Path, prompts: Path, fake_python: str, tmp_path: Path) -> FigurePlan:
     """Of a quick figure of the fake server."""
     engine = Engine(target, python=fake_python, extra_flags=("--cycle-s", "0.005"))
     drafters = []
     for name in ("eagle3", "edsd"):
         drafters.append(tmp_path / name)
         drafters[-1].mkdir()
-        (drafters[-1] / "model.safetensors").write_bytes(name.encode())
+        write_weights(drafters[-1], name[:4].encode())
     work, results = tmp_path / "work", tmp_path / "results"
-    return Plan(engine, drafters[0], drafters[1], prompts, work, results, quick=True)
+    return FigurePlan(engine, drafters[0], drafters[1], prompts, work, results, quick=True)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sgl_entropy_bench.figures.plan import Plan, write_results
+from sgl_entropy_bench.figures.figure_plan import FigurePlan, write_results
 from sgl_entropy_bench.server.arms import Engine
 
 from sgl_entropy.base.tables import markdown_table
@@ -53,7 +53,9 @@ def main() -> int:
             edsd, eagle3 = (fleet.arms[name][0].drafter for name in ("edsd_chain", "eagle3"))
             assert edsd is not None
             assert eagle3 is not None
-            plan = Plan(Engine(fleet.target), eagle3, edsd, None, Path(folder), args.out.resolve())
+            plan = FigurePlan(
+                Engine(fleet.target), eagle3, edsd, None, Path(folder), args.out.resolve()
+            )
             page = "\n\n".join(
                 [
                     "# Sampled output against the exact joint distribution",

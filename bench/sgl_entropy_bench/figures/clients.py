@@ -18,7 +18,7 @@ from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.figures import peers
-from sgl_entropy_bench.figures.peers import Load, Sent
+from sgl_entropy_bench.figures.peers import PeerLoad, Sent
 from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.judge.metrics import quantile
@@ -63,7 +63,7 @@ def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[d
         for number, (rate, busy, peer) in enumerate(cases):
             name = peer.name if peer else OURS
             progress.step(f"{name} at {rate:g}/s, busy {busy:.0%}", number / len(cases))
-            load = Load(server.url, target, rate, round(rate * seconds), TOKENS, SEED)
+            load = PeerLoad(server.url, target, rate, round(rate * seconds), TOKENS, SEED)
             control.forget_prefixes()
             sent = peers.run(peer, load, busy, peer_path) if peer else _ours(load, busy)
             if peer:
@@ -80,7 +80,7 @@ def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[d
     return data, page(data)
 
 
-def _ours(load: Load, busy: float) -> Sent:
+def _ours(load: PeerLoad, busy: float) -> Sent:
     times = schedule(ArrivalLaw("poisson"), load.rate, load.count, load.seed)
     planned = tuple(
         Planned(i, time, "measured", str(i), "none", f"prompt {i}") for i, time in enumerate(times)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sgl_entropy_bench.figures import easd_grid, easd_overhead
-from sgl_entropy_bench.figures.plan import Plan
+from sgl_entropy_bench.figures.figure_plan import FigurePlan
 from sgl_entropy_bench.http.chat import ChatTemplate
 
 # By the figure's name: what it measures of each drafter, and its title.
@@ -17,7 +17,7 @@ PARTS = {
 
 
 def measure(
-    plan: Plan, figure: str, drafters: Sequence[str] = ("edsd",), amount: Any = None
+    plan: FigurePlan, figure: str, drafters: Sequence[str] = ("edsd",), amount: Any = None
 ) -> tuple[dict[str, Any], str]:
     """One of ``PARTS`` for each drafter; returns the data (by drafter) and the page.
 

@@ -15,7 +15,7 @@ from typing import Any
 from sgl_entropy.base.intervals import jackknife, shown, wilson
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
-from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, Records, benchmark_prompts
+from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan, Records, benchmark_prompts
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client
 
@@ -28,11 +28,11 @@ ALL_VERIFIED = (("SGL_ENTROPY_CPU_CYCLE_ROWS", "inf"),)
 ALL = "all"
 TOKENS_PER_S_GUESS = 18.0
 
-Rows = Sequence[Mapping[str, "Answer"]]
+Rows = Sequence[Mapping[str, "GridAnswer"]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class GridAnswer:
     """One request: ``tokens`` emitted in ``cycles``, ``decoded`` tokens in ``seconds`` of decoding.
 
     ``decoded`` counts those after the first event, ``length`` all of them.
@@ -48,7 +48,7 @@ class Answer:
     seconds: float
 
     @classmethod
-    def ask(cls, client: Client, text: str, limit: int, easd: Any) -> Answer:
+    def ask(cls, client: Client, text: str, limit: int, easd: Any) -> GridAnswer:
         """Ask for one answer; the prompt is processed anew, as a cached prefix may round apart."""
         client.forget_prefixes()
         done = client.generate(
@@ -75,7 +75,7 @@ def settings(quick: bool) -> dict[str, Any]:
 
 
 def measure(
-    plan: Plan, drafter: str, template: ChatTemplate, per_benchmark: int | None = None
+    plan: FigurePlan, drafter: str, template: ChatTemplate, per_benchmark: int | None = None
 ) -> tuple[dict[str, Any], Records]:
     """Returns the data (by benchmark and setting) and the answers that it was made from."""
     limit = 24 if plan.quick else 64
@@ -98,7 +98,7 @@ def measure(
         with plan.server(arm).start() as server:
             for index, (prompt, name) in enumerate(todo):
                 text = template.render(prompt.messages)
-                answer = Answer.ask(server.client, text, limit, grid[name])
+                answer = GridAnswer.ask(server.client, text, limit, grid[name])
                 records.add({"id": f"{prompt.id} {name}", **vars(answer)})
                 progress.update(
                     f"easd: thresholds with {drafter}: {index + 1}/{len(todo)} requests",
@@ -122,10 +122,10 @@ def measure(
     return data, records
 
 
-def read(row: Mapping[str, Any]) -> Answer:
+def read(row: Mapping[str, Any]) -> GridAnswer:
     """An answer from its record."""
     fields = {name: value for name, value in row.items() if name != "id"}
-    return Answer(**{**fields, "output_ids": tuple(row["output_ids"])})
+    return GridAnswer(**{**fields, "output_ids": tuple(row["output_ids"])})
 
 
 def summarise(rows: Rows) -> dict[str, dict[str, Any]]:

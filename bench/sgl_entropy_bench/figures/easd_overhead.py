@@ -14,9 +14,10 @@ from typing import Any
 
 from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.tables import markdown_table
+from sgl_entropy_bench.figures.figure_plan import FigurePlan, Records, benchmark_prompts
 from sgl_entropy_bench.figures.paired import (
     FINISHED,
-    Batch,
+    PairedBatch,
     batches,
     equal_share,
     kept,
@@ -28,7 +29,6 @@ from sgl_entropy_bench.figures.paired import (
     take_turns,
     with_windows,
 )
-from sgl_entropy_bench.figures.plan import Plan, Records, benchmark_prompts
 from sgl_entropy_bench.figures.stats import spread
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.server.launch import Server
@@ -41,7 +41,7 @@ GOAL = 0.02
 
 
 def measure(
-    plan: Plan, drafter: str, template: ChatTemplate, rounds: Mapping[int, int] | None = None
+    plan: FigurePlan, drafter: str, template: ChatTemplate, rounds: Mapping[int, int] | None = None
 ) -> tuple[dict[str, Any], Records]:
     """Returns the data (by batch size) and the batches that it was made from."""
     rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
@@ -81,7 +81,7 @@ def counted(server: Server) -> dict[str, float]:
 
 
 def summarise(
-    rows: Sequence[Mapping[str, Batch]], own: Mapping[str, float], size: int
+    rows: Sequence[Mapping[str, PairedBatch]], own: Mapping[str, float], size: int
 ) -> dict[str, Any]:
     """The figures of one batch size; ``own``: what ``counted`` rose by meanwhile."""
     whole = with_windows(rows)
@@ -106,13 +106,13 @@ def summarise(
     }
 
 
-def cycle_ratio(rows: Sequence[Mapping[str, Batch]]) -> float:
+def cycle_ratio(rows: Sequence[Mapping[str, PairedBatch]]) -> float:
     """Seconds a cycle under EASD over those without, pooled."""
     plain, mode = (pooled([row[name] for row in rows]) for name in (STANDARD, EASD))
     return mode.step_s / plain.step_s
 
 
-def exact_step(rows: Sequence[Mapping[str, Batch]]) -> float:
+def exact_step(rows: Sequence[Mapping[str, PairedBatch]]) -> float:
     """Seconds a cycle without EASD, pooled."""
     return pooled([row[STANDARD] for row in rows]).step_s
 

@@ -21,8 +21,8 @@ from typing import Any
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.demo import load_prompts
+from sgl_entropy_bench.figures.figure_plan import FigurePlan, in_parallel
 from sgl_entropy_bench.figures.hostile import REFUSED, Case, cases
-from sgl_entropy_bench.figures.plan import Plan, in_parallel
 from sgl_entropy_bench.figures.stats import slope
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client, ServerError
@@ -38,7 +38,7 @@ SAMPLE_EVERY = 50
 IDLE_TIMEOUT_S = 60.0
 
 
-def measure(plan: Plan, arm_names: tuple[str, ...] = ("edsd",)) -> tuple[dict[str, Any], str]:
+def measure(plan: FigurePlan, arm_names: tuple[str, ...] = ("edsd",)) -> tuple[dict[str, Any], str]:
     """Returns the data (by arm) and the page."""
     count = 120 if plan.quick else 2000
     arms = [arm for arm in plan.arms() if arm.name in arm_names]
@@ -50,7 +50,7 @@ def measure(plan: Plan, arm_names: tuple[str, ...] = ("edsd",)) -> tuple[dict[st
     return data, page(data)
 
 
-def run_arm(plan: Plan, arm: ServeArm, count: int) -> dict[str, Any]:
+def run_arm(plan: FigurePlan, arm: ServeArm, count: int) -> dict[str, Any]:
     """All cases against one arm's server; its outcomes, pools and memory."""
     engine = dataclasses.replace(
         plan.engine,

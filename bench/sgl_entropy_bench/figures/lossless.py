@@ -18,9 +18,9 @@ from typing import Any
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.demo import first_difference
-from sgl_entropy_bench.figures.plan import (
+from sgl_entropy_bench.figures.figure_plan import (
     BenchPrompt,
-    Plan,
+    FigurePlan,
     Records,
     benchmark_prompts,
     in_parallel,
@@ -33,7 +33,7 @@ TOKENS_PER_S_GUESS = 25.0
 REFERENCE = "transformers"
 
 
-def measure(plan: Plan) -> tuple[dict[str, Any], str]:
+def measure(plan: FigurePlan) -> tuple[dict[str, Any], str]:
     """Returns the data (counts and differences by arm and batch) and the page."""
     per_benchmark, limit = (2, 32) if plan.quick else (20, 128)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
@@ -72,7 +72,7 @@ def measure(plan: Plan) -> tuple[dict[str, Any], str]:
 
 
 def run_arm(
-    plan: Plan, arm: ServeArm, ids: Mapping[str, Sequence[int]], limit: int, label: str
+    plan: FigurePlan, arm: ServeArm, ids: Mapping[str, Sequence[int]], limit: int, label: str
 ) -> dict[int, Records]:
     """Everything that is still missing of one arm, at each batch size; one server for all."""
     key = plan.arm_key(arm)
@@ -113,7 +113,7 @@ def run_arm(
 
 
 def reference(
-    plan: Plan, prompts: Sequence[BenchPrompt], limit: int, tokens_only: bool
+    plan: FigurePlan, prompts: Sequence[BenchPrompt], limit: int, tokens_only: bool
 ) -> dict[str, list[int]]:
     """Prompt ids (``tokens_only``) or greedy output ids by transformers, by prompt."""
     folder = plan.work / "lossless"
@@ -158,7 +158,7 @@ def differences(
 
 
 def explain(
-    plan: Plan,
+    plan: FigurePlan,
     ids: Mapping[str, Sequence[int]],
     base: Mapping[str, Sequence[int]],
     found: Mapping[str, list[dict[str, Any]]],

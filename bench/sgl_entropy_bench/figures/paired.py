@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sgl_entropy.base.progress import Progress
-from sgl_entropy_bench.figures.plan import BenchPrompt, Plan, Records, in_parallel
+from sgl_entropy_bench.figures.figure_plan import BenchPrompt, FigurePlan, Records, in_parallel
 from sgl_entropy_bench.figures.windows import Window, full_batch_window
 from sgl_entropy_bench.http.client import Generation
 from sgl_entropy_bench.server.arms import ServeArm
@@ -30,7 +30,7 @@ FINISHED = "finished"
 
 
 @dataclass(frozen=True)
-class Batch:
+class PairedBatch:
     """One batch on one arm.
 
     Attributes:
@@ -50,7 +50,7 @@ class Batch:
     outputs: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, done: Sequence[Generation]) -> Batch:
+    def of(cls, done: Sequence[Generation]) -> PairedBatch:
         """From a batch's finished requests."""
         return cls(
             full_batch_window(done),
@@ -63,14 +63,14 @@ class Batch:
         )
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> Batch:
+    def from_dict(cls, held: Mapping[str, Any]) -> PairedBatch:
         """The reverse of ``dataclasses.asdict``, also after JSON."""
         window = held["window"] and Window(**held["window"])
         return cls(**{**held, "window": window, "outputs": tuple(map(tuple, held["outputs"]))})
 
 
 def start_all(
-    plan: Plan, stack: ExitStack, arms: Sequence[ServeArm], title: str = "speed"
+    plan: FigurePlan, stack: ExitStack, arms: Sequence[ServeArm], title: str = "speed"
 ) -> dict[str, Server]:
     """Every arm's server, started one after the other and stopped until it is asked."""
     servers = {}
@@ -93,17 +93,17 @@ def running(server: Server) -> Iterator[None]:
         server.pause()
 
 
-def run_batch(server: Server, texts: Sequence[str], limit: int) -> Batch:
+def run_batch(server: Server, texts: Sequence[str], limit: int) -> PairedBatch:
     """Send a batch at once and wait for all of it; every prompt is processed anew."""
     # A prefix that an earlier batch left in the cache would favour whoever comes later.
     server.client.forget_prefixes()
     with ThreadPoolExecutor(len(texts)) as pool:
         done = pool.map(lambda t: server.client.generate(text=t, max_new_tokens=limit), texts)
-        return Batch.of(list(done))
+        return PairedBatch.of(list(done))
 
 
 def long_answers(
-    plan: Plan,
+    plan: FigurePlan,
     server: Server,
     prompts: Sequence[BenchPrompt],
     texts: Mapping[str, str],
@@ -156,7 +156,9 @@ def batches(usable: Sequence[str], rounds: Mapping[int, int]) -> dict[int, list[
     return drawn
 
 
-def kept(plan: Plan, title: str, arms: Sequence[ServeArm], limit: int, more: str = "") -> Records:
+def kept(
+    plan: FigurePlan, title: str, arms: Sequence[ServeArm], limit: int, more: str = ""
+) -> Records:
     """Where finished batches of an unfinished figure wait; ``more``: what else decides them."""
     parts = [plan.arm_key(arm) for arm in arms] + [str(limit), more]
     key = hashlib.sha256("/".join(parts).encode()).hexdigest()[:12]
@@ -170,7 +172,7 @@ def take_turns(
     limit: int,
     title: str,
     records: Records | None = None,
-) -> dict[int, list[dict[str, Batch]]]:
+) -> dict[int, list[dict[str, PairedBatch]]]:
     """Each batch of each size on every arm.
 
     Args:
@@ -182,15 +184,15 @@ def take_turns(
     # About 60 ms a step at batch 1 and three times that at 16: a first guess.
     progress = Progress(total * limit * 0.05 * len(servers))
     names, spent = list(servers), 0.0
-    measured: dict[int, list[dict[str, Batch]]] = {size: [] for size in groups}
+    measured: dict[int, list[dict[str, PairedBatch]]] = {size: [] for size in groups}
     for size, batches_of_size in groups.items():
         warm = False
         for index, group in enumerate(batches_of_size):
             key = f"{size}/{index}: {', '.join(group)}"
             asked = [texts[name] for name in group]
-            row: dict[str, Batch] = {}
+            row: dict[str, PairedBatch] = {}
             if records is not None and key in records.rows:
-                row = {n: Batch.from_dict(b) for n, b in records.rows[key]["arms"].items()}
+                row = {n: PairedBatch.from_dict(b) for n, b in records.rows[key]["arms"].items()}
             else:
                 if not warm:
                     warm_up(servers, asked)
@@ -217,7 +219,7 @@ def warm_up(servers: Mapping[str, Server], texts: Sequence[str]) -> None:
             run_batch(server, texts, WARM_UP_TOKENS)
 
 
-def with_windows(rows: Sequence[Mapping[str, Batch]]) -> list[Mapping[str, Batch]]:
+def with_windows(rows: Sequence[Mapping[str, PairedBatch]]) -> list[Mapping[str, PairedBatch]]:
     """The rows in which every arm's batch decoded together. Raises ValueError for none."""
     whole = [row for row in rows if all(batch.window for batch in row.values())]
     if not whole:
@@ -225,25 +227,25 @@ def with_windows(rows: Sequence[Mapping[str, Batch]]) -> list[Mapping[str, Batch
     return whole
 
 
-def pooled(several: Sequence[Batch]) -> Window:
+def pooled(several: Sequence[PairedBatch]) -> Window:
     """The sum of all windows."""
     windows = [batch.window for batch in several if batch.window is not None]
     return sum(windows[1:], start=windows[0])
 
 
-def tps(batch: Batch) -> float:
+def tps(batch: PairedBatch) -> float:
     """Tokens a second in a batch's window."""
     assert batch.window is not None
     return batch.window.tokens_per_s
 
 
-def step(batch: Batch) -> float:
+def step(batch: PairedBatch) -> float:
     """Seconds a step in a batch's window."""
     assert batch.window is not None
     return batch.window.step_s
 
 
-def equal_share(rows: Sequence[Mapping[str, Batch]], name: str, other: str) -> float:
+def equal_share(rows: Sequence[Mapping[str, PairedBatch]], name: str, other: str) -> float:
     """Share of requests that got the same token ids on both arms."""
     pairs = [
         pair for row in rows for pair in zip(row[name].outputs, row[other].outputs, strict=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Load:
+class PeerLoad:
     """Poisson arrivals for a client: ``count`` of them, ``rate`` a second on average.
 
     ``tokenizer`` is a folder with one, for clients that make their prompts with it.
@@ -57,8 +57,8 @@ class Peer:
 
     name: str
     module: str
-    words: Callable[[Load], list[str]]
-    times: Callable[[Sequence[float], Load], list[float]]
+    words: Callable[[PeerLoad], list[str]]
+    times: Callable[[Sequence[float], PeerLoad], list[float]]
     habit: str
     install: str
 
@@ -67,7 +67,7 @@ class Peer:
         return self.module.partition(".")[0]
 
 
-def _bench_serving_words(load: Load) -> list[str]:
+def _bench_serving_words(load: PeerLoad) -> list[str]:
     return [
         *("--backend", "sglang", "--base-url", load.url),
         *("--model", str(load.tokenizer), "--tokenizer", str(load.tokenizer)),
@@ -79,12 +79,12 @@ def _bench_serving_words(load: Load) -> list[str]:
     ]
 
 
-def _after_each(gaps: Sequence[float], load: Load) -> list[float]:
+def _after_each(gaps: Sequence[float], load: PeerLoad) -> list[float]:
     """It sends one, then waits for a gap: the last gap follows the last request."""
     return [0.0, *itertools.accumulate(gaps[: load.count - 1])]
 
 
-def _vllm_words(load: Load) -> list[str]:
+def _vllm_words(load: PeerLoad) -> list[str]:
     return [
         *("bench", "serve", "--backend", "openai", "--base-url", load.url),
         *("--model", str(load.tokenizer), "--dataset-name", "random", "--random-input-len", "16"),
@@ -94,7 +94,7 @@ def _vllm_words(load: Load) -> list[str]:
     ]
 
 
-def _scaled(gaps: Sequence[float], load: Load) -> list[float]:
+def _scaled(gaps: Sequence[float], load: PeerLoad) -> list[float]:
     """A gap before each, all of them stretched so that they last as long as the rate says."""
     stretch = load.count / load.rate / sum(gaps)
     return [stretch * time for time in itertools.accumulate(gaps)]
@@ -158,7 +158,7 @@ def how_to_install(peers: Sequence[Peer]) -> str:
     return "\n".join([*lines, "\nsgl-entropy figures clients --peer-path DIR"])
 
 
-def run(peer: Peer, load: Load, busy: float, folder: Path | None) -> Sent:
+def run(peer: Peer, load: PeerLoad, busy: float, folder: Path | None) -> Sent:
     """Let it send a load while ``busy`` of its event loop's time is taken.
 
     Raises RuntimeError where it or one of its requests fails, or its schedule is not known.

@@ -16,14 +16,14 @@ from typing import Any
 from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
-from sgl_entropy_bench.figures.paired import WARM_UP_TOKENS, kept, running, start_all
-from sgl_entropy_bench.figures.plan import (
+from sgl_entropy_bench.figures.figure_plan import (
     BENCHMARKS,
     BenchPrompt,
-    Plan,
+    FigurePlan,
     Records,
     benchmark_prompts,
 )
+from sgl_entropy_bench.figures.paired import WARM_UP_TOKENS, kept, running, start_all
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.server.launch import Server
@@ -34,7 +34,7 @@ TOKENS_PER_S_GUESS = 14.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServedAnswer:
     """One request: ``emitted`` tokens in ``cycles``, ``decoded`` tokens in ``seconds`` of decoding.
 
     ``decoded`` counts those after the first event; ``total_s`` includes the prompt.
@@ -48,7 +48,7 @@ class Answer:
     total_s: float
 
     @classmethod
-    def ask(cls, client: Client, text: str, limit: int, temperature: float) -> Answer:
+    def ask(cls, client: Client, text: str, limit: int, temperature: float) -> ServedAnswer:
         """Ask for one answer; the prompt is processed anew."""
         client.forget_prefixes()
         done = client.generate(text=text, max_new_tokens=limit, temperature=temperature)
@@ -64,12 +64,12 @@ class Answer:
 
 
 # By arm, the answers of one round in the order of BENCHMARKS.
-Round = Mapping[str, Sequence[Answer]]
+Round = Mapping[str, Sequence[ServedAnswer]]
 # Of rounds, an arm and a benchmark's index.
 Figure = Callable[[Sequence[Round], str, int], float]
 
 
-def measure(plan: Plan, per_benchmark: int | None = None) -> tuple[dict[str, Any], str]:
+def measure(plan: FigurePlan, per_benchmark: int | None = None) -> tuple[dict[str, Any], str]:
     """Returns the data (by temperature and arm) and the page.
 
     The plan's first drafter is what the others are compared with.
@@ -116,7 +116,9 @@ def _key(prompt: BenchPrompt, temperature: float, name: str) -> str:
     return f"{prompt.id} {temperature:g} {name}"
 
 
-def _ask_missing(plan: Plan, prompts: Sequence[BenchPrompt], limit: int, records: Records) -> None:
+def _ask_missing(
+    plan: FigurePlan, prompts: Sequence[BenchPrompt], limit: int, records: Records
+) -> None:
     """Every prompt at every temperature on every arm, but for what ``records`` holds."""
     arms = plan.arms()
     todo = [
@@ -153,20 +155,20 @@ def first_of(prompt: int, turn: int, arms: int) -> int:
 
 def _in_turn(
     servers: Mapping[str, Server], first: int, text: str, limit: int, temperature: float
-) -> dict[str, Answer]:
+) -> dict[str, ServedAnswer]:
     """One prompt on every arm, beginning with the ``first``."""
     names = list(servers)
     found = {}
     for name in names[first:] + names[:first]:
         with running(servers[name]):
-            found[name] = Answer.ask(servers[name].client, text, limit, temperature)
+            found[name] = ServedAnswer.ask(servers[name].client, text, limit, temperature)
     return found
 
 
-def read(row: Mapping[str, Any]) -> Answer:
+def read(row: Mapping[str, Any]) -> ServedAnswer:
     """An answer from its record."""
     fields = {name: value for name, value in row.items() if name != "id"}
-    return Answer(**{**fields, "output_ids": tuple(row["output_ids"])})
+    return ServedAnswer(**{**fields, "output_ids": tuple(row["output_ids"])})
 
 
 def speed(rounds: Sequence[Round], name: str, benchmark: int) -> float:

@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from sgl_entropy.base.tables import markdown_table
+from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan, benchmark_prompts
 from sgl_entropy_bench.figures.paired import (
-    Batch,
+    PairedBatch,
     batches,
     long_answers,
     pooled,
@@ -21,7 +22,6 @@ from sgl_entropy_bench.figures.paired import (
     tps,
     with_windows,
 )
-from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, benchmark_prompts
 from sgl_entropy_bench.figures.stats import Spread, break_even, spread
 from sgl_entropy_bench.http.chat import ChatTemplate
 
@@ -31,7 +31,9 @@ QUICK_ROUNDS = {1: 3, 8: 2}
 PLAIN = "none"
 
 
-def measure(plan: Plan, rounds: Mapping[int, int] | None = None) -> tuple[dict[str, Any], str]:
+def measure(
+    plan: FigurePlan, rounds: Mapping[int, int] | None = None
+) -> tuple[dict[str, Any], str]:
     """Returns the data (by batch size and arm) and the page."""
     rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
     limit, per_benchmark = (24, 6) if plan.quick else (96, 12)
@@ -63,7 +65,7 @@ def measure(plan: Plan, rounds: Mapping[int, int] | None = None) -> tuple[dict[s
     return data, page(data)
 
 
-def summarise(rows: Sequence[Mapping[str, Batch]]) -> dict[str, dict[str, Any]]:
+def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, dict[str, Any]]:
     """The figures of one batch size, by arm, from batches that every arm has measured.
 
     Batches without a full window on some arm count end to end only. Raises ValueError where no

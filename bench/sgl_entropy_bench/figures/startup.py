@@ -8,11 +8,11 @@ from typing import Any
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.demo import load_prompts
-from sgl_entropy_bench.figures.plan import Plan
+from sgl_entropy_bench.figures.figure_plan import FigurePlan
 from sgl_entropy_bench.figures.stats import spread
 
 
-def measure(plan: Plan) -> tuple[dict[str, Any], str]:
+def measure(plan: FigurePlan) -> tuple[dict[str, Any], str]:
     """Returns the data (by arm: seconds and bytes of each start) and the page.
 
     One start of each arm comes first and is not counted: it fills the disk cache for all.

@@ -18,9 +18,10 @@ from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.easd_grid import ALL_VERIFIED
+from sgl_entropy_bench.figures.figure_plan import FigurePlan, Records, benchmark_prompts
 from sgl_entropy_bench.figures.paired import (
     FINISHED,
-    Batch,
+    PairedBatch,
     batches,
     equal_share,
     kept,
@@ -30,7 +31,6 @@ from sgl_entropy_bench.figures.paired import (
     take_turns,
     with_windows,
 )
-from sgl_entropy_bench.figures.plan import Plan, Records, benchmark_prompts
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.server.arms import ServeArm
 
@@ -42,7 +42,7 @@ WHOLE = "-all"
 
 
 def measure(
-    plan: Plan,
+    plan: FigurePlan,
     drafters: Sequence[str] = ("eagle3", "edsd"),
     calibration: Path | None = None,
     rounds: Mapping[int, int] | None = None,
@@ -75,7 +75,7 @@ def measure(
 
 
 def one_drafter(
-    plan: Plan, drafter: str, calibration: Path | None, rounds: Mapping[int, int], limit: int
+    plan: FigurePlan, drafter: str, calibration: Path | None, rounds: Mapping[int, int], limit: int
 ) -> tuple[dict[str, Any], Records]:
     """The figures of one drafter by batch size, and the batches that they were made from."""
     title = f"stop: {drafter}"
@@ -107,7 +107,7 @@ def arms_of(arm: ServeArm, calibration: Path | None) -> list[ServeArm]:
     return [*served, *whole]
 
 
-def summarise(rows: Sequence[Mapping[str, Batch]]) -> dict[str, dict[str, Any]]:
+def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, dict[str, Any]]:
     """The figures of one batch size by arm; ratios are over fixed length, verified likewise."""
     whole = with_windows(rows)
     figures = {}
@@ -117,11 +117,15 @@ def summarise(rows: Sequence[Mapping[str, Batch]]) -> dict[str, dict[str, Any]]:
         cycles = sum(batch.cycles for batch in every)
         window = pooled([row[name] for row in whole])
 
-        def speedup(some: Sequence[Mapping[str, Batch]], a: str = name, b: str = base) -> float:
+        def speedup(
+            some: Sequence[Mapping[str, PairedBatch]], a: str = name, b: str = base
+        ) -> float:
             over, under = (pooled([row[arm] for row in some]).tokens_per_s for arm in (a, b))
             return over / under
 
-        def end_to_end(some: Sequence[Mapping[str, Batch]], a: str = name, b: str = base) -> float:
+        def end_to_end(
+            some: Sequence[Mapping[str, PairedBatch]], a: str = name, b: str = base
+        ) -> float:
             over, under = (
                 sum(row[arm].tokens for row in some) / sum(row[arm].seconds for row in some)
                 for arm in (a, b)

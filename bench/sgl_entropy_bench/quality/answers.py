@@ -13,7 +13,7 @@ Place = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoredAnswer:
     """What one arm answered to one question.
 
     Attributes:
@@ -59,7 +59,7 @@ class Answer:
         return json.dumps(held, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, line: str) -> Answer:
+    def from_json(cls, line: str) -> ScoredAnswer:
         """Raises ValueError for a line that is no answer."""
         row: Any = json.loads(line)
         if not isinstance(row, dict):
@@ -72,7 +72,7 @@ class Answer:
             raise ValueError(f"not a whole answer: {error}") from None
 
 
-def read_answers(path: Path) -> dict[Place, Answer]:
+def read_answers(path: Path) -> dict[Place, ScoredAnswer]:
     """The answers of a file, the last of each place; none where there is no file. A last line that
     was cut short is left out.
 
@@ -84,11 +84,11 @@ def read_answers(path: Path) -> dict[Place, Answer]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return {}
-    found: dict[Place, Answer] = {}
+    found: dict[Place, ScoredAnswer] = {}
     *lines, _cut = text.split("\n")
     for number, line in enumerate(lines, 1):
         try:
-            answer = Answer.from_json(line)
+            answer = ScoredAnswer.from_json(line)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
         found[answer.place] = answer
@@ -107,7 +107,7 @@ class AnswerWriter:
         held = path.read_bytes()
         os.ftruncate(self._file, held.rfind(b"\n") + 1)
 
-    def write(self, answer: Answer) -> None:
+    def write(self, answer: ScoredAnswer) -> None:
         """Raises OSError when the disk is full; what was written before stays readable."""
         line = answer.to_json().encode(errors="backslashreplace") + b"\n"
         with self._lock:

@@ -25,16 +25,16 @@ from sgl_entropy_bench.load.run.arms import opened
 from sgl_entropy_bench.load.run.endpoint import Endpoint
 from sgl_entropy_bench.load.run.progress import LoadProgress
 from sgl_entropy_bench.load.schedule.workload import WorkloadPrompt
-from sgl_entropy_bench.quality.answers import Answer, AnswerWriter, Place, read_answers
-from sgl_entropy_bench.quality.arms import Arm
+from sgl_entropy_bench.quality.answers import AnswerWriter, Place, ScoredAnswer, read_answers
 from sgl_entropy_bench.quality.ask import ask, sampling_of, seed_of
-from sgl_entropy_bench.quality.plan import Plan
+from sgl_entropy_bench.quality.eval_arms import EvalArm
+from sgl_entropy_bench.quality.eval_plan import EvalPlan
 from sgl_entropy_bench.quality.tasks import Question
 
 
 @dataclass(frozen=True)
-class _Job:
-    arm: Arm
+class _EvalJob:
+    arm: EvalArm
     target: Endpoint
     question: Question
     sample: int
@@ -52,13 +52,13 @@ class Evaluation:
         partial: something was not asked.
     """
 
-    plan: Plan
-    arms: tuple[Arm, ...]
+    plan: EvalPlan
+    arms: tuple[EvalArm, ...]
     out: Path
     api: str = "auto"
     tokenizer: Path | None = None
     resume: bool = False
-    answers: dict[Place, Answer] = field(default_factory=dict)
+    answers: dict[Place, ScoredAnswer] = field(default_factory=dict)
     servers: dict[str, dict[str, Any]] = field(default_factory=dict)
     partial: bool = True
 
@@ -76,7 +76,7 @@ class Evaluation:
         self.out.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
 
-    def temperature(self, arm: Arm) -> float:
+    def temperature(self, arm: EvalArm) -> float:
         """Of an arm's requests."""
         return self.plan.temperature if arm.temperature is None else arm.temperature
 
@@ -103,7 +103,7 @@ class Evaluation:
         finally:
             writer.close()
 
-    def _groups(self) -> Iterator[list[Arm]]:
+    def _groups(self) -> Iterator[list[EvalArm]]:
         if all(arm.server.url for arm in self.arms):
             yield list(self.arms)
             return
@@ -112,14 +112,14 @@ class Evaluation:
             yield [arm for arm in self.arms if arm.place == place]
 
     @contextlib.contextmanager
-    def _serving(self, arm: Arm) -> Iterator[Endpoint]:
+    def _serving(self, arm: EvalArm) -> Iterator[Endpoint]:
         progress = LoadProgress(f"{arm.name}: server starts")
         log = self.out / f"{arm.name}.server.log"
         with opened(arm.server, self.api, self.tokenizer, log, progress.waiting) as target:
             progress.close()
             yield target
 
-    def _told(self, arm: Arm, target: Endpoint) -> None:
+    def _told(self, arm: EvalArm, target: Endpoint) -> None:
         self.servers[arm.name] = {
             "model": Path(target.model).name,
             "version": target.version(),
@@ -129,7 +129,7 @@ class Evaluation:
             "command": arm.server.shown(),
         }
 
-    def _jobs(self, served: Sequence[tuple[Arm, Endpoint]]) -> list[_Job]:
+    def _jobs(self, served: Sequence[tuple[EvalArm, Endpoint]]) -> list[_EvalJob]:
         """What is to be asked; each question to all arms before the next, arms in turn first."""
         jobs = []
         for number, question in enumerate(self.plan.questions):
@@ -139,19 +139,19 @@ class Evaluation:
                     key = self._key(arm, target, question)
                     held = self._earlier.get((arm.name, question.id, sample))
                     if held is None:
-                        jobs.append(_Job(arm, target, question, sample, key))
+                        jobs.append(_EvalJob(arm, target, question, sample, key))
                     elif held.key != key:
                         raise ValueError(
                             f"--out {self.out} holds answers of arm {arm.name} under other "
                             "settings, or to other questions: name another folder"
                         )
                     elif held.error:
-                        jobs.append(_Job(arm, target, question, sample, key))
+                        jobs.append(_EvalJob(arm, target, question, sample, key))
                     else:
                         self.answers[held.place] = held
         return jobs
 
-    def _key(self, arm: Arm, target: Endpoint, question: Question) -> str:
+    def _key(self, arm: EvalArm, target: Endpoint, question: Question) -> str:
         what = [
             question.digest,
             self._prompt(target, question),
@@ -174,12 +174,12 @@ class Evaluation:
             return question.plain
         return target.text(WorkloadPrompt(question.id, "", question.text))
 
-    def _work(self, jobs: Sequence[_Job], writer: AnswerWriter) -> None:
+    def _work(self, jobs: Sequence[_EvalJob], writer: AnswerWriter) -> None:
         """All jobs, ``concurrency`` at a time, in threads that an interrupt need not wait for."""
-        waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        waiting: queue.SimpleQueue[_EvalJob] = queue.SimpleQueue()
         for job in jobs:
             waiting.put(job)
-        ended: queue.SimpleQueue[Answer | BaseException | None] = queue.SimpleQueue()
+        ended: queue.SimpleQueue[ScoredAnswer | BaseException | None] = queue.SimpleQueue()
         stop = threading.Event()
 
         def work() -> None:
@@ -227,7 +227,7 @@ class Evaluation:
         text = f"{self.plan.task.name}: {', '.join(told)}, {errors} errors"
         progress.update(text, done / total)
 
-    def _answer(self, job: _Job) -> Answer:
+    def _answer(self, job: _EvalJob) -> ScoredAnswer:
         """Ask and judge.
 
         Raises:
@@ -245,7 +245,7 @@ class Evaluation:
         except (ServerError, StreamError, OSError) as error:
             if not _listens(target):
                 raise ServerError(f"the server of arm {arm.name} is gone: {error}") from None
-            return Answer(
+            return ScoredAnswer(
                 arm.name,
                 question.id,
                 job.sample,
@@ -256,7 +256,7 @@ class Evaluation:
         counts = reply.counts
         cut = counts.finish == "length"
         judged = self.plan.task.judge(question, reply.text, cut, self.plan.sandbox)
-        return Answer(
+        return ScoredAnswer(
             arm.name,
             question.id,
             job.sample,

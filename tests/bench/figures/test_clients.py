@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from sgl_entropy_bench.figures import clients, peers
-from sgl_entropy_bench.figures.peers import Load, Peer, Sent
+from sgl_entropy_bench.figures.peers import Peer, PeerLoad, Sent
 
 from sgl_entropy.cli import main
 
@@ -53,8 +53,8 @@ def toy(folder: Path, source: str = TOY, name: str = "toy_tester") -> Peer:
     )
 
 
-def load(count: int = 4, rate: float = 2.0) -> Load:
-    return Load("http://nowhere", Path("tokenizer"), rate, count, tokens=8, seed=0)
+def load(count: int = 4, rate: float = 2.0) -> PeerLoad:
+    return PeerLoad("http://nowhere", Path("tokenizer"), rate, count, tokens=8, seed=0)
 
 
 def test_schedules_from_gaps() -> None:

@@ -23,9 +23,9 @@ from sgl_entropy_bench.figures import (
     startup,
     stop,
 )
-from sgl_entropy_bench.figures.plan import (
+from sgl_entropy_bench.figures.figure_plan import (
     BENCHMARKS,
-    Plan,
+    FigurePlan,
     Records,
     benchmark_prompts,
     in_parallel,
@@ -51,14 +51,14 @@ def generation(times: Sequence[float], tokens: Sequence[int], cycles: int = 0) -
     )
 
 
-def test_two_figures_side_by_side_do_not_share_a_log(plan: Plan) -> None:
+def test_two_figures_side_by_side_do_not_share_a_log(plan: FigurePlan) -> None:
     arm = plan.arms()[0]
     one, other = plan.server(arm), plan.server(arm)
     assert (one.log == other.log) == (one.port == other.port)
 
 
 def test_records_of_other_code_are_not_resumed(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: FigurePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A figure that goes on after a change must not mix what two engines answered."""
     for name in ("patches/v1", "sgl_entropy/runtime", "sgl_entropy/drafter", "docs"):
@@ -211,7 +211,7 @@ def test_benchmark_prompts_are_interleaved_and_checked(prompts: Path) -> None:
         benchmark_prompts(None, 1)
 
 
-def test_speed_against_the_fake_server(plan: Plan) -> None:
+def test_speed_against_the_fake_server(plan: FigurePlan) -> None:
     data, page = speed.measure(plan, {1: 2, 4: 2})
     one = data["batch_sizes"]["1"]
     # 3 tokens a cycle. Times are this machine's: how busy it is, is nobody's business here.
@@ -232,7 +232,7 @@ def test_speed_against_the_fake_server(plan: Plan) -> None:
     assert str(plan.engine.target.parent) not in path.with_suffix(".json").read_text()
 
 
-def test_easd_against_the_fake_server(plan: Plan) -> None:
+def test_easd_against_the_fake_server(plan: FigurePlan) -> None:
     data, _ = easd.measure(plan, "easd-overhead", ("edsd",), {1: 3, 2: 2})
     cost = data["drafters"]["edsd"]["batch_sizes"]
     assert cost["2"]["batches"] == 2
@@ -262,23 +262,23 @@ def test_easd_against_the_fake_server(plan: Plan) -> None:
 
 
 def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: FigurePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     most = 3
-    run_batch, ask = paired.run_batch, easd_grid.Answer.ask
+    run_batch, ask = paired.run_batch, easd_grid.GridAnswer.ask
 
     def note(name: str) -> None:
         if len(asked) == most:
             raise KeyboardInterrupt
         asked.append(name)
 
-    def noted(server: Server, texts: Sequence[str], limit: int) -> paired.Batch:
+    def noted(server: Server, texts: Sequence[str], limit: int) -> paired.PairedBatch:
         if limit != paired.WARM_UP_TOKENS:
             note(server.name)
         return run_batch(server, texts, limit)
 
-    def counted(*args: Any) -> easd_grid.Answer:
+    def counted(*args: Any) -> easd_grid.GridAnswer:
         note("grid")
         return ask(*args)
 
@@ -291,7 +291,7 @@ def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
         return asked
 
     monkeypatch.setattr(paired, "run_batch", noted)
-    monkeypatch.setattr(easd_grid.Answer, "ask", counted)
+    monkeypatch.setattr(easd_grid.GridAnswer, "ask", counted)
     # A batch that one arm alone has finished is asked of both again.
     with pytest.raises(KeyboardInterrupt):
         again("easd-overhead", {1: 2}, 3)
@@ -305,7 +305,7 @@ def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
     assert again("easd", 1) == ["grid"] * 15
 
 
-def test_the_servers_of_easd_are_what_the_page_says(plan: Plan) -> None:
+def test_the_servers_of_easd_are_what_the_page_says(plan: FigurePlan) -> None:
     assert easd_overhead.NEVER_NATS == 1000
     arms = [replace(plan.drafted("eagle3"), extra_flags=easd_grid.FLAGS), plan.drafted("eagle3")]
     assert arms[0].flags()[-2:] == ["--speculative-verify-mode", "easd"]
@@ -334,7 +334,7 @@ def test_a_goal_is_met_only_where_the_interval_says_so(
     assert easd_overhead.verdict({"value": 0.02, "low": low, "high": high}) == said
 
 
-def test_stop_against_the_fake_server(plan: Plan, tmp_path: Path) -> None:
+def test_stop_against_the_fake_server(plan: FigurePlan, tmp_path: Path) -> None:
     calibration = tmp_path / "calibration.json"
     calibration.write_text("{}")
     data, page = stop.measure(plan, ("eagle3",), calibration, {1: 2})
@@ -353,13 +353,13 @@ def test_stop_against_the_fake_server(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_other_outputs_are_seen() -> None:
-    def batch(*outputs: tuple[int, ...]) -> paired.Batch:
-        return paired.Batch(Window(2, 2.0, 6, 3.0), 8, 3.0, 4, 16, 6, outputs)
+    def batch(*outputs: tuple[int, ...]) -> paired.PairedBatch:
+        return paired.PairedBatch(Window(2, 2.0, 6, 3.0), 8, 3.0, 4, 16, 6, outputs)
 
     rows = [{"a": batch((1, 2), (3,)), "b": batch((1, 2), (4,))}]
     assert paired.equal_share(rows, "a", "b") == 0.5
     held = json.loads(json.dumps(asdict(rows[0]["a"])))
-    assert paired.Batch.from_dict(held) == rows[0]["a"]
+    assert paired.PairedBatch.from_dict(held) == rows[0]["a"]
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -414,7 +414,7 @@ def test_options_of_other_figures_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_leaks_against_the_fake_server(plan: Plan) -> None:
+def test_leaks_against_the_fake_server(plan: FigurePlan) -> None:
     data, page = leaks.measure(plan)
     row = data["arms"]["edsd"]
     assert row["unexpected"] == []
@@ -426,18 +426,18 @@ def test_leaks_against_the_fake_server(plan: Plan) -> None:
     assert "bad_input: 400" in page
 
 
-def test_a_leak_is_found(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leak_is_found(plan: FigurePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks, "IDLE_TIMEOUT_S", 0.5)
     arm = ServeArm("edsd", "EDSD", plan.edsd)
     leaky = Engine(plan.engine.target, python=plan.engine.python, extra_flags=("--leak",))
     row = leaks.run_arm(
-        Plan(leaky, plan.eagle3, plan.edsd, None, plan.work, plan.results), arm, 110
+        FigurePlan(leaky, plan.eagle3, plan.edsd, None, plan.work, plan.results), arm, 110
     )
     assert row["load_at_end"]["tokens"] > 0
     assert not row["passed"]
 
 
-def test_startup_against_the_fake_server(plan: Plan) -> None:
+def test_startup_against_the_fake_server(plan: FigurePlan) -> None:
     data, page = startup.measure(plan)
     assert [len(row["startup_s"]) for row in data["arms"].values()] == [1, 1, 1]
     assert all(row["ready_bytes"][0] > 2**20 for row in data["arms"].values())

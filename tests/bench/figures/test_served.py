@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from sgl_entropy_bench.figures import paired, served
-from sgl_entropy_bench.figures.plan import BENCHMARKS, Plan, write_results
+from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan, write_results
 from sgl_entropy_bench.server.arms import ServeArm
 
 
-def test_served_against_the_fake_server(plan: Plan) -> None:
+def test_served_against_the_fake_server(plan: FigurePlan) -> None:
     data, page = served.measure(plan)
     assert list(data["temperatures"]) == ["0", "1"]
     for arms in data["temperatures"].values():
@@ -33,13 +33,13 @@ def test_served_against_the_fake_server(plan: Plan) -> None:
     assert not list((plan.work / "served").glob("*.jsonl"))
 
 
-def test_served_goes_on_where_it_ended(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_served_goes_on_where_it_ended(plan: FigurePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, float]] = []
     whole = served._in_turn
 
     def count(
         servers: Any, first: int, text: str, limit: int, temperature: float
-    ) -> dict[str, served.Answer]:
+    ) -> dict[str, served.ServedAnswer]:
         if limit > paired.WARM_UP_TOKENS:
             if len(asked) == 12 and not resumed:
                 raise KeyboardInterrupt
@@ -64,7 +64,9 @@ def test_every_arm_comes_first_in_each_benchmark_at_each_temperature(arms: int) 
             assert sorted(first) == list(range(arms))
 
 
-def test_the_arms_of_served_are_the_drafters_that_were_named(plan: Plan, tmp_path: Path) -> None:
+def test_the_arms_of_served_are_the_drafters_that_were_named(
+    plan: FigurePlan, tmp_path: Path
+) -> None:
     """Means are of benchmarks, ratios of what was named first, and both drafters are recorded."""
     one, other = ServeArm("a", "EDSD", plan.edsd), ServeArm("b", "EAGLE3", plan.eagle3)
     chosen = replace(plan, chosen=(one, other))
@@ -75,8 +77,8 @@ def test_the_arms_of_served_are_the_drafters_that_were_named(plan: Plan, tmp_pat
         with pytest.raises(ValueError, match=f"names of their own, found none, {names}"):
             served.measure(replace(plan, chosen=arms))
 
-    def answers(cycles: int, seconds: Sequence[float]) -> list[served.Answer]:
-        return [served.Answer((1,), cycles, 12, 12, each, each) for each in seconds]
+    def answers(cycles: int, seconds: Sequence[float]) -> list[served.ServedAnswer]:
+        return [served.ServedAnswer((1,), cycles, 12, 12, each, each) for each in seconds]
 
     rounds = [
         {"none": answers(0, (1, 1, 1, 1, 2)), "a": answers(6, [0.5] * 5), "b": answers(4, [1] * 5)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.figures import clients
-from sgl_entropy_bench.figures.peers import Load
+from sgl_entropy_bench.figures.peers import PeerLoad
 from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.http.record import read_records
 from sgl_entropy_bench.http.routes import Output
@@ -53,7 +53,7 @@ def test_a_server_that_does_not_take_a_connection_is_called_so(tmp_path: Path) -
 @pytest.mark.parametrize("busy", [0.0, 0.5])
 def test_requests_leave_when_they_should(busy: float, tmp_path: Path) -> None:
     with FakeServer("--ttft", "0.005", "--cycle", "0.002", "--slots", "999") as server:
-        sent = clients._ours(Load(server.url, tmp_path, 100.0, 300, 8, seed=0), busy)
+        sent = clients._ours(PeerLoad(server.url, tmp_path, 100.0, 300, 8, seed=0), busy)
         found = clients._judged(sent, Client.from_url(server.url).get("/fake_arrivals"))
     assert found["achieved_rate"] == pytest.approx(found["scheduled_rate"], rel=0.02)
     assert found["lag_p99_s"] < 0.2  # a busy machine; the figure says what a quiet one does

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_entropy_bench.quality.arms import parse_eval_arms, read_eval_arms
+from sgl_entropy_bench.quality.eval_arms import parse_eval_arms, read_eval_arms
 from sgl_entropy_bench.quality.tasks import PLAIN, TASKS, load_questions, parse_task
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_entropy_bench.quality.answers import Answer, AnswerWriter, read_answers
+from sgl_entropy_bench.quality.answers import AnswerWriter, ScoredAnswer, read_answers
 from sgl_entropy_bench.quality.sandbox import Limits, SandboxError, open_sandbox
 
 from sgl_entropy.cli import main
@@ -397,11 +397,11 @@ def test_wrong_arguments(words: tuple[str, ...], message: str, rows: Path, capsy
 
 def test_answers_survive_a_cut_line(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
-    one = Answer("a", "1", 0, "k", "x\u2028y \ud800", "x", True, seconds=1.5, easd_checks=0)
+    one = ScoredAnswer("a", "1", 0, "k", "x\u2028y \ud800", "x", True, seconds=1.5, easd_checks=0)
     file.write_bytes(one.to_json().encode(errors="backslashreplace") + b'\n{"arm": "a", "que')
     assert list(read_answers(file)) == [("a", "1", 0)]
     writer = AnswerWriter(file)
-    writer.write(Answer("a", "2", 0, "k", error="no"))
+    writer.write(ScoredAnswer("a", "2", 0, "k", error="no"))
     writer.close()
     held = read_answers(file)
     assert list(held) == [("a", "1", 0), ("a", "2", 0)]

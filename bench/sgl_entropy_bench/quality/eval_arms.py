@@ -18,7 +18,7 @@ _OURS = ("url", "custom_params", "temperature")
 
 
 @dataclass(frozen=True)
-class Arm:
+class EvalArm:
     """One arm.
 
     Attributes:
@@ -46,13 +46,13 @@ class Arm:
         return ", ".join(parts) or "no parameters of its own"
 
 
-def parse_eval_arms(texts: Sequence[str]) -> tuple[Arm, ...]:
+def parse_eval_arms(texts: Sequence[str]) -> tuple[EvalArm, ...]:
     """``NAME=URL``, ``NAME=URL,NAME=URL`` or ``NAME=URL;CUSTOM_PARAMS`` (a JSON object), each text.
 
     Raises:
         ValueError: another form, parameters that are no JSON object, or a name twice.
     """
-    arms: list[Arm] = []
+    arms: list[EvalArm] = []
     for text in texts:
         where, semicolon, written = text.partition(";")
         specs = parse_arms(where)
@@ -64,11 +64,11 @@ def parse_eval_arms(texts: Sequence[str]) -> tuple[Arm, ...]:
                 params = json.loads(written)
             except ValueError as error:
                 raise ValueError(f"--arms {text}: {written!r} is no JSON: {error}") from None
-        arms += [Arm(spec.name, spec, _params(f"--arms {text}", params)) for spec in specs]
+        arms += [EvalArm(spec.name, spec, _params(f"--arms {text}", params)) for spec in specs]
     return _distinct(arms, "--arms")
 
 
-def read_eval_arms(path: Path) -> tuple[Arm, ...]:
+def read_eval_arms(path: Path) -> tuple[EvalArm, ...]:
     """An arms file as the load tester's, or with a ``url`` in every arm instead of ``command``;
     each arm may have ``custom_params`` and ``temperature``.
 
@@ -94,7 +94,7 @@ def read_eval_arms(path: Path) -> tuple[Arm, ...]:
     for number, (one, spec) in enumerate(zip(held, specs, strict=True)):
         at = f"{path}: arms[{number}]"
         arms.append(
-            Arm(
+            EvalArm(
                 spec.name,
                 spec,
                 _params(at, one.get("custom_params", {})),
@@ -133,7 +133,7 @@ def _temperature(where: str, value: Any) -> float | None:
     return float(value)
 
 
-def _distinct(arms: list[Arm], where: str) -> tuple[Arm, ...]:
+def _distinct(arms: list[EvalArm], where: str) -> tuple[EvalArm, ...]:
     names = [arm.name for arm in arms]
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: every arm needs a name of its own")

@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Plan:
+class FigurePlan:
     """A figure's settings. ``prompts``: folder with the five benchmarks' JSONL files.
 
     ``work``: where records grow while a figure is measured, so that it can be resumed;
@@ -184,7 +184,7 @@ def in_parallel(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def write_results(plan: Plan, name: str, data: Mapping[str, Any], page: str) -> Path:
+def write_results(plan: FigurePlan, name: str, data: Mapping[str, Any], page: str) -> Path:
     """Write ``NAME.json`` and ``NAME.md`` with provenance; returns the page's path."""
     facts = plan.provenance()
     plan.results.mkdir(parents=True, exist_ok=True)

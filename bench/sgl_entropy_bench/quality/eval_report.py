@@ -11,8 +11,8 @@ from typing import Any
 
 from sgl_entropy.base.provenance import provenance
 from sgl_entropy_bench.quality import proportions
-from sgl_entropy_bench.quality.answers import Answer
-from sgl_entropy_bench.quality.arms import Arm
+from sgl_entropy_bench.quality.answers import ScoredAnswer
+from sgl_entropy_bench.quality.eval_arms import EvalArm
 from sgl_entropy_bench.quality.run import Evaluation
 
 Json = dict[str, Any]
@@ -20,7 +20,7 @@ FORMAT = 1
 LEVEL = 0.05
 
 
-def baseline_of(arms: Sequence[Arm], wanted: str | None) -> str:
+def baseline_of(arms: Sequence[EvalArm], wanted: str | None) -> str:
     """The arm that others are compared with: the one named, else ``none``, else the first.
 
     Raises:
@@ -73,7 +73,7 @@ def result_of(evaluation: Evaluation, baseline: str) -> Json:
 
 def write_result(report: Json, out: Path) -> None:
     """``result.json`` and ``report.md``, each whole or not at all."""
-    from sgl_entropy_bench.quality.page import markdown
+    from sgl_entropy_bench.quality.eval_page import markdown
 
     for name, text in (
         ("result.json", json.dumps(report, indent=1) + "\n"),
@@ -84,7 +84,7 @@ def write_result(report: Json, out: Path) -> None:
         partial.replace(out / name)
 
 
-def _by_question(evaluation: Evaluation, arm: str) -> dict[str, list[Answer]]:
+def _by_question(evaluation: Evaluation, arm: str) -> dict[str, list[ScoredAnswer]]:
     """The questions that an arm has all its answers to."""
     found = {}
     for question in evaluation.plan.questions:
@@ -94,7 +94,7 @@ def _by_question(evaluation: Evaluation, arm: str) -> dict[str, list[Answer]]:
     return found
 
 
-def _arm(evaluation: Evaluation, arm: Arm, held: dict[str, list[Answer]]) -> Json:
+def _arm(evaluation: Evaluation, arm: EvalArm, held: dict[str, list[ScoredAnswer]]) -> Json:
     samples = evaluation.plan.samples
     answers = [answer for one in held.values() for answer in one]
     shares = [sum(answer.right for answer in one) / samples for one in held.values()]
@@ -134,9 +134,9 @@ def _total(values: Sequence[int | None]) -> int | None:
 
 def _pair(
     arm: str,
-    here: dict[str, list[Answer]],
+    here: dict[str, list[ScoredAnswer]],
     baseline: str,
-    there: dict[str, list[Answer]],
+    there: dict[str, list[ScoredAnswer]],
     samples: int,
 ) -> Json:
     """An arm beside the baseline, over the questions that both have answered."""

@@ -9,7 +9,7 @@ from sgl_entropy_bench.quality.tasks import Question, Task
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalPlan:
     """What is asked, and how.
 
     Attributes:
