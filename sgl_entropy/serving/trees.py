@@ -6,7 +6,31 @@ tokens. Links name nodes of the same request; flat numbers are request * n + nod
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """The trees of a batch: the engine's own tensors, so that what is written here holds there.
+
+    Attributes:
+        tokens: [b * n].
+        slots: [b, n], each node's flat number; -1 = it is not verified.
+        child, sibling: [b, n], a node's first child and next sibling; -1 = none.
+    """
+
+    tokens: Tensor
+    slots: Tensor
+    child: Tensor
+    sibling: Tensor
+
+    @property
+    def nodes(self) -> int:
+        """n."""
+        return self.slots.shape[1]
 
 
 def build_tree(

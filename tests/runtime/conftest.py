@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mode | None], None]:
     """Let this process serve a mode."""
-    from sgl_entropy.runtime.v0_5_6 import draft_stats, easd
+    from sgl_entropy.runtime.v0_5_6 import counters, draft_stats, draft_stop, easd
 
     def serve(mode: Mode | None) -> None:
-        for module in (easd, draft_stats):
+        for module in (counters, draft_stats, draft_stop, easd):
             monkeypatch.setattr(module, "served_mode", lambda: mode)
 
     return serve

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats
+from sgl_entropy.serving import attached
+from sgl_entropy.serving.outcome import CheckCounts, CycleOutcome, outcome
 from sgl_entropy.serving.trees import build_tree, verify_tree
 from sgl_entropy.verify.rule import EasdRule
 
@@ -63,6 +65,21 @@ def requests(custom: list[Any]) -> Any:
     return SimpleNamespace(
         reqs=[SimpleNamespace(sampling_params=SimpleNamespace(custom_params=c)) for c in custom]
     )
+
+
+def closed(draft: Any, batch: Any, index: int, path: list[int], emitted: int) -> CycleOutcome:
+    """What a verified cycle came to for one request that passed these nodes."""
+    nodes = draft.draft_token_num
+    asked = attached.request_state(batch.reqs[index]).asked
+    assert asked is not None
+    row = [*path, *[-1] * (nodes - len(path))]
+    return outcome(attached.cycle_for(draft), index, row, emitted, nodes, asked)
+
+
+def checks(found: CycleOutcome) -> CheckCounts:
+    """What a mode counted in a cycle."""
+    assert found.checks is not None
+    return found.checks
 
 
 def walk(draft: Any, chosen: Tensor) -> list[tuple[list[int], list[int]]]:

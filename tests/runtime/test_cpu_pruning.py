@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sgl_entropy.runtime.v0_5_6.cpu import pruning
+from sgl_entropy.serving import attached
 
 
 def batch_of(live: torch.Tensor) -> SimpleNamespace:
@@ -40,7 +41,7 @@ def test_a_forward_runs_on_the_live_rows_and_is_spread_out_again() -> None:
     assert (out.hidden_states.flatten()[live.flatten()] == before[0][live.flatten()]).all()
     assert (out.next_token_logits == out.hidden_states + 0.5).all()
     assert (batch.input_ids, batch.positions, batch.out_cache_loc) == before
-    assert batch.spec_info.sgl_entropy_nodes == [2, 1, 3]
+    assert attached.cycle_for(batch.spec_info).verified == [2, 1, 3]
 
 
 def test_a_failed_forward_leaves_the_batch_as_it_was() -> None:

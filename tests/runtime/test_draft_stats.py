@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from sgl_entropy.runtime.v0_5_6 import draft_stats
+from sgl_entropy.serving import attached
+from sgl_entropy.serving.attached import CapturedGraphs
 from sgl_entropy.serving.draft_logits import DraftLogits, DraftStats
 from sgl_entropy.serving.draft_nodes import KnownNodes, WaitingNodes
 from sgl_entropy.serving.mode import Mode
@@ -30,7 +32,7 @@ def test_statistics_of_a_tree_belong_to_the_node_that_was_expanded(served: Any) 
     draft_stats.finish(source, selected, scores, 2)
     target = SimpleNamespace()
     draft_stats.hand_over(source, target)
-    stats = draft_stats.of_nodes(target)
+    stats = attached.cycle_for(target).nodes
     assert stats is not None
     entropies = torch.stack([
         uncertainty(first, RULE).entropy,
@@ -60,7 +62,9 @@ def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(
         draft_stats.step(worker(), captured, logits)
     draft_stats.finish(captured, selected, scores, 2)
     draft_stats.keep_graph_outputs(runner, batch, captured)
-    held, held_scores = vars(runner)["sgl_entropy_graph_stats"][batch]
+    graphs = attached.of(runner, CapturedGraphs)
+    assert graphs is not None
+    graph = graphs.by_batch[batch]
 
     real = [torch.randn(3 * 2, DRAFT_VOCABULARY) for _ in range(steps - 1)]
     real_scores = [torch.rand(3, *part.shape[1:]) for part in scores]
@@ -69,19 +73,18 @@ def test_a_replayed_graph_gives_the_same_statistics_as_a_plain_draft(
     for source in (replayed, plain):
         draft_stats.first(worker(), source, opening)
     # What a replay does: it fills the captured tensors in place, rows of padding included.
-    for stats, logits in zip(held, real, strict=True):
+    for stats, logits in zip(graph.steps, real, strict=True):
         padded = torch.cat([logits, torch.randn(2, DRAFT_VOCABULARY)])
         fresh = DraftLogits(padded, RULE, TO_TARGET, VOCABULARY).stats()
         for old, new in zip(stats.parts(), fresh.parts(), strict=True):
             old.copy_(new)
-    held_scores[:3] = torch.cat(real_scores, 1).flatten(1)
+    graph.scores[:3] = torch.cat(real_scores, 1).flatten(1)
     out = (None, selected, None)
     draft_stats.take_graph_outputs(runner, batch, 3, replayed, out)
     for logits in real:
         draft_stats.step(worker(), plain, logits)
     draft_stats.finish(plain, selected[:3], real_scores, 2)
-    nodes = draft_stats.of_nodes(SimpleNamespace(**vars(plain)))
-    again = draft_stats.of_nodes(SimpleNamespace(**vars(replayed)))
+    nodes, again = (attached.cycle_for(source).nodes for source in (plain, replayed))
     assert isinstance(nodes, KnownNodes)
     assert isinstance(again, KnownNodes)
     assert torch.equal(nodes.paths(), again.paths())
@@ -112,8 +115,7 @@ def test_statistics_that_waited_are_those_of_a_plain_draft(
         for logits in deeper:
             draft_stats.step(worker(), source, logits)
         draft_stats.finish(source, selected, scores, topk)
-        draft_stats.hand_over(source, source)
-    plain, waited = (draft_stats.of_nodes(drafts[waits]) for waits in (False, True))
+    plain, waited = (attached.cycle_for(drafts[waits]).nodes for waits in (False, True))
     assert isinstance(plain, KnownNodes)
     assert isinstance(waited, WaitingNodes)
     kept = (selected >= 0).flatten().nonzero().squeeze(1).tolist()
@@ -145,8 +147,8 @@ def test_rows_follow_their_requests_through_filter_and_merge(
     draft_stats.merge(empty, a)
     rule = EasdRule(2.0, 2.0, top_n=6, residual=True)
     expected = DraftLogits(logits[[2, 0, 3]], rule, TO_TARGET, VOCABULARY).stats()
-    for held in (a, empty):
-        stats = vars(held)["sgl_entropy_first"]
+    for carrier in (a, empty):
+        stats = attached.cycle_for(carrier).first
         assert isinstance(stats, DraftLogits if waits else DraftStats)
         if isinstance(stats, DraftLogits):
             stats = stats.stats()

@@ -9,12 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_entropy.runtime.v0_5_6 import draft_stats, easd, easd_record
+from sgl_entropy import entropy
+from sgl_entropy.runtime.v0_5_6 import draft_stats, easd
+from sgl_entropy.serving import attached
+from sgl_entropy.serving.asked import Asked
+from sgl_entropy.serving.cycle import TargetEntropy
 from sgl_entropy.serving.draft_nodes import WaitingNodes
 from sgl_entropy.serving.draws import draw, request_probs
 from sgl_entropy.serving.mode import Mode
+from sgl_entropy.serving.outcome import CheckCounts, CycleOutcome, outcome
 from sgl_entropy.verify.easd import Uncertainty, Walk, uncertainty, verify_chain, without
 from sgl_entropy.verify.rule import EasdRule
+from sgl_entropy.verify.trace import CycleRecord
 from tests.runtime.chi_square import p_value
 from tests.runtime.easd_batches import (
     DRAFT_VOCABULARY,
@@ -22,6 +28,8 @@ from tests.runtime.easd_batches import (
     RULE,
     TO_TARGET,
     VOCABULARY,
+    checks,
+    closed,
     drafted_batch,
     requests,
     walk,
@@ -44,7 +52,7 @@ CUSTOM: list[Any] = [
 ]
 
 
-def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], dict[str, Any]]]:
+def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], CheckCounts]]:
     """Verify a random batch both ways: (reference, tokens, what was recorded) a request."""
     torch.manual_seed(seed)
     custom = CUSTOM * 4
@@ -70,10 +78,11 @@ def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], dict[str
     asked = requests(custom)
     cycle = easd.begin(draft, asked, raw.view(-1, VOCABULARY))
     assert cycle is not None
+    assert cycle.verification is not None
     easd.decide(cycle, draft, flat, chosen, info, coins[1].flatten())
     out = []
     for i, (emitted, path) in enumerate(walk(draft, chosen)):
-        own = easd.of_request(asked.reqs[i], Mode(rule)).rule
+        own = cycle.verification.asked[i].rule
         k = live[i] - 1
         drafter = uncertainty(draft_logits[i, :k], rule, TO_TARGET - torch.arange(len(TO_TARGET)))
         wide = torch.zeros(k, VOCABULARY)
@@ -89,9 +98,7 @@ def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], dict[str
             None if greedy else coins[:, i, : k + 1],
             wide,
         )  # fmt: skip
-        found = easd_record.record(draft, i, path, len(emitted))
-        assert found is not None
-        out.append((expected, emitted, found))
+        out.append((expected, emitted, checks(closed(draft, asked, i, path, len(emitted)))))
     return out
 
 
@@ -117,8 +124,8 @@ def test_every_token_check_and_fire_is_the_references(
         monkeypatch.setattr(draft_stats, "_may_wait", lambda *_, waits=seed % 2 == 0: waits)
         for expected, emitted, found in one_batch(seed, rule):
             assert emitted == expected.tokens, seed
-            assert found["checks"] == expected.checked, seed
-            assert found["fires"] == (expected.fired is not None), seed
+            assert found.checks == expected.checked, seed
+            assert found.fires == (expected.fired is not None), seed
             checked += expected.checked
             fired += expected.fired is not None
     assert checked >= 2000
@@ -174,7 +181,7 @@ def test_the_sampling_test_fails_on_a_wrong_residual(served: Any) -> None:
     assert sampled(served, broken=True) < 1e-6
 
 
-def test_a_token_without_alternative_stands(served: Any) -> None:
+def test_a_token_without_alternative_is_kept(served: Any) -> None:
     """A grammar leaves one token: it is emitted, the draft goes on, and nothing counts as fired."""
     served(Mode(EasdRule(0.0, 0.0, top_n=6, overlap=0.0)))
     raw = torch.randn(2 * 2, VOCABULARY)
@@ -186,13 +193,13 @@ def test_a_token_without_alternative_stands(served: Any) -> None:
     draft = drafted_batch(
         torch.randn(2, 1, DRAFT_VOCABULARY), torch.tensor([[0, 7], [0, 7]]), [2, 2]
     )
-    cycle = easd.begin(draft, requests([None, None]), raw)
+    batch = requests([None, None])
+    cycle = easd.begin(draft, batch, raw)
     easd.decide(cycle, draft, masked, chosen, settings({"top_k": 1}, {"temperature": 0.8}))
     for i, (emitted, path) in enumerate(walk(draft, chosen)):
-        found = easd_record.record(draft, i, path, len(emitted))
+        found = checks(closed(draft, batch, i, path, len(emitted)))
         assert emitted == [7, 3]
-        assert found is not None
-        assert (found["checks"], found["fires"]) == (1, 0)
+        assert (found.checks, found.fires) == (1, 0)
 
 
 def test_an_output_that_ends_inside_counts_what_was_emitted_alone(served: Any) -> None:
@@ -201,13 +208,15 @@ def test_an_output_that_ends_inside_counts_what_was_emitted_alone(served: Any) -
     tokens = torch.tensor([[0, 1, 2, 3, 4]])
     draft = drafted_batch(torch.zeros(1, NODES - 1, DRAFT_VOCABULARY), tokens, [NODES])
     chosen = torch.tensor([[1, 2, 3, 4, 5]])
-    cycle = easd.begin(draft, requests([{"spec_trace": True}]), raw)
+    batch = requests([{"spec_trace": True}])
+    cycle = easd.begin(draft, batch, raw)
     assert cycle is not None
-    cycle.fire.add(3)
-    found = easd_record.record(draft, 0, list(range(NODES)), 2)
-    assert found is not None
-    assert (found["checks"], found["fires"], found["entropies"]) == (2, 0, 2)
-    assert found["trace"]["emitted"] == 2
+    assert cycle.verification is not None
+    cycle.verification.fire.add(3)
+    found = closed(draft, batch, 0, list(range(NODES)), 2)
+    assert (checks(found).checks, checks(found).fires, checks(found).entropies) == (2, 0, 2)
+    assert found.trace is not None
+    assert found.trace.emitted == 2
     assert chosen.tolist() == [[1, 2, 3, 4, 5]]
 
 
@@ -217,12 +226,14 @@ def test_a_trace_holds_what_the_policies_replay(served: Any) -> None:
     raw, draft_logits = torch.randn(NODES, VOCABULARY), torch.randn(1, NODES - 1, DRAFT_VOCABULARY)
     tokens = torch.tensor([[0, 1, 2, 3, 4]])
     draft = drafted_batch(draft_logits, tokens, [4])
-    cycle = easd.begin(draft, requests([{"easd": False, "spec_trace": True}]), raw)
+    batch = requests([{"easd": False, "spec_trace": True}])
+    cycle = easd.begin(draft, batch, raw)
     easd.decide(cycle, draft, raw, tokens.clone(), settings({"top_k": 1}))
-    found = easd_record.record(draft, 0, [0, 1], 2)
-    assert found is not None
-    assert found["checks"] == 0
-    trace = found["trace"]
+    found = closed(draft, batch, 0, [0, 1], 2)
+    assert checks(found).checks == 0
+    assert found.trace is not None
+    trace = found.trace.to_dict(NODES - 1)
+    assert CycleRecord.from_dict(trace, NODES - 1) == found.trace
     want = torch.softmax(raw.double(), -1)
     assert trace["target_prob"][:3] == pytest.approx(
         [float(want[i, i + 1]) for i in range(3)], abs=2e-6
@@ -255,12 +266,13 @@ def test_relaxed_acceptance_takes_the_drafted_token_where_the_target_is_sure(ser
         torch.randn(2, 1, DRAFT_VOCABULARY), torch.tensor([[0, 4], [0, 4]]), [2, 2]
     )
     chosen = torch.tensor([[3, 1], [3, 1]])
-    cycle = easd.begin(draft, requests([None, None]), raw)
+    batch = requests([None, None])
+    cycle = easd.begin(draft, batch, raw)
     easd.decide(cycle, draft, raw, chosen, settings({"top_k": 1}, {"top_k": 1}))
     walks = walk(draft, chosen)
     assert [emitted for emitted, _ in walks] == [[4, 1], [3]]
-    counts = [easd_record.record(draft, i, path, len(e)) for i, (e, path) in enumerate(walks)]
-    assert [c["relaxed"] for c in counts if c] == [1, 0]
+    found = [closed(draft, batch, i, path, len(e)) for i, (e, path) in enumerate(walks)]
+    assert [checks(one).relaxed for one in found] == [1, 0]
 
 
 def test_relaxed_acceptance_obeys_a_grammar_and_a_request(served: Any) -> None:
@@ -286,11 +298,13 @@ def test_without_a_mode_nothing_is_computed(served: Any, monkeypatch: pytest.Mon
         raise AssertionError("computed without a mode")
 
     monkeypatch.setattr(draft_stats, "DraftLogits", never)
-    monkeypatch.setattr(easd, "entropy_of_rows", never)
+    monkeypatch.setattr(TargetEntropy, "of", never)
     draft = drafted_batch(torch.randn(1, 4, DRAFT_VOCABULARY), torch.zeros(1, 5).long(), [5])
     assert easd.begin(draft, requests([None]), torch.randn(5, VOCABULARY)) is None
     easd.decide(None, draft, torch.randn(5, VOCABULARY), torch.zeros(1, 5).long(), settings({}))
-    assert easd_record.record(draft, 0, [0], 1) is None
+    asked = Asked.read(None, None)
+    found = outcome(attached.cycle_for(draft), 0, [0, -1, -1, -1, -1], 1, NODES, asked)
+    assert found == CycleOutcome(drafted=4, accepted=0, emitted=1, depth=4)
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -314,12 +328,14 @@ def test_each_condition_is_computed_where_those_before_it_hold(
     custom = [None, {"spec_trace": True, "easd": False} if traced else None]
     cycle = easd.begin(draft, requests(custom), raw.view(-1, VOCABULARY))
     assert cycle is not None
-    assert len(cycle.entropy) == (9 if traced else 8)
+    found = cycle.verification
+    assert found is not None
+    assert len(found.entropy) == (9 if traced else 8)
     # Drafted nodes 1 and 3 of each chain hang below its nodes 1 and 3.
     assert asked["entropy"] == ([1, 3] if traced else [1, 3, 5, 7])
     assert asked["top_ids"] == ([3, 4, 5, 6, 7] if traced else [3, 7])
-    assert cycle.fire == set()
-    assert set(cycle.token_prob) == ({5, 6, 7, 8} if traced else set())
+    assert found.fire == set()
+    assert set(found.token_prob) == ({5, 6, 7, 8} if traced else set())
 
 
 def test_in_a_tree_the_child_that_was_drawn_is_removed_and_the_draft_dropped(served: Any) -> None:
@@ -342,3 +358,33 @@ def test_in_a_tree_the_child_that_was_drawn_is_removed_and_the_draft_dropped(ser
     cycle = easd.begin(draft, requests([None]), raw)
     easd.decide(cycle, draft, raw, chosen, settings({"top_k": 1}))
     assert walk(draft, chosen) == [([6], [0])]
+
+
+def test_with_two_drafters_the_targets_entropy_is_computed_once(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule and the choice of a drafter read the same numbers; EASD's figures stay its own."""
+    served(Mode(RULE))
+    rows = []
+    plain = entropy._entropy
+
+    def counted(logits: torch.Tensor) -> torch.Tensor:
+        if logits.shape[-1] == VOCABULARY:
+            rows.append(len(logits))
+        return plain(logits)
+
+    torch.manual_seed(0)
+    raw, draft_logits = torch.randn(10, VOCABULARY), torch.randn(2, 4, DRAFT_VOCABULARY)
+    found = {}
+    for drafter in (None, 1):
+        draft = drafted_batch(draft_logits, torch.zeros(2, 5).long(), [5, 3])
+        attached.cycle_for(draft).drafter = drafter
+        with monkeypatch.context() as patched:
+            patched.setattr(entropy, "_entropy", counted)
+            cycle = easd.begin(draft, requests([None, {"easd": False}]), raw)
+        assert cycle is not None
+        assert cycle.verification is not None
+        found[drafter] = cycle.verification.entropy
+    # The nodes with a draft below in the first request; then all eight verified ones.
+    assert rows == [4, 8]
+    assert found[1] == pytest.approx(found[None])

@@ -1,4 +1,4 @@
-"""The choice of a drafter behind a verification, and the forward that brings it up to date."""
+"""The choice of a drafter after a verification, and the forward that brings it up to date."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sgl_entropy.entropy import shannon_entropy
-from sgl_entropy.runtime.v0_5_6 import counters, ours, regime, switching
-from sgl_entropy.runtime.v0_5_6.counters import SpecCounters
-from sgl_entropy.serving import missed
-from sgl_entropy.serving.switch_counters import SwitchCounters
+from sgl_entropy.runtime.v0_5_6 import draft_stats, easd, switching
+from sgl_entropy.serving import attached, missed
+from sgl_entropy.serving.counters import SwitchCounters
+from sgl_entropy.serving.cycle import Cycle
 from sgl_entropy.verify.policies import DrafterSwitch
 
 NODES = 3
@@ -68,7 +67,7 @@ def test_one_extend_for_what_the_other_missed_at_each_switch(switching_worker: A
     step(worker, reqs, [1, 1], 2.5)
     assert worker.read.pop() == (1, [5, 4], [9, 9])
     assert (small.extended, worker.now, worker.counts.switches) == (2, 1, 1)
-    # The small one has not seen the cycle behind which it was relieved.
+    # The small one has not seen the last cycle before it was relieved.
     late = requests(1)
     step(worker, [*reqs, *late], [2, 1, 4], 1.5)
     step(worker, [reqs[1], *late], [1, 1], 0.5)
@@ -130,78 +129,46 @@ def test_the_new_drafters_state_takes_the_place_of_the_old(monkeypatch: Any) -> 
     assert seen == [(output, state)]
 
 
-def drafted(retrive_index: list[list[int]], drafter: int = 1) -> tuple[Any, regime.Regime]:
-    draft: Any = SimpleNamespace(
-        retrive_index=torch.tensor(retrive_index),
+def test_the_choice_needs_no_metrics_call(switching_worker: Any, served: Any) -> None:
+    """What verification accepted says how unsure the target is; nothing was counted before."""
+    served(None)
+    worker, reqs = switching_worker, requests(2)
+    for req in reqs:
+        req.finished = lambda: False
+    index = torch.arange(2 * NODES).view(2, NODES)
+    draft = SimpleNamespace(
+        retrive_index=index,
+        retrive_next_token=index,
+        retrive_next_sibling=index,
         draft_token_num=NODES,
-        draft_token=torch.arange(20, 20 + NODES * len(retrive_index)),
-        sgl_entropy_nodes=None,
+        draft_token=torch.zeros(2 * NODES).long(),
     )
-    return draft, regime.start(draft, drafter)
-
-
-def test_the_regime_is_the_mean_over_what_was_emitted() -> None:
-    logits = torch.randn(2 * NODES, 30, generator=torch.Generator().manual_seed(0)) * 3
-    draft, cycle = drafted([[0, 1, 2], [3, -1, -1]])
-    regime.begin(draft, logits)
-    assert math.isnan(cycle.mean)
-    # Three nodes accepted, of which the request took two; then a lone root.
-    found = regime.record(draft, 0, [0, 1, 2], 2, tell=True)
-    assert found is not None
-    number, told = found
-    assert told is not None
-    assert (number, told["drafter"], told["drafted"]) == (1, "large", [21, 22])
-    assert (told["accepted"], told["emitted"]) == (2, 2)
-    # Pruned: nothing but the root was verified.
-    other = regime.record(draft, 1, [3], 1, tell=True)
-    assert other is not None
-    assert other[1] is not None
-    assert other[1]["drafted"] == []
-    expected = shannon_entropy(logits)[[0, 1, 3]]
-    assert cycle.mean == pytest.approx(expected.mean().item(), rel=1e-5)
-    assert told["target_entropy"] == pytest.approx(expected[:2].tolist(), abs=1e-5)
-
-
-def test_logits_that_are_no_numbers_do_not_count() -> None:
+    worker.drafters[0].draft = lambda batch: draft
+    # Unsure (ln 30 nats) at the accepted nodes alone.
     logits = torch.zeros(2 * NODES, 30)
-    logits[:NODES] = math.nan
-    draft, cycle = drafted([[0, 1, 2], [3, 4, 5]])
-    regime.begin(draft, logits)
-    regime.record(draft, 0, [0], 1)
-    assert math.isnan(cycle.mean)
-    regime.record(draft, 1, [3], 1)
-    assert cycle.mean == pytest.approx(math.log(30))
+    logits[[2, 4, 5], 0] = 99.0
 
+    def verify(batch: Any, draft: Any) -> Any:
+        draft_stats.hand_over(batch.spec_info, draft)
+        easd.begin(draft, batch, logits)
+        verified = SimpleNamespace(
+            accept_length_per_req_cpu=[1, 0],
+            verified_id=torch.zeros(3, dtype=torch.int32),
+            accepted_indices=torch.tensor([0, 1, 3]),
+        )
+        return SimpleNamespace(hidden_states=torch.zeros(3, 4)), verified, None, False
 
-def test_with_one_drafter_nothing_is_computed() -> None:
-    draft: Any = SimpleNamespace()
-    regime.begin(draft, torch.zeros(3, 3))
-    assert vars(draft) == {}
-    assert regime.record(draft, 0, [0], 1) is None
-
-
-def test_cycles_are_counted_by_drafter(monkeypatch: pytest.MonkeyPatch) -> None:
-    totals = SpecCounters(switch=SwitchCounters())
-    monkeypatch.setattr(counters, "TOTALS", totals)
-    monkeypatch.setattr(ours, "active", lambda: True)
-    params = SimpleNamespace(custom_params={"spec_drafters": True})
-    asks: Any = SimpleNamespace(sampling_params=params, finished=lambda: True)
-    silent: Any = SimpleNamespace(
-        sampling_params=SimpleNamespace(custom_params=None), finished=lambda: True
+    worker.verify = verify
+    batch = SimpleNamespace(
+        forward_mode=SimpleNamespace(is_extend=lambda: False),
+        is_extend_in_batch=False,
+        reqs=reqs,
+        seq_lens_cpu=torch.tensor([4, 4]),
+        spec_info=SimpleNamespace(),
     )
-    for number in (0, 1, 1):
-        draft, _ = drafted([[0, 1, 2], [3, 4, 5]], number)
-        regime.begin(draft, torch.zeros(2 * NODES, 30))
-        counters.record_cycle(asks, 2, [0, 1, -1], draft, 0)
-        counters.record_cycle(silent, 1, [3, -1, -1], draft, 1)
-    told = counters.of_request(asks)
-    assert told is not None
-    meta: dict[str, Any] = {}
-    counters.report(meta, SimpleNamespace(sgl_entropy_counters=[told]), 0)
-    assert meta["spec_cycles_by_drafter"] == {"small": 1, "large": 2}
-    assert [cycle["drafter"] for cycle in meta["spec_drafters"]] == ["small", "large", "large"]
-    meta = {}
-    counters.report(meta, SimpleNamespace(sgl_entropy_counters=[counters.of_request(silent)]), 0)
-    assert meta["spec_cycles_by_drafter"] == {"small": 1, "large": 2}
-    assert "spec_drafters" not in meta
-    assert totals.to_dict()["cycles_by_drafter"] == {"small": 2, "large": 4}
+    worker.forward_batch_generation(batch)
+    assert (worker.now, worker.counts.switches) == (1, 1)
+    cycle = attached.of(draft, Cycle)
+    assert cycle is not None
+    assert cycle.drafter == 0
+    assert cycle.mean_target_entropy([0, 1, 3]) == pytest.approx(math.log(30))

@@ -14,6 +14,7 @@ from typing import Any
 from sgl_entropy.drafter.checkpoint import load_tensors
 from sgl_entropy.drafter.config import DrafterError
 from sgl_entropy.runtime.v0_5_6 import switch_args
+from sgl_entropy.serving import attached
 from sgl_entropy.serving.drafter_files import drafter_config, local_folder
 from sgl_entropy.serving.mode import Mode
 from sgl_entropy.verify.calibration import Calibration
@@ -270,13 +271,14 @@ def served_mode() -> Mode | None:
     if args.easd is None and args.draft_stop is None:
         return None
     # Neither changes once the server has started.
-    held: Mode | None = getattr(args, "_sgl_entropy_mode", None)
-    if held is None:
-        held = args._sgl_entropy_mode = Mode(
+    mode = attached.of(args, Mode)
+    if mode is None:
+        mode = Mode(
             EasdRule() if args.easd is None else EasdRule.from_dict(args.easd),
             args.easd_relaxed_below or 0.0,
             chain=args.speculative_eagle_topk in (None, 1),
             verifies=args.easd is not None,
             stop=None if args.draft_stop is None else stop_of(args.draft_stop),
         )
-    return held
+        attached.put(args, mode)
+    return mode

@@ -1,14 +1,14 @@
 """Two EDSD drafters of one target, of which one drafts at a time.
 
 Both are SGLang's own EAGLE workers: they share the target, its allocator and its table of KV
-slots, and each has a KV cache of its own at the same slots. A prompt is read by both. Then one
-drafts, and what the other does not see is kept at the requests (``missed``); when the target's
-entropy over the last cycle says that the other should draft, one forward over the missed rows
-brings its cache up to date for every request of the batch, and gives the state from which it
-drafts next. So every draft is the one that its drafter would have made had it drafted all along,
-and what the target writes never depends on who drafted.
+slots, and each has a KV cache of its own at the same slots. Both read a prompt. Then one drafts,
+and the rows that the other does not read are kept with the requests (``missed``). When the
+target's entropy over the last cycle says that the other should draft, one forward over the missed
+rows brings its cache up to date for every request of the batch, and gives the state from which it
+drafts next. So every draft is what its drafter would have made if it had drafted all along, and
+what the target writes never depends on who drafted.
 
-The choice is taken behind a verification, where the batch holds every request that has a draft
+The drafter is chosen after a verification, when the batch holds every request that has a draft
 state: SGLang merges prefilled requests before it decodes.
 """
 
@@ -31,11 +31,9 @@ from sglang.srt.server_args import set_global_server_args_for_scheduler
 from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.eagle_worker import EAGLEWorker
 
-from sgl_entropy.runtime.v0_5_6 import regime
 from sgl_entropy.runtime.v0_5_6.counters import TOTALS
 from sgl_entropy.runtime.v0_5_6.switch_args import ServedDrafters
-from sgl_entropy.serving import missed
-from sgl_entropy.serving.switch_counters import SwitchCounters
+from sgl_entropy.serving import attached, missed
 from sgl_entropy.verify.policies import DrafterSwitch
 
 
@@ -51,7 +49,7 @@ class SwitchingWorker(EAGLEWorker):
         self.policy = served.policy
         self.drafters = pair
         self.now = DrafterSwitch.SMALL
-        self.counts = TOTALS.switch = SwitchCounters()
+        self.counts = TOTALS.begin_switching()
 
     @property
     def active(self) -> EAGLEWorker:
@@ -66,7 +64,8 @@ class SwitchingWorker(EAGLEWorker):
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             return self._prompts(batch)
         draft = self.active.draft(batch)
-        cycle = regime.start(draft, self.now)
+        cycle = attached.cycle_for(batch.spec_info)
+        cycle.drafter = self.now
         before = batch.seq_lens_cpu.tolist()
         output, verified, _, graph = self.verify(batch, draft)
         counts = [accepted + 1 for accepted in verified.accept_length_per_req_cpu]
@@ -74,7 +73,8 @@ class SwitchingWorker(EAGLEWorker):
         staying = [i for i, req in enumerate(batch.reqs) if not req.finished()]
         if staying:
             ends = [before[i] + counts[i] for i in staying]
-            self._extend(batch, staying, ends, cycle.mean)
+            emitted = verified.accepted_indices.tolist()
+            self._extend(batch, staying, ends, cycle.mean_target_entropy(emitted))
         return GenerationBatchResult(
             logits_output=output,
             next_token_ids=verified.verified_id,
@@ -100,10 +100,10 @@ class SwitchingWorker(EAGLEWorker):
     def _extend(
         self, batch: ScheduleBatch, staying: list[int], ends: list[int], mean: float
     ) -> None:
-        """Behind a verification: the state of the next draft, from whoever is to make it.
+        """After a verification: the state of the next draft, from the drafter that will make it.
 
         Args:
-            staying: numbers of the requests that go on; ends: the length of each by now.
+            staying: numbers of the requests that go on; ends: the current length of each.
             mean: nats, of the target over the cycle's emitted positions.
         """
         reqs = [batch.reqs[i] for i in staying]
@@ -122,7 +122,7 @@ class SwitchingWorker(EAGLEWorker):
     def _catch_up(
         self, worker: EAGLEWorker, batch: ScheduleBatch, staying: list[int], ends: list[int]
     ) -> LogitsProcessorOutput:
-        """Let a drafter read all rows that these requests have kept; one output row a request."""
+        """Let a drafter read all missed rows of these requests; one output row a request."""
         began = time.perf_counter()
         rows = missed.gather([batch.reqs[i] for i in staying])
         runner = worker.draft_model_runner
@@ -139,11 +139,11 @@ class SwitchingWorker(EAGLEWorker):
 
 
 def _build(path: str, kwargs: dict[str, Any]) -> EAGLEWorker:
-    """A worker for the drafter at ``path``, beside the one that is there."""
+    """A worker for a second drafter, at ``path``."""
     args = copy.copy(kwargs["server_args"])
     args.speculative_draft_model_path = path
     args.speculative_draft_model_revision = None
-    # What the draft model reads its config by.
+    # The draft model finds its config through the global arguments.
     set_global_server_args_for_scheduler(args)
     try:
         return EAGLEWorker(**{**kwargs, "server_args": args})
@@ -154,7 +154,7 @@ def _build(path: str, kwargs: dict[str, Any]) -> EAGLEWorker:
 def _prompt_of(
     batch: ScheduleBatch, staying: list[int], ends: list[int], rows: missed.MissedRows
 ) -> ScheduleBatch:
-    """A batch in which the missed rows stand as the last part of a prompt."""
+    """A batch in which the missed rows are the last part of a prompt."""
     device = batch.seq_lens.device
     counts = torch.tensor(rows.counts, device=device)
     last = counts.cumsum(0) - 1

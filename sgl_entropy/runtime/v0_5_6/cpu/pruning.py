@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sgl_entropy.serving import attached
 from sgl_entropy.serving.pruning import prune
 
 if TYPE_CHECKING:
@@ -37,12 +38,11 @@ def forward_live(
             of ``batch`` was made for its live rows.
 
     Returns:
-        The output for all nodes, [b * nodes, ...]; pruned nodes repeat the row before them, which
-        nothing reads.
+        The output for all nodes, [b * nodes, ...]; pruned nodes repeat the row before them, and
+        nothing reads it. The batch's cycle knows how many nodes of each request were verified.
     """
     live = live_nodes(batch.spec_info)
-    # What ``counters.record_cycle`` counts as drafted.
-    batch.spec_info.sgl_entropy_nodes = live.sum(1).tolist()
+    attached.cycle_for(batch.spec_info).verified = live.sum(1).tolist()
     flat = live.flatten()
     if bool(flat.all()):
         return run(batch.input_ids, batch.positions, batch, **kwargs)

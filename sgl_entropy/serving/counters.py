@@ -1,0 +1,142 @@
+"""Weighted counters of speculation, of one request and of one rank (a scheduler process).
+
+SGLang's gauges hold the mean of the last interval and cannot be added up. These count cycles,
+drafted tokens, accepted tokens by position and emitted tokens, so that any pooled ratio
+(acceptance length = emitted / cycles) can be formed over any requests, ranks and times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sgl_entropy.serving.figures import EasdFigures, RequestFigures, SpecFigures
+from sgl_entropy.serving.outcome import DRAFTERS, CheckCounts, CycleOutcome, DrafterCycle
+from sgl_entropy.verify.trace import CycleRecord
+
+
+@dataclass
+class SpecCounters:
+    """Counts over verify cycles.
+
+    Attributes:
+        accepted_by_position: entry p: cycles that accepted drafted token p + 1.
+        checks: None = no entropy mode was met.
+        by_drafter: cycles by the number of the drafter; None = one drafter is served.
+    """
+
+    cycles: int = 0
+    drafted: int = 0
+    emitted: int = 0
+    accepted_by_position: list[int] = field(default_factory=list)
+    checks: CheckCounts | None = None
+    by_drafter: list[int] | None = None
+
+    def add(self, found: CycleOutcome) -> None:
+        """Count one cycle of one request."""
+        self.cycles += 1
+        self.drafted += found.drafted
+        self.emitted += found.emitted
+        missing = found.depth - len(self.accepted_by_position)
+        if missing > 0:
+            self.accepted_by_position.extend([0] * missing)
+        for position in range(found.accepted):
+            self.accepted_by_position[position] += 1
+        if found.checks is not None:
+            if self.checks is None:
+                self.checks = CheckCounts()
+            self.checks.add(found.checks)
+        if found.drafter is not None:
+            if self.by_drafter is None:
+                self.by_drafter = [0] * len(DRAFTERS)
+            self.by_drafter[found.drafter] += 1
+
+    def figures(self) -> SpecFigures:
+        """The counts as they are now."""
+        checks, by_drafter = self.checks, self.by_drafter
+        return SpecFigures(
+            self.cycles,
+            self.drafted,
+            self.emitted,
+            tuple(self.accepted_by_position),
+            None
+            if checks is None
+            else EasdFigures(checks.checks, checks.fires, checks.relaxed, checks.mean_entropy),
+            None if by_drafter is None else dict(zip(DRAFTERS, by_drafter, strict=True)),
+        )
+
+
+@dataclass
+class RequestCounters:
+    """Of one request: its counts, and each cycle for a request that asks.
+
+    Attributes:
+        trace: empty if it does not ask for one; likewise ``drafters``.
+    """
+
+    counts: SpecCounters = field(default_factory=SpecCounters)
+    trace: list[CycleRecord] = field(default_factory=list)
+    drafters: list[DrafterCycle] = field(default_factory=list)
+
+    def add(self, found: CycleOutcome) -> None:
+        """Count one cycle."""
+        self.counts.add(found)
+        if found.trace is not None:
+            self.trace.append(found.trace)
+        if found.told is not None:
+            self.drafters.append(found.told)
+
+    def figures(self, finished: bool) -> RequestFigures:
+        """What its response says; cycles are told one by one when it has finished."""
+        return RequestFigures(
+            self.counts.figures(),
+            tuple(self.trace) if finished else (),
+            tuple(self.drafters) if finished else (),
+        )
+
+
+@dataclass
+class SwitchCounters:
+    """What changing between two drafters cost a rank.
+
+    Attributes:
+        switches: times that the other drafter took over.
+        catch_ups: forwards in which the idle drafter read what it had missed: at a switch, for
+            requests that ended, and when too much had been kept.
+        tokens: rows that it read; seconds: the time that this took.
+    """
+
+    switches: int = 0
+    catch_ups: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class RankTotals:
+    """Counts of a rank since it started; ``switch`` is None if one drafter is served."""
+
+    counts: SpecCounters = field(default_factory=SpecCounters)
+    switch: SwitchCounters | None = None
+
+    def begin_switching(self) -> SwitchCounters:
+        """Count the changes between two drafters from now on, in what is returned."""
+        self.counts.by_drafter = [0] * len(DRAFTERS)
+        self.switch = SwitchCounters()
+        return self.switch
+
+    def server_info(self, mode_seconds: float) -> dict[str, Any]:
+        """As ``/get_server_info`` shows them.
+
+        Args:
+            mode_seconds: time in the entropy mode's own code, shown if a mode was met.
+        """
+        out = self.counts.figures().to_dict()
+        if self.switch is not None:
+            out["drafter_switches"] = self.switch.switches
+            out["drafter_catch_ups"] = self.switch.catch_ups
+            out["drafter_caught_up_tokens"] = self.switch.tokens
+            out["drafter_catch_up_seconds"] = self.switch.seconds
+        if self.counts.checks is not None:
+            out["easd_seconds"] = round(mode_seconds, 6)
+        return out
