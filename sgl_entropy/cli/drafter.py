@@ -1,4 +1,4 @@
-"""``sgl-entropy drafter``: look at a drafter, check and measure it, rename its layout."""
+"""``sgl-entropy drafter``: inspect, check, measure, convert and shrink drafters."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ CHECK_EPILOG = """examples:
   sgl-entropy drafter check DRAFTER --target TARGET
   sgl-entropy drafter check DRAFTER --target TARGET --json report.json || echo "does not fit"
 
-Everything is looked at: tensors and their values, sizes, tapped layers, rope, positions, tokenizer.
-A drafter that fits gets the command to launch a server with it."""
+It checks tensors and their values, sizes, tapped layers, rope, positions and tokenizer. For a drafter
+that fits it prints the command that launches a server with it."""
 
 TRIM_EPILOG = """examples:
   sgl-entropy drafter trim DRAFTER SMALLER --size 8192 --answers WORK/answers.jsonl
   sgl-entropy drafter eval SMALLER --target TARGET --texts FOLDER
 
-Fewer tokens make drafting faster and acceptance lower, where a token left out was meant: compare
-both drafters before serving the smaller one."""
+With fewer tokens drafting is faster, and acceptance lower where the target writes a token that was
+left out: compare both drafters before you serve the smaller one."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     check = actions.add_parser(
         "check",
-        help="does it fit the target, and how to launch it; exit code 1 if it does not",
+        help="whether it fits the target, and how to launch it; exit code 1 if it does not",
         epilog=CHECK_EPILOG,
         formatter_class=_AsWritten,
     )
@@ -64,20 +64,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.set_defaults(action_function=_check)
 
     evaluate = actions.add_parser(
-        "eval", help="tau and acceptance, offline or from a server", formatter_class=_AsWritten
+        "eval",
+        help="acceptance length and rates, offline or from a server",
+        formatter_class=_AsWritten,
     )
     drafter_eval.configure(evaluate)
     evaluate.set_defaults(action_function=drafter_eval.run)
 
     robust = actions.add_parser(
         "robustness",
-        help="how much acceptance foreign system prompts cost each drafter",
+        help="how much acceptance each drafter loses under foreign system prompts",
         formatter_class=_AsWritten,
     )
     drafter_robustness.configure(robust)
     robust.set_defaults(action_function=drafter_robustness.run)
 
-    rename = actions.add_parser("convert", help="rename between known layouts")
+    rename = actions.add_parser("convert", help="rename tensors and config between known layouts")
     rename.add_argument("source", help="the drafter's folder")
     rename.add_argument("destination", help="a new folder")
     rename.add_argument("--to", choices=LAYOUTS, default="published", help="default: published")

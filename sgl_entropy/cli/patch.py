@@ -16,8 +16,8 @@ _EPILOG = """examples:
   sgl-entropy patch revert --sglang ./unpacked byte-identical files again
 
 exit codes: 0 done; 1 verify found something wrong; 2 an error, nothing was changed.
-Neither git nor an import of SGLang is needed. A run that is killed leaves all of the change or
-none of it; where it leaves a journal, the next run of any of these settles it first."""
+Neither git nor an import of SGLang is needed. A run that fails undoes what it did; what a killed
+run left half-done is undone by the next run of any of these."""
 
 _RECORD_EPILOG = """examples:
   sgl-entropy patch record --upstream ./unpacked
