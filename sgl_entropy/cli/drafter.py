@@ -32,8 +32,8 @@ CHECK_EPILOG = """examples:
   sgl-entropy drafter check DRAFTER --target TARGET
   sgl-entropy drafter check DRAFTER --target TARGET --json report.json || echo "does not fit"
 
-It checks tensors and their values, sizes, tapped layers, rope, positions and tokenizer. For a drafter
-that fits it prints the command that launches a server with it."""
+It checks tensors and their values, sizes, tapped layers, rope, positions and tokenizer. For a
+drafter that fits it prints the command that launches a server with it."""
 
 TRIM_EPILOG = """examples:
   sgl-entropy drafter trim DRAFTER SMALLER --size 8192 --answers WORK/answers.jsonl
