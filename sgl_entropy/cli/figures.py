@@ -18,7 +18,7 @@ from sgl_entropy.cli.demo import add_drafter_options, resolve
 from sgl_entropy.cli.output import check_folder
 
 FIGURES = {
-    "lossless": "greedy token sequences of all arms and of transformers, batch 1 and 8",
+    "lossless": "greedy tokens of all arms against those of transformers, batch sizes 1 and 8",
     "sampled": "50,000 draws of three tokens against the exact law (in a checkout)",
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
     "served": "tau and speed-up by benchmark at temperatures 0 and 1, of any drafters, paired",
@@ -27,13 +27,20 @@ FIGURES = {
     "easd-overhead": "what EASD costs where it never fires",
     "stop": "drafts that end early against drafts of fixed length, paired",
     "entropy-cost": "entropy and the 10 likeliest tokens against a plain softmax, without a server",
-    "matmuls": "what verifying costs at least: the target's matmuls by rows, and the core's peak",
-    "clients": "load testers against the fake server: ours and others' rate, lag, processor time",
+    "matmuls": "the least that verifying costs: the target's matmuls by rows, and the core's peak",
+    "clients": "ours and other load testers against the fake server: rate, lag, processor time",
     "startup": "start-up time and memory with and without a drafter",
 }
-# Figures of drafters that one may choose, and what is measured unless one does.
+# Figures that --drafter chooses a drafter for, and the drafters that they measure without it.
 BOTH = ("eagle3", "edsd")
 DRAFTERS = {"easd": BOTH, "easd-overhead": ("edsd",), "stop": BOTH}
+# Flags that some figures alone read.
+OWNERS = {
+    "peer_path": ("clients",),
+    "drafter": tuple(DRAFTERS),
+    "calibration": ("stop",),
+    "arm": ("served",),
+}
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 EXAMPLES = """examples:
@@ -44,7 +51,7 @@ EXAMPLES = """examples:
   sgl-entropy figures easd --prompts BENCHMARKS --drafter edsd
   sgl-entropy figures stop --prompts BENCHMARKS --drafter edsd --calibration edsd.json
   sgl-entropy figures clients --peer-path DIR     # without it: how to install the others in DIR
-An interrupted measurement goes on where it ended when the command is repeated."""
+Repeat the command to continue an interrupted measurement."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +82,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--peer-path",
         type=Path,
         metavar="DIR",
-        help="clients: a folder with other load testers, installed for this comparison only; "
-        "without it the figure takes those of this environment and says how to get the others",
+        help="clients: a folder in which other load testers are installed, for this comparison "
+        "only (default: those of this environment; the figure says how to install the others)",
     )
     parser.add_argument(
         "--drafter",
@@ -88,8 +95,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--arm",
         action="append",
         metavar="NAME=DIR",
-        help="served: a drafter to measure, several may be given; the first is what the others "
-        "are compared with (default: the two drafters above)",
+        help="served: a drafter to measure; may be repeated; the others are compared with the "
+        "first (default: the two drafters above)",
     )
     parser.add_argument(
         "--calibration",
@@ -101,17 +108,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write, print the page; 1 where the figure is a check and fails."""
+    """Measure, write, print the page; 1 if the figure is a check and fails."""
     from sgl_entropy.target.smollm2 import cache_dir
 
-    if args.peer_path is not None and args.name != "clients":
-        raise ValueError(f"--peer-path: of the figure clients, not of {args.name}")
-    if args.drafter is not None and args.name not in DRAFTERS:
-        raise ValueError(f"--drafter: of the figures {', '.join(DRAFTERS)}, not of {args.name}")
-    if args.calibration is not None and args.name != "stop":
-        raise ValueError(f"--calibration: of the figure stop, not of {args.name}")
-    if args.arm and args.name != "served":
-        raise ValueError(f"--arm: of the figure served, not of {args.name}")
+    _refuse_flags_of_others(args)
     check_folder("--out", args.out)
     chosen = tuple(map(arm_of, args.arm or ()))
     if args.name == "sampled":
@@ -129,32 +129,50 @@ def run(args: argparse.Namespace) -> int:
         quick=args.quick,
         chosen=chosen,
     )
-    if args.name == "matmuls":
-        data, page = matmuls(target, threads)
-    elif args.name == "entropy-cost":
-        data, page = entropy_cost(threads, args.quick)
-    elif args.name in DRAFTERS:
-        data, page = entropy_modes(args, plan)
-    elif args.name == "clients":
-        from sgl_entropy_bench.figures import clients
-
-        data, page = clients.measure(target, args.quick, args.peer_path)
-    else:
-        figure = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}")
-        data, page = figure.measure(plan)
+    data, page = _measure(args, plan)
     path = write_results(plan, args.name, data, page)
     print(f"{page}\n\nwritten: {path} and {path.with_suffix('.json').name}")
-    if args.name == "leaks":
-        return 0 if all(row["passed"] for row in data["arms"].values()) else 1
-    if args.name == "lossless":
-        return 1 if any(row["differences"] for row in data["runs"].values()) else 0
-    return 0
+    return 0 if _passed(args.name, data) else 1
+
+
+def _refuse_flags_of_others(args: argparse.Namespace) -> None:
+    for flag, figures in OWNERS.items():
+        if getattr(args, flag) and args.name not in figures:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} belongs to {', '.join(figures)}, not to {args.name}"
+            )
+
+
+def _measure(args: argparse.Namespace, plan: FigurePlan) -> tuple[dict[str, Any], str]:
+    """The figure as JSON, and its page."""
+    if args.name == "matmuls":
+        return matmuls(plan.engine.target, plan.engine.threads)
+    if args.name == "entropy-cost":
+        return entropy_cost(plan.engine.threads, args.quick)
+    if args.name in DRAFTERS:
+        return entropy_modes(args, plan)
+    if args.name == "clients":
+        from sgl_entropy_bench.figures import clients
+
+        return clients.measure(plan.engine.target, args.quick, args.peer_path)
+    figure = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}")
+    data, page = figure.measure(plan)
+    return data, page
+
+
+def _passed(name: str, data: dict[str, Any]) -> bool:
+    """Whether a figure that is a check found nothing wrong; others pass."""
+    if name == "leaks":
+        return all(row["passed"] for row in data["arms"].values())
+    return name != "lossless" or not any(row["differences"] for row in data["runs"].values())
 
 
 def arm_of(text: str) -> ServeArm:
-    """``NAME=DIR`` of ``--arm``; the algorithm is the drafter's own.
+    """``--arm NAME=DIR``; the drafter's config says the algorithm.
 
-    Raises ValueError for another form, and DrafterError for what is no drafter.
+    Raises:
+        ValueError: another form, or no such folder.
+        DrafterError: no drafter is there.
     """
     from sgl_entropy.drafter.config import DrafterConfig
 
@@ -170,7 +188,7 @@ def arm_of(text: str) -> ServeArm:
 
 
 def matmuls(target: Path, threads: int) -> tuple[dict[str, Any], str]:
-    """The figure that runs the CPU engine's own kernels, without a server."""
+    """Measures the CPU engine's own kernels, without a server."""
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")  # read when the engine is imported
     import torch
 
@@ -182,7 +200,7 @@ def matmuls(target: Path, threads: int) -> tuple[dict[str, Any], str]:
 
 
 def entropy_cost(threads: int, quick: bool) -> tuple[dict[str, Any], str]:
-    """The figure that runs functions of EASD's rule alone."""
+    """Measures the functions of EASD's rule, without a server."""
     import torch
 
     from sgl_entropy.figures import entropy_cost as cost
@@ -193,7 +211,7 @@ def entropy_cost(threads: int, quick: bool) -> tuple[dict[str, Any], str]:
 
 
 def entropy_modes(args: argparse.Namespace, plan: FigurePlan) -> tuple[dict[str, Any], str]:
-    """The figures of the server's entropy modes, by drafter."""
+    """Measures the server's entropy modes, with each drafter that was chosen."""
     from sgl_entropy_bench.figures import easd, stop
 
     named = {None: DRAFTERS[args.name], "both": BOTH}
@@ -204,9 +222,13 @@ def entropy_modes(args: argparse.Namespace, plan: FigurePlan) -> tuple[dict[str,
 
 
 def run_sampled(out: Path, quick: bool) -> int:
-    """The figure that shares its servers and its exact law with the tests; its exit code.
+    """Measures ``sampled``, which shares its servers and its exact law with the tests.
 
-    Raises ValueError outside a checkout, where there are no tests.
+    Returns:
+        The exit code.
+
+    Raises:
+        ValueError: outside a checkout, which has the tests.
     """
     if not (ROOT / "tests" / "engine" / "figure_sampled.py").is_file():
         raise ValueError("the figure `sampled` uses the tests' tiny target: run it in a checkout")

@@ -166,4 +166,4 @@ def test_the_command_line_takes_the_folder_for_this_figure_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["figures", "speed", "--peer-path", str(tmp_path)]) == 2
-    assert "--peer-path: of the figure clients, not of speed" in capsys.readouterr().err
+    assert "--peer-path belongs to clients, not to speed" in capsys.readouterr().err

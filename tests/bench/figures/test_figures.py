@@ -396,10 +396,10 @@ def test_no_interval_stands_where_none_is_known() -> None:
     [
         (
             ["speed", "--drafter", "edsd"],
-            "of the figures easd, easd-overhead, stop, not",
+            "belongs to easd, easd-overhead, stop, not to",
         ),
-        (["easd", "--calibration", "f"], "--calibration: of the figure stop, not of easd"),
-        (["speed", "--arm", "a=b"], "--arm: of the figure served, not of speed"),
+        (["easd", "--calibration", "f"], "--calibration belongs to stop, not to easd"),
+        (["speed", "--arm", "a=b"], "--arm belongs to served, not to speed"),
         (["served", "--arm", "a"], "--arm a: expected NAME=DIR"),
         (["served", "--arm", "../a=b"], "--arm ../a=b: expected NAME=DIR"),
         (["served", "--arm", "none=b"], "`none` is the arm without a drafter"),
