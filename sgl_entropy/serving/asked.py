@@ -17,7 +17,7 @@ class Asked:
     Attributes:
         rule: None = it is verified exactly.
         traced: its cycles are recorded (``spec_trace``).
-        drafters: it is told which drafter drafted each cycle (``spec_drafters``).
+        drafters: its response shows which drafter drafted each cycle (``spec_drafters``).
         target_entropy, draft_entropy, overlap: the rule's thresholds, rounded to float32 as those
             of ``Thresholds`` are.
     """

@@ -1,9 +1,8 @@
 """Attention on the CPU engine as plans: what a forward attends to, worked out once.
 
 Indices and masks do not depend on the layer, so they are made once a forward; sequences of similar
-length share a kernel call, and only new rows are computed. ``attention`` holds the SGLang
-backends that use this; the reference that tests compare with is ``reference_attention``: one row
-at a time, in float64.
+length share a kernel call, and only new rows are computed. An engine's attention backends run the
+plans. Tests compare them with ``reference_attention``: one row at a time, in float64.
 """
 
 from __future__ import annotations

@@ -32,24 +32,24 @@ class SpecCounters:
     checks: CheckCounts | None = None
     by_drafter: list[int] | None = None
 
-    def add(self, found: CycleOutcome) -> None:
+    def add(self, outcome: CycleOutcome) -> None:
         """Count one cycle of one request."""
         self.cycles += 1
-        self.drafted += found.drafted
-        self.emitted += found.emitted
-        missing = found.depth - len(self.accepted_by_position)
+        self.drafted += outcome.drafted
+        self.emitted += outcome.emitted
+        missing = outcome.depth - len(self.accepted_by_position)
         if missing > 0:
             self.accepted_by_position.extend([0] * missing)
-        for position in range(found.accepted):
+        for position in range(outcome.accepted):
             self.accepted_by_position[position] += 1
-        if found.checks is not None:
+        if outcome.checks is not None:
             if self.checks is None:
                 self.checks = CheckCounts()
-            self.checks.add(found.checks)
-        if found.drafter is not None:
+            self.checks.add(outcome.checks)
+        if outcome.drafter is not None:
             if self.by_drafter is None:
                 self.by_drafter = [0] * len(DRAFTERS)
-            self.by_drafter[found.drafter] += 1
+            self.by_drafter[outcome.drafter] += 1
 
     def figures(self) -> SpecFigures:
         """The counts as they are now."""
@@ -68,26 +68,26 @@ class SpecCounters:
 
 @dataclass
 class RequestCounters:
-    """Of one request: its counts, and each cycle for a request that asks.
+    """One request's counts, and its single cycles if it asks for them.
 
     Attributes:
-        trace: empty if it does not ask for one; likewise ``drafters``.
+        trace, drafters: empty if it does not ask for them.
     """
 
     counts: SpecCounters = field(default_factory=SpecCounters)
     trace: list[CycleRecord] = field(default_factory=list)
     drafters: list[DrafterCycle] = field(default_factory=list)
 
-    def add(self, found: CycleOutcome) -> None:
+    def add(self, outcome: CycleOutcome) -> None:
         """Count one cycle."""
-        self.counts.add(found)
-        if found.trace is not None:
-            self.trace.append(found.trace)
-        if found.told is not None:
-            self.drafters.append(found.told)
+        self.counts.add(outcome)
+        if outcome.trace is not None:
+            self.trace.append(outcome.trace)
+        if outcome.drafter_cycle is not None:
+            self.drafters.append(outcome.drafter_cycle)
 
     def figures(self, finished: bool) -> RequestFigures:
-        """What its response says; cycles are told one by one when it has finished."""
+        """What its response says; single cycles are shown when it has finished."""
         return RequestFigures(
             self.counts.figures(),
             tuple(self.trace) if finished else (),

@@ -107,8 +107,8 @@ class Cycle:
         if self.first is None:
             return None
         # A draft that may end early has its statistics computed at once.
-        held = cast(DraftStats, self.first if step == 0 else self.steps[step - 1])
-        return held.nats
+        stats = cast(DraftStats, self.first if step == 0 else self.steps[step - 1])
+        return stats.nats
 
     def fill(self, count: int) -> None:
         """Stand for ``count`` draft steps that were not taken; nothing reads these."""

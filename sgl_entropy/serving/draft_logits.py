@@ -1,4 +1,4 @@
-"""What EASD needs of the drafter's distributions: at once, or of those that are asked for."""
+"""What EASD needs to know about the drafter's distributions, computed at once or when asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DraftStats:
     """Statistics of draft distributions.
 
     Attributes:
-        entropy: float32 [n, ...], as the rule wants it; nats: in nats whatever the rule wants.
+        entropy: float32 [n, ...], in the rule's unit (``EasdRule.normalised``); nats: in nats.
         top_ids: int64 [n, ..., N], ids of the target.
         probs: float32 [n, ..., vocabulary], over the target's, for ``residual`` alone.
     """
@@ -33,7 +33,7 @@ class DraftStats:
         return [t for t in (self.entropy, self.nats, self.top_ids, self.probs) if t is not None]
 
     def rows(self, index: Any) -> DraftStats:
-        """Those at ``index`` of the first dimension."""
+        """The rows at ``index`` of the first dimension."""
         return DraftStats(*(t[index] for t in self.parts()))
 
     def joined(self, other: DraftStats) -> DraftStats:
@@ -58,7 +58,7 @@ class DraftLogits:
     vocab: int
 
     def rows(self, index: Any) -> DraftLogits:
-        """Those at ``index`` of the first dimension."""
+        """The rows at ``index`` of the first dimension."""
         return replace(self, logits=self.logits[index])
 
     def joined(self, other: DraftLogits) -> DraftLogits:
@@ -70,7 +70,7 @@ class DraftLogits:
         return shannon_entropy(self.logits)
 
     def compared(self, nats: Tensor) -> Tensor:
-        """Entropies as the rule wants them."""
+        """Entropies in the rule's unit."""
         return compared(nats, self.logits.shape[-1], self.rule)
 
     def top_ids(self) -> Tensor:

@@ -18,13 +18,13 @@ from sgl_entropy.serving.draft_logits import DraftLogits, DraftStats
 
 
 class DraftNodes(Protocol):
-    """Of b requests of n drafted nodes each."""
+    """Statistics of b requests with n drafted nodes each."""
 
     def entropy(self, nodes: Sequence[int]) -> list[float]:
-        """As the rule wants it, of the distribution that each node was drafted from."""
+        """Of the distribution that each node was drafted from, in the rule's unit."""
 
     def nats(self, nodes: Sequence[int]) -> list[float]:
-        """The same in nats, whatever the rule wants."""
+        """The same in nats."""
 
     def top_ids(self, nodes: Sequence[int]) -> Tensor:
         """int64 [nodes, N], ids of the target."""
@@ -67,25 +67,25 @@ class KnownNodes:
 class WaitingNodes:
     """Nodes of distributions whose statistics wait until they are asked for (CPU).
 
-    Most positions need none of them: the target is sure there, or the node is pruned. And on a
-    CPU a small batch pays for calls more than for what they compute.
+    Most positions need none of them: the target is sure there, or the node is pruned. On a CPU a
+    small batch spends more time in calls than in what they compute.
 
     Attributes:
-        cycle: of the cycle's first step [b, draft vocab], then of the others
+        distributions: of the cycle's first step [b, draft vocab], then of each other
             [b * topk, draft vocab].
         selected: [b, n] candidate numbers, -1 = pruned; candidate c was drafted from
             distribution c // topk.
         scores: [b, ., topk] each, the drafter's probability of every candidate's path.
     """
 
-    cycle: Sequence[DraftLogits]
+    distributions: Sequence[DraftLogits]
     selected: Tensor
     scores: Sequence[Tensor]
     topk: int
 
     def entropy(self, nodes: Sequence[int]) -> list[float]:
-        held = self._of(nodes)
-        return held.compared(held.nats()).tolist()
+        drafted = self._of(nodes)
+        return drafted.compared(drafted.nats()).tolist()
 
     def nats(self, nodes: Sequence[int]) -> list[float]:
         return self._of(nodes).nats().tolist()
@@ -106,7 +106,7 @@ class WaitingNodes:
 
     def _of(self, nodes: Sequence[int]) -> DraftLogits:
         """One distribution for each node."""
-        first, rows = self.cycle[0], []
+        first, rows = self.distributions[0], []
         for node in nodes:
             request, number = node // self.selected.shape[1], self._candidates[node] // self.topk
             assert number >= 0, f"drafted node {node} was pruned: it has no statistics"
@@ -114,5 +114,5 @@ class WaitingNodes:
                 rows.append(first.logits[request])
             else:
                 step, branch = divmod(number - 1, self.topk)
-                rows.append(self.cycle[1 + step].logits[request * self.topk + branch])
+                rows.append(self.distributions[1 + step].logits[request * self.topk + branch])
         return DraftLogits(torch.stack(rows), first.rule, first.to_target, first.vocab)

@@ -39,7 +39,7 @@ def request_probs(logits: Tensor, info: SamplingSettings, request: Tensor) -> Te
 
     Returns:
         [rows, vocabulary], each row with sum 1. The filters are those of SGLang's
-        ``top_k_top_p_min_p_sampling_from_probs_torch``; a test compares the supports.
+        ``top_k_top_p_min_p_sampling_from_probs_torch``; tests compare both with one plain law.
     """
     probs = torch.softmax(logits / info.temperatures[request], dim=-1)
     if not (info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling):

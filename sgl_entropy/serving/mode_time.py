@@ -1,7 +1,7 @@
 """How long the entropy modes' own code takes in a scheduler (ours).
 
-On a CPU that is what a mode costs; on a GPU work is only queued there, so it is no more than the
-scheduler's part.
+On a CPU that is the cost of a mode. On a GPU the code only queues work, so it is the scheduler's
+part of the cost.
 """
 
 from __future__ import annotations

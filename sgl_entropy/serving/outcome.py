@@ -15,7 +15,7 @@ from sgl_entropy.serving.mode_time import timed
 from sgl_entropy.serving.verification import Verification
 from sgl_entropy.verify.trace import CycleRecord
 
-# Of two drafters, by number.
+# The names of two drafters, by number.
 DRAFTERS = ("small", "large")
 
 
@@ -50,7 +50,7 @@ class CheckCounts:
 
 @dataclass(frozen=True)
 class DrafterCycle:
-    """What a request that asks is told of one of its cycles.
+    """One cycle as a response shows it to a request that asks (``spec_drafters``).
 
     Attributes:
         drafter: its name.
@@ -80,7 +80,7 @@ class CycleOutcome(NamedTuple):
         checks: what the entropy mode did; None = there is none.
         trace: None = not asked for.
         drafter: the number of the drafter; None = the server has one.
-        told: None = not asked for.
+        drafter_cycle: None = not asked for.
     """
 
     drafted: int
@@ -90,7 +90,7 @@ class CycleOutcome(NamedTuple):
     checks: CheckCounts | None = None
     trace: CycleRecord | None = None
     drafter: int | None = None
-    told: DrafterCycle | None = None
+    drafter_cycle: DrafterCycle | None = None
 
 
 def outcome(
@@ -109,30 +109,32 @@ def outcome(
     checks = trace = None
     if cycle.verification is not None:
         checks, trace = _checked(cycle, cycle.verification, index, path, emitted)
-    told = None
+    shown = None
     if cycle.drafter is not None and asked.drafters:
-        told = _told(cycle, cycle.drafter, index, path, emitted)
+        shown = _drafter_cycle(cycle, cycle.drafter, index, path, emitted)
     return CycleOutcome(
-        verified - 1, accepted, emitted, len(row) - 1, checks, trace, cycle.drafter, told
+        verified - 1, accepted, emitted, len(row) - 1, checks, trace, cycle.drafter, shown
     )
 
 
 @timed
 def _checked(
-    cycle: Cycle, found: Verification, index: int, path: list[int], emitted: int
+    cycle: Cycle, verification: Verification, index: int, path: list[int], emitted: int
 ) -> tuple[CheckCounts, CycleRecord | None]:
-    met, asked = path[:emitted], found.asked[index]
+    met, asked = path[:emitted], verification.asked[index]
     checked = 0
     if asked.rule is not None:
         for place, node in enumerate(met):
-            taken = place + 1 < len(path) or node in found.fire
-            checked += found.child[node] >= 0 and (taken or not asked.rule.accepted_only)
-    fires = [place for place, node in enumerate(met) if node in found.fire]
-    known = [nats for node in met if not math.isnan(nats := found.entropy.get(node, math.nan))]
+            taken = place + 1 < len(path) or node in verification.fire
+            checked += verification.child[node] >= 0 and (taken or not asked.rule.accepted_only)
+    fires = [place for place, node in enumerate(met) if node in verification.fire]
+    known = [
+        nats for node in met if not math.isnan(nats := verification.entropy.get(node, math.nan))
+    ]
     counts = CheckCounts(
         checks=int(checked),
         fires=len(fires),
-        relaxed=sum(node in found.relaxed for node in met),
+        relaxed=sum(node in verification.relaxed for node in met),
         entropy_sum=sum(known),
         entropies=len(known),
     )
@@ -140,19 +142,19 @@ def _checked(
         return counts, None
     accepted = min(len(path) - 1, emitted)
     fired = fires[0] if fires else None
-    return counts, _record(cycle, found, index, accepted, emitted, counts.checks, fired)
+    return counts, _record(cycle, verification, index, accepted, emitted, counts.checks, fired)
 
 
 def _record(
     cycle: Cycle,
-    found: Verification,
+    verification: Verification,
     index: int,
     accepted: int,
     emitted: int,
     checked: int,
     fired: int | None,
 ) -> CycleRecord:
-    """Of a traced chain."""
+    """What a trace says of a verified chain."""
     stats, tree = cycle.nodes, cycle.tree
     assert stats is not None
     assert tree is not None
@@ -170,9 +172,9 @@ def _record(
     return CycleRecord(
         draft_entropy=column(stats.nats(below) if verified else ()),
         draft_prob=column((path / before.clamp_min(1e-30))[:verified].tolist()),
-        overlap=column(found.overlap[node] for node in nodes),
-        target_prob=column(found.token_prob[node] for node in nodes),
-        target_entropy=column(found.entropy[node] for node in (*nodes, nodes.stop)),
+        overlap=column(verification.overlap[node] for node in nodes),
+        target_prob=column(verification.token_prob[node] for node in nodes),
+        target_entropy=column(verification.entropy[node] for node in (*nodes, nodes.stop)),
         accepted=accepted,
         emitted=emitted,
         checked=checked,
@@ -180,7 +182,9 @@ def _record(
     )
 
 
-def _told(cycle: Cycle, drafter: int, index: int, path: list[int], emitted: int) -> DrafterCycle:
+def _drafter_cycle(
+    cycle: Cycle, drafter: int, index: int, path: list[int], emitted: int
+) -> DrafterCycle:
     tree = cycle.tree
     assert tree is not None
     tokens = tree.tokens.view(-1, tree.nodes)[index]

@@ -81,38 +81,38 @@ def begin(
     ``cycle.target`` and ``cycle.verification`` get what was found.
     """
     cycle.tree = tree
-    found, rows, traced = None, list[int](), False
+    verification, rows, traced = None, list[int](), False
     if mode is not None:
         traced = any(one.traced for one in asked)
         if mode.verifies or traced:
-            found = cycle.verification = Verification(mode, asked, tree.nodes)
+            verification = cycle.verification = Verification(mode, asked, tree.nodes)
     slots = tree.slots.flatten().tolist() if traced or cycle.drafter is not None else []
-    if found is not None and (traced or any(one.rule is not None for one in asked)):
-        found.child = tree.child.flatten().tolist()
-        rows = _rows(found, slots)
+    if verification is not None and (traced or any(one.rule is not None for one in asked)):
+        verification.child = tree.child.flatten().tolist()
+        rows = _rows(verification, slots)
     wanted = rows
     if cycle.drafter is not None:
-        # The choice of a drafter goes by every verified node, the rule's among them.
+        # The next drafter is chosen from every verified node; the rule's are among them.
         wanted = sorted({*rows, *(at for at, slot in enumerate(slots) if slot >= 0)})
     if not wanted:
         return
     cycle.target = TargetEntropy.of(logits, wanted)
-    if found is not None and rows:
-        _find(found, cycle.target, rows, logits, tree, cycle.nodes)
+    if verification is not None and rows:
+        _find(verification, cycle.target, rows, logits, tree, cycle.nodes)
 
 
-def _rows(found: Verification, slots: Sequence[int]) -> list[int]:
+def _rows(verification: Verification, slots: Sequence[int]) -> list[int]:
     """The nodes whose entropy a request asks for: all of a trace, else those with a draft below."""
-    n, rows = found.nodes, list[int]()
-    for request, one in enumerate(found.asked):
+    n, rows = verification.nodes, list[int]()
+    for request, one in enumerate(verification.asked):
         if one.traced or one.rule is not None:
-            wanted = slots if one.traced else found.child
+            wanted = slots if one.traced else verification.child
             rows += [node for node in range(request * n, (request + 1) * n) if wanted[node] >= 0]
     return rows
 
 
 def _find(
-    found: Verification,
+    verification: Verification,
     target: TargetEntropy,
     rows: Sequence[int],
     logits: Tensor,
@@ -120,48 +120,53 @@ def _find(
     stats: DraftNodes | None,
 ) -> None:
     assert stats is not None
-    child, rule, n = found.child, found.mode.rule, found.nodes
+    child, rule, n = verification.child, verification.mode.rule, verification.nodes
     alone = len(rows) == len(target.rows)
-    found.entropy = target.at if alone else {node: target.at[node] for node in rows}
+    verification.entropy = target.at if alone else {node: target.at[node] for node in rows}
     measures = target.at
     if rule.normalised:
         shares = compared(target.nats, logits.shape[-1], rule).tolist()
         measures = dict(zip(target.rows, shares, strict=True))
-    limits = [one.target_entropy for one in found.asked]
+    limits = [one.target_entropy for one in verification.asked]
     hot = [node for node in rows if measures[node] > limits[node // n] and child[node] >= 0]
     if hot:
-        known = zip(hot, stats.entropy([found.drafted(node) for node in hot]), strict=True)
-        hot = [node for node, entropy in known if entropy > found.of(node).draft_entropy]
-    told = []
-    if any(one.traced for one in found.asked):
-        told = [node for node in rows if found.of(node).traced and child[node] >= 0]
-    if hot or told:
-        _compare(found, logits, stats, hot, sorted({*hot, *told}))
-    if found.mode.relaxed_below > 0:
-        told = [node for node in rows if child[node] >= 0]
-    if told:
-        raw, token = logits[told], _first_drafted(found, tree, told)
+        known = zip(hot, stats.entropy([verification.drafted(node) for node in hot]), strict=True)
+        hot = [node for node, entropy in known if entropy > verification.of(node).draft_entropy]
+    traced = list[int]()
+    if any(one.traced for one in verification.asked):
+        traced = [node for node in rows if verification.of(node).traced and child[node] >= 0]
+    if hot or traced:
+        _compare(verification, logits, stats, hot, sorted({*hot, *traced}))
+    likely = traced
+    if verification.mode.relaxed_below > 0:
+        likely = [node for node in rows if child[node] >= 0]
+    if likely:
+        raw, token = logits[likely], _first_drafted(verification, tree, likely)
         prob = (raw.gather(1, token.unsqueeze(1)).squeeze(1) - raw.logsumexp(-1)).exp().float()
-        found.token_prob = dict(zip(told, prob.tolist(), strict=True))
+        verification.token_prob = dict(zip(likely, prob.tolist(), strict=True))
 
 
 def _compare(
-    found: Verification,
+    verification: Verification,
     logits: Tensor,
     stats: DraftNodes,
     hot: Sequence[int],
     nodes: Sequence[int],
 ) -> None:
     """The share of likeliest tokens in common at ``nodes``; of them, ``hot`` ones may fire."""
-    mine = likeliest(logits[nodes], found.mode.rule.top_n)
-    share = overlap(mine, stats.top_ids([found.drafted(node) for node in nodes])).tolist()
-    found.overlap = dict(zip(nodes, share, strict=True))
-    found.fire = {node for node in hot if found.overlap[node] >= found.of(node).overlap}
+    mine = likeliest(logits[nodes], verification.mode.rule.top_n)
+    share = overlap(mine, stats.top_ids([verification.drafted(node) for node in nodes])).tolist()
+    verification.overlap = dict(zip(nodes, share, strict=True))
+    verification.fire = {
+        node for node in hot if verification.overlap[node] >= verification.of(node).overlap
+    }
 
 
-def _first_drafted(found: Verification, tree: DraftTree, nodes: Sequence[int]) -> Tensor:
+def _first_drafted(verification: Verification, tree: DraftTree, nodes: Sequence[int]) -> Tensor:
     """int64 [nodes], the first drafted token below each."""
-    first = [node // found.nodes * found.nodes + found.child[node] for node in nodes]
+    first = [
+        node // verification.nodes * verification.nodes + verification.child[node] for node in nodes
+    ]
     return tree.tokens[first].long()
 
 
@@ -181,61 +186,70 @@ def decide(
 
     The tree's ``child`` loses the links below fired nodes.
     """
-    found, tree, stats = cycle.verification, cycle.tree, cycle.nodes
-    assert found is not None
+    verification, tree, stats = cycle.verification, cycle.tree, cycle.nodes
+    assert verification is not None
     assert tree is not None
-    if found.mode.relaxed_below > 0:
-        _relax(found, tree, logits, chosen)
-    if not found.fire:
+    if verification.mode.relaxed_below > 0:
+        _relax(verification, tree, logits, chosen)
+    if not verification.fire:
         return
-    rejected = _rejected(found, tree, chosen)
+    rejected = _rejected(verification, tree, chosen)
     if rejected:
         assert stats is not None
         where = torch.tensor(list(rejected), device=logits.device)
         token = torch.tensor(list(rejected.values()), device=logits.device)
-        replaced, some = _replace(found, stats, logits[where], token, where, info, coins)
+        replaced, some = _replace(verification, stats, logits[where], token, where, info, coins)
         chosen.view(-1)[where] = torch.where(
             some, replaced.to(chosen.dtype), chosen.view(-1)[where]
         )
         # A token without alternative is kept.
-        found.fire -= {node for node, left in zip(rejected, some.tolist(), strict=True) if not left}
-    if found.fire:
-        ends = torch.tensor(sorted(found.fire), device=logits.device)
-        tree.child[ends // found.nodes, ends % found.nodes] = -1
+        verification.fire -= {
+            node for node, left in zip(rejected, some.tolist(), strict=True) if not left
+        }
+    if verification.fire:
+        ends = torch.tensor(sorted(verification.fire), device=logits.device)
+        tree.child[ends // verification.nodes, ends % verification.nodes] = -1
 
 
-def _relax(found: Verification, tree: DraftTree, logits: Tensor, chosen: Tensor) -> None:
+def _relax(verification: Verification, tree: DraftTree, logits: Tensor, chosen: Tensor) -> None:
     """Let the target's token be the drafted one where typical acceptance takes that."""
-    mode = found.mode
+    mode = verification.mode
     at = [
         node
-        for node in found.token_prob
-        if found.of(node).rule is not None
-        and node not in found.fire
-        and found.entropy[node] < mode.relaxed_below
+        for node in verification.token_prob
+        if verification.of(node).rule is not None
+        and node not in verification.fire
+        and verification.entropy[node] < mode.relaxed_below
     ]
     if not at:
         return
     prob, entropy = (
-        torch.tensor([values[node] for node in at]) for values in (found.token_prob, found.entropy)
+        torch.tensor([values[node] for node in at])
+        for values in (verification.token_prob, verification.entropy)
     )
-    wanted = _first_drafted(found, tree, at)
+    wanted = _first_drafted(verification, tree, at)
     allowed = (logits[at].gather(1, wanted.unsqueeze(1)) > -math.inf).squeeze(1).tolist()
     takes = mode.typical.accepts(prob, entropy).tolist()
-    below, drawn = _children(found, tree, at), chosen.flatten().tolist()
+    below, drawn = _children(verification, tree, at), chosen.flatten().tolist()
     for node, token, accepts, may in zip(at, wanted.tolist(), takes, allowed, strict=True):
         # Another drafted token that the target drew is accepted as it is.
         if accepts and may and drawn[node] not in below[node]:
-            found.relaxed.add(node)
-            chosen[node // found.nodes, node % found.nodes] = token
+            verification.relaxed.add(node)
+            chosen[node // verification.nodes, node % verification.nodes] = token
 
 
-def _children(found: Verification, tree: DraftTree, nodes: Sequence[int]) -> dict[int, list[int]]:
+def _children(
+    verification: Verification, tree: DraftTree, nodes: Sequence[int]
+) -> dict[int, list[int]]:
     """The drafted tokens below each node, in their order."""
     tokens, sibling = tree.tokens.tolist(), tree.sibling.flatten().tolist()
     children = {}
     for node in nodes:
-        first, at, below = node // found.nodes * found.nodes, found.child[node], []
+        first, at, below = (
+            node // verification.nodes * verification.nodes,
+            verification.child[node],
+            [],
+        )
         while at != -1:
             below.append(tokens[first + at])
             at = sibling[first + at]
@@ -243,21 +257,21 @@ def _children(found: Verification, tree: DraftTree, nodes: Sequence[int]) -> dic
     return children
 
 
-def _rejected(found: Verification, tree: DraftTree, chosen: Tensor) -> dict[int, int]:
+def _rejected(verification: Verification, tree: DraftTree, chosen: Tensor) -> dict[int, int]:
     """The token that each fired node rejects; none where the draw is none of the drafted ones."""
-    rule, drawn, out = found.mode.rule, chosen.flatten().tolist(), {}
-    for node, below in _children(found, tree, sorted(found.fire)).items():
+    rule, drawn, out = verification.mode.rule, chosen.flatten().tolist(), {}
+    for node, below in _children(verification, tree, sorted(verification.fire)).items():
         if drawn[node] in below:
             out[node] = drawn[node]
         elif rule.accepted_only:
-            found.fire.discard(node)
+            verification.fire.discard(node)
         elif rule.residual:
             out[node] = below[0]
     return out
 
 
 def _replace(
-    found: Verification,
+    verification: Verification,
     stats: DraftNodes,
     logits: Tensor,
     token: Tensor,
@@ -266,14 +280,14 @@ def _replace(
     coins: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Draws without the rejected tokens: [rows] int64, and whether anything was left to draw."""
-    request = where // found.nodes
+    request = where // verification.nodes
     greedy = is_greedy(info)[request]
     probs = request_probs(logits, info, request)
     # A greedy request's filter leaves the rejected token alone; its runner-up is the raw second.
     probs = torch.where(greedy.unsqueeze(1), torch.softmax(logits, dim=-1), probs)
     beside = None
-    if found.mode.rule.residual:
-        beside = stats.probs([found.drafted(node) for node in where.tolist()])
+    if verification.mode.rule.residual:
+        beside = stats.probs([verification.drafted(node) for node in where.tolist()])
     left, some = without(probs, token, beside)
     mode = left.argmax(-1)
     if bool(greedy.all()):

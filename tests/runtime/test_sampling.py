@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sgl_entropy.runtime.v0_5_6.sampling import target_tokens
+from sgl_entropy.serving.draws import request_probs
 from sgl_entropy.serving.trees import verify_tree
 from tests.runtime.chi_square import p_value
 
@@ -78,6 +79,20 @@ def test_each_node_draws_from_its_own_filtered_distribution(name: str) -> None:
             assert set(tokens) == set(expected)
         else:
             assert p_value(tokens, expected) > 1e-4, (row, expected)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_distributions_to_draw_from_are_those_that_upstream_samples_from(name: str) -> None:
+    """Both are compared with the same plain law: here the probabilities, above upstream's draws."""
+    torch.manual_seed(5)
+    batch = [{"temperature": 2.5}, REQUESTS[name], {"top_k": 1}]
+    request = torch.tensor([1, 0, 1, 2, 1])
+    logits = 1.5 * torch.randn(len(request), VOCABULARY)
+    probs = request_probs(logits, settings(*batch), request)
+    for row, number in enumerate(request.tolist()):
+        law = exact(logits[row], batch[number])
+        expected = torch.tensor([law.get(token, 0.0) for token in range(VOCABULARY)])
+        torch.testing.assert_close(probs[row], expected)
 
 
 def test_greedy_batches_take_the_argmax() -> None:

@@ -22,7 +22,7 @@ RECORD = CycleRecord(
     emitted=2,
     checked=1,
 )
-TOLD = DrafterCycle("large", [7], 1, 2, [0.5, 2.0])
+SHOWN = DrafterCycle("large", [7], 1, 2, [0.5, 2.0])
 PLAIN = [CycleOutcome(3, 2, 3, 4), CycleOutcome(4, 0, 1, 4), CycleOutcome(4, 4, 4, 4)]
 
 
@@ -40,7 +40,7 @@ def test_cycles_add_up() -> None:
 
 def checked(drafter: int) -> CycleOutcome:
     counts = CheckCounts(checks=2, fires=1, relaxed=1, entropy_sum=3.0, entropies=2)
-    return CycleOutcome(2, 1, 2, 2, counts, RECORD, drafter, TOLD)
+    return CycleOutcome(2, 1, 2, 2, counts, RECORD, drafter, SHOWN)
 
 
 def test_a_response_tells_its_cycles_when_it_has_finished() -> None:
@@ -64,14 +64,14 @@ def test_a_response_tells_its_cycles_when_it_has_finished() -> None:
     finished: dict[str, Any] = {}
     pickle.loads(pickle.dumps(counters.figures(finished=True))).add_to(finished)
     assert finished.pop("spec_trace") == [RECORD.to_dict(2)] * 2
-    told = {
+    shown = {
         "drafter": "large",
         "drafted": [7],
         "accepted": 1,
         "emitted": 2,
         "target_entropy": [0.5, 2.0],
     }
-    assert finished.pop("spec_drafters") == [told] * 2
+    assert finished.pop("spec_drafters") == [shown] * 2
     assert finished == running
 
 

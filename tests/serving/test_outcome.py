@@ -31,24 +31,24 @@ def verified(slots: list[list[int]], logits: torch.Tensor, drafter: int | None =
     return cycle
 
 
-def test_the_choice_goes_by_the_mean_over_what_was_emitted() -> None:
+def test_a_drafter_is_chosen_by_the_mean_over_emitted_positions() -> None:
     logits = torch.randn(2 * NODES, 30, generator=torch.Generator().manual_seed(0)) * 3
     cycle = verified([[0, 1, 2], [3, -1, -1]], logits)
     assert math.isnan(cycle.mean_target_entropy([]))
     # Three nodes were accepted, of which the request took two; then a lone root.
     found = outcome(cycle, 0, [0, 1, 2], 2, NODES, ASKS)
     assert (found.drafted, found.accepted, found.emitted, found.drafter) == (2, 2, 2, 1)
-    assert found.told is not None
-    assert (found.told.drafter, found.told.drafted) == ("large", [21, 22])
-    assert (found.told.accepted, found.told.emitted) == (2, 2)
+    assert found.drafter_cycle is not None
+    assert (found.drafter_cycle.drafter, found.drafter_cycle.drafted) == ("large", [21, 22])
+    assert (found.drafter_cycle.accepted, found.drafter_cycle.emitted) == (2, 2)
     # Pruned: nothing but the root was verified.
     other = outcome(cycle, 1, [3, -1, -1], 1, NODES, ASKS)
-    assert other.told is not None
-    assert (other.drafted, other.told.drafted) == (0, [])
+    assert other.drafter_cycle is not None
+    assert (other.drafted, other.drafter_cycle.drafted) == (0, [])
     expected = shannon_entropy(logits)[[0, 1, 3]]
     assert cycle.mean_target_entropy([0, 1, 3]) == pytest.approx(expected.mean().item(), rel=1e-5)
-    assert found.told.target_entropy == pytest.approx(expected[:2].tolist(), abs=1e-5)
-    assert outcome(cycle, 0, [0, 1, 2], 2, NODES, SILENT).told is None
+    assert found.drafter_cycle.target_entropy == pytest.approx(expected[:2].tolist(), abs=1e-5)
+    assert outcome(cycle, 0, [0, 1, 2], 2, NODES, SILENT).drafter_cycle is None
 
 
 def test_logits_that_are_no_numbers_do_not_count() -> None:

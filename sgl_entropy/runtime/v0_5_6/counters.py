@@ -42,11 +42,11 @@ def record_cycle(
     state = attached.request_state(req)
     asked = state.asked or state.asks(req.sampling_params.custom_params, served_mode())
     cycle = attached.cycle_for(draft)
-    found = outcome(cycle, index, row, emitted, draft.draft_token_num, asked)
+    cycle_outcome = outcome(cycle, index, row, emitted, draft.draft_token_num, asked)
     if state.counters is None:
         state.counters = RequestCounters()
-    state.counters.add(found)
-    TOTALS.counts.add(found)
+    state.counters.add(cycle_outcome)
+    TOTALS.counts.add(cycle_outcome)
 
 
 def of_request(req: Req) -> RequestFigures | None:

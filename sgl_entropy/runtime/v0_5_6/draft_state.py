@@ -1,4 +1,4 @@
-"""The draft state: which rows stay when requests leave a batch, and where its rows stand."""
+"""The draft state: which rows stay when requests leave a batch, and at which positions they are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from sgl_entropy.runtime.v0_5_6 import ours
 def already_filtered(upstream: bool, rows: int, kept: int) -> bool:
     """Whether ``EagleDraftInput`` holds the rows of the remaining requests alone.
 
-    Verification drops the rows of requests that it finished. A request that ends with its first
-    token (in the prompt's forward), and one that is retracted, leave theirs behind; upstream then
-    cuts the last rows off instead of the right ones, and the requests behind go on from each
-    other's tokens.
+    Verification drops the rows of the requests that it finished. The row of a request that ends
+    with its first token (in the prompt's forward), or is retracted, is still there. Upstream then
+    cuts off the last rows instead of these, and later requests continue from each other's tokens.
 
     Args:
         upstream: what SGLang believes.
@@ -39,8 +38,8 @@ def keep_chosen_logprobs(req: Any, output: Any, row: int) -> None:
 def rows_of_a_cycle(args: Any) -> int:
     """KV slots that one request may take in the next step: its draft, then its verification.
 
-    Upstream retracts until one slot a request is free, with speculation too; the next draft then
-    finds too few, and the server ends.
+    Upstream retracts until one slot a request is free, also with speculation. The next draft then
+    finds too few slots, and the server ends.
 
     Args:
         args: SGLang's ``ServerArgs``.
@@ -56,8 +55,9 @@ def rows_of_a_cycle(args: Any) -> int:
 def steps_ahead(step: int) -> int:
     """How far a draft's rows move on before their next forward: 1, but 0 before the first.
 
-    They start at the position of the next token, where the first forward belongs; upstream moves
-    them on before it too, and drafts every token after the first one rotary position too far.
+    They start at the position of the next token, where the first forward belongs. Upstream moves
+    them on before that forward too, so that every token after the first is drafted one rotary
+    position too far.
 
     Args:
         step: of the token just drafted, from 0.

@@ -1,8 +1,8 @@
 """What EDSD asks of the launch flags, checked before anything is allocated.
 
-``prepare`` is called once from ``ServerArgs._handle_speculative_decoding``. It fills the paper's
-defaults (a chain of depth 4), and refuses what cannot work with one message. Without one of our
-flags, the CPU engine or one of our drafters it does nothing.
+``ServerArgs._handle_speculative_decoding`` calls ``prepare`` once. It fills in the paper's defaults
+(a chain of depth 4), and refuses what cannot work with one message. It does nothing without one of
+our flags, the CPU engine or one of our drafters.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _refuse_overlap(what: str) -> None:
 def _check_cpu(args: Any) -> None:
     _refuse_overlap("speculation on the CPU engine")
     if args.speculative_algorithm == "EAGLE3" and args.speculative_draft_model_path is not None:
-        # The baseline gets the same care here; elsewhere EAGLE-3 stays upstream's alone.
+        # On this engine the baseline is checked too; elsewhere EAGLE-3 is left to upstream.
         path, revision = args.speculative_draft_model_path, args.speculative_draft_model_revision
         load_tensors(local_folder(path, revision))
         if args.speculative_num_steps is not None:

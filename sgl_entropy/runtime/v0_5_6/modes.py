@@ -1,14 +1,14 @@
 """The launch flags of the entropy modes, and what a server was started with.
 
 ``ServerArgs`` inherits :class:`EntropyArgs`, so the values travel to every process and show in
-``/get_server_info``; ``easd`` there holds the thresholds in force, whichever way they were given.
+``/get_server_info``. Its field ``easd`` shows the thresholds in force, however they were given.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sgl_entropy.drafter.checkpoint import load_tensors
@@ -18,7 +18,7 @@ from sgl_entropy.serving import attached
 from sgl_entropy.serving.drafter_files import drafter_config, local_folder
 from sgl_entropy.serving.mode import Mode
 from sgl_entropy.verify.calibration import Calibration
-from sgl_entropy.verify.policies import Svip
+from sgl_entropy.verify.policies import CalibratedStop, Svip
 from sgl_entropy.verify.replay.stop import stop_of
 from sgl_entropy.verify.rule import EasdRule
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 VERIFY_MODES = ("standard", "easd")
 DRAFT_STOPS = ("off", "svip", "calibrated")
-# Of a draft step, in tokens: a one-layer drafter's share of a cycle that emits two.
+# The cost of a draft step in tokens, for a one-layer drafter and cycles that emit two.
 DEFAULT_COST = 0.1
 
 # flag -> field of the rule
@@ -176,13 +176,14 @@ def prepare(args: Any) -> None:
     if args.speculative_draft_model_path is None:
         raise DrafterError(f"{what} needs --speculative-draft-model-path")
     calibration = _calibration(args)
-    args.draft_stop = _draft_stop(args, calibration)
+    stop = _draft_stop(args, calibration)
+    args.draft_stop = None if stop is None else _as_header(stop)
     if verifies:
         _prepare_easd(args, calibration)
 
 
 def _prepare_easd(args: Any, calibration: Calibration | None) -> None:
-    rule = _rule(args, {} if calibration is None else calibration.rule().to_dict())
+    rule = _rule(args, EasdRule() if calibration is None else calibration.rule())
     path, revision = args.speculative_draft_model_path, args.speculative_draft_model_revision
     # Refuses a reduced vocabulary without its map to the target's.
     load_tensors(local_folder(path, revision))
@@ -212,10 +213,11 @@ def _given(args: Any, flag: str) -> bool:
     return value is not None and value is not False
 
 
-def _rule(args: Any, held: dict[str, Any]) -> EasdRule:
+def _rule(args: Any, base: EasdRule) -> EasdRule:
+    """``base``, changed by the single flags."""
     given = {field: getattr(args, flag) for flag, field in _RULE.items() if _given(args, flag)}
     try:
-        return EasdRule.from_dict({**held, **given})
+        return replace(base, **given)
     except ValueError as error:
         raise DrafterError(f"--speculative-verify-mode easd: {error}") from None
 
@@ -232,8 +234,8 @@ def _calibration(args: Any) -> Calibration | None:
     return calibration
 
 
-def _draft_stop(args: Any, calibration: Calibration | None) -> dict[str, Any] | None:
-    """The stop in force, in the form of a trace's header."""
+def _draft_stop(args: Any, calibration: Calibration | None) -> Svip | CalibratedStop | None:
+    """The stop in force; None = chains of full length."""
     name, cost = args.speculative_draft_stop, args.speculative_draft_stop_cost
     if cost is not None and name != "calibrated":
         raise DrafterError(
@@ -247,16 +249,21 @@ def _draft_stop(args: Any, calibration: Calibration | None) -> dict[str, Any] | 
             f"{args.speculative_eagle_topk}"
         )
     if name == "svip":
-        svip = Svip()
-        return {"name": name, "factor": svip.factor, "limit": svip.limit}
+        return Svip()
     if calibration is None:
         raise DrafterError("--speculative-draft-stop calibrated needs --easd-calibration FILE")
     try:
-        stop = calibration.stop(DEFAULT_COST if cost is None else cost)
+        return calibration.stop(DEFAULT_COST if cost is None else cost)
     except ValueError as error:
         raise DrafterError(f"--speculative-draft-stop calibrated: {error}") from None
+
+
+def _as_header(stop: Svip | CalibratedStop) -> dict[str, Any]:
+    """As a trace's header has it; ``stop_of`` reads it back."""
+    if isinstance(stop, Svip):
+        return {"name": "svip", "factor": stop.factor, "limit": stop.limit}
     return {
-        "name": name,
+        "name": "calibrated",
         "edges": list(stop.edges),
         "acceptance": list(stop.acceptance),
         "cost": stop.cost,

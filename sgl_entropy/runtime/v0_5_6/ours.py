@@ -27,7 +27,7 @@ def active() -> bool:
 def may_sleep(waiting: list[object]) -> bool:
     """Whether an idle scheduler may sleep (``--sleep-on-idle``).
 
-    Upstream's sleeps for up to a second also while requests wait: when all running ones end at
-    once, the loop passes through idle before it admits the next.
+    Upstream's scheduler sleeps for up to a second even if requests wait: when all running ones end
+    at once, its loop is idle once before it admits the next.
     """
     return not waiting or not active()

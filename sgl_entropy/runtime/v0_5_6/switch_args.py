@@ -1,7 +1,8 @@
 """The flags of two drafters loaded at once, and what a server was started with.
 
-``ServerArgs`` inherits :class:`SwitchArgs` (through ``modes.EntropyArgs``); ``drafter_switch`` in
-``/get_server_info`` says which drafter is which and when they change places.
+``ServerArgs`` inherits :class:`SwitchArgs` (through ``modes.EntropyArgs``). ``drafter_switch`` in
+``/get_server_info`` says which drafter is the small one, which the large one, and when the server
+changes between them.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def prepare(args: Any) -> DrafterConfig | None:
     """Check the flags of ``ServerArgs`` and fill in ``drafter_switch``, in place.
 
     Returns:
-        The second drafter's config, for the checks that every drafter has to pass; None = there
-        is none.
+        The second drafter's config, for the checks that every drafter has to pass; None = one
+        drafter.
 
     Raises:
         DrafterError: what cannot be served, in one message.
@@ -81,9 +82,9 @@ def prepare(args: Any) -> DrafterConfig | None:
     first_path, revision = args.speculative_draft_model_path, args.speculative_draft_model_revision
     first, second = drafter_config(first_path, revision), drafter_config(path)
     _compare(args, first, second, local_folder(first_path, revision), folder)
-    # Of two of one size the first counts as the small one.
+    # If both have the same size, the first counts as the small one.
     small, large = (path, first_path) if _weights(second) < _weights(first) else (first_path, path)
-    args.drafter_switch = {"down": policy.down, "up": policy.up, "small": small, "large": large}
+    args.drafter_switch = ServedDrafters(policy, small, large).to_dict()
     return second
 
 
@@ -151,12 +152,18 @@ class ServedDrafters:
     small: str
     large: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """As ``ServerArgs.drafter_switch`` holds it; ``served_switch`` reads it back."""
+        policy = self.policy
+        return {"down": policy.down, "up": policy.up, "small": self.small, "large": self.large}
+
 
 def served_switch() -> ServedDrafters | None:
     """None = one drafter."""
     from sglang.srt.server_args import get_global_server_args
 
-    held = getattr(get_global_server_args(), "drafter_switch", None)
-    if held is None:
+    given = getattr(get_global_server_args(), "drafter_switch", None)
+    if given is None:
         return None
-    return ServedDrafters(DrafterSwitch(held["down"], held["up"]), held["small"], held["large"])
+    policy = DrafterSwitch(given["down"], given["up"])
+    return ServedDrafters(policy, given["small"], given["large"])

@@ -1,7 +1,7 @@
 """Attention backends of the CPU engine, in place of ``torch_native``.
 
-Upstream's loops over sequences in every layer, recomputes a full-length query for an extend, and
-knows neither verification nor draft steps; ``plans`` holds how these do it.
+Upstream's backend loops over sequences in every layer, recomputes a full-length query for an
+extend, and knows neither verification nor draft steps. These run ``serving.attention_plans``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Draft on only for the requests whose chains go on (CPU engine; ours).
 
-A chain that has ended (``draft_stop``) keeps its place in SGLang's batch. Where leaving its row out
-makes a draft step cheaper, the step runs on the others' rows and its outputs are spread out again;
-what stands in an ended chain's row is read by nothing. The plain path beside it is the step on all
-rows.
+A chain that has ended (``draft_stop``) keeps its place in SGLang's batch. If a draft step is
+cheaper without its row, the step runs on the other rows and its outputs are spread out again;
+nothing reads the row of an ended chain. The plain path beside it is the step on all rows.
 """
 
 from __future__ import annotations
