@@ -1,4 +1,4 @@
-"""Answers on one device, without features: continuous batching in plain torch.
+"""Answers on one device, without features.
 
 On a GPU a prefill costs little, so features are cheaper computed anew in every batch of the
 training (``fit.online``) than stored; what is kept is text. Answers are greedy, or sampled for
@@ -7,20 +7,21 @@ prompts that are answered more than once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sgl_entropy.target.plain import PlainTarget
-from sgl_entropy.train.prompts.order import Prompt, in_length_blocks, next_prefill
-from sgl_entropy.train.samples.generate import likeliest
+from sgl_entropy.target.plain import PlainTarget, TargetOutput
+from sgl_entropy.target.reading import likeliest
+from sgl_entropy.train.answers.file import Answered
+from sgl_entropy.train.answers.slots import Pace, Slots
+from sgl_entropy.train.prompts.order import PREFILL_ROWS, Prompt
 
-# Steps between two looks at what has ended: each look waits for the device.
+# Decode steps between two looks at what has ended: each look waits for the device.
 _LOOK = 8
-# Padded prompt rows of one prefill, on a CPU and elsewhere.
-_PREFILL_ROWS, _DEVICE_PREFILL_ROWS = 2048, 32768
+# Padded prompt rows of one prefill on a GPU.
+_DEVICE_PREFILL_ROWS = 32768
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,17 @@ class Decoding:
     temperature: float = 0.0
     seed: int = 0
 
+    def pace(self, device: torch.device) -> Pace:
+        """When the slots on ``device`` are looked at and filled."""
+        rows = PREFILL_ROWS if device.type == "cpu" else _DEVICE_PREFILL_ROWS
+        return Pace(_LOOK, max(1, self.slots // 16), rows)
+
+    def slots_for(self, target: PlainTarget, prompts: list[Prompt]) -> Slots[Answered]:
+        """Empty slots that any of ``prompts`` fits into."""
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        count, writer = min(self.slots, len(prompts)), TokenChooser(target, self)
+        return Slots(target, count, longest, self.max_new_tokens, writer)
+
 
 @torch.inference_mode()
 def choose(
@@ -56,116 +68,25 @@ def choose(
     return torch.multinomial(weights, 1, generator=draws).squeeze(-1)
 
 
-class _Slots:
-    """What each slot holds; every tensor on the target's device."""
+class TokenChooser:
+    """Chooses tokens and keeps nothing else; see ``slots.Writer``."""
 
-    def __init__(self, target: PlainTarget, longest: int, given: Decoding, count: int) -> None:
-        device = target.device
-        self.target, self.given = target, given
-        self.cache = target.new_cache(count)
-        self.tokens = torch.zeros((count, longest), dtype=torch.long, device=device)
-        self.lengths = torch.ones(count, dtype=torch.long, device=device)
-        self.starts = torch.ones(count, dtype=torch.long, device=device)
-        self.running = torch.zeros(count, dtype=torch.bool, device=device)
-        self.prompts: list[Prompt | None] = [None] * count
-        self.draws = torch.Generator(device)
-        self.draws.manual_seed(given.seed)
-        self._ends = torch.tensor(sorted(target.eos_ids), dtype=torch.long, device=device)
+    tap_layers: tuple[int, ...] = ()
 
-    def _append(self, at: Tensor, new: Tensor) -> None:
-        """Put ``new`` behind the tokens of the slots ``at``, which end where it ends them."""
-        length = self.lengths[at]
-        self.tokens[at, length] = new
-        self.lengths[at] = length + 1
-        written = length + 1 - self.starts[at]
-        ended = torch.isin(new, self._ends) | (written >= self.given.max_new_tokens)
-        self.running[at] = ~ended
+    def __init__(self, target: PlainTarget, given: Decoding) -> None:
+        self.target, self.temperature = target, given.temperature
+        self._draws = torch.Generator(target.device)
+        self._draws.manual_seed(given.seed)
 
-    def admit(self, prompts: Sequence[Prompt], slots: Sequence[int]) -> None:
-        """Prefill ``prompts`` into idle ``slots``, with each one's first answer token."""
-        device = self.target.device
-        longest = max(len(prompt.tokens) for prompt in prompts)
-        ids = torch.zeros((len(prompts), longest), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt.tokens)] = torch.tensor(prompt.tokens)
-        lengths = torch.tensor([len(prompt.tokens) for prompt in prompts], device=device)
-        ids, at = ids.to(device), torch.tensor(slots, device=device)
-        out = self.target.forward(ids, torch.zeros_like(lengths), self.cache, slots=at)
-        self.tokens[at, :longest] = ids
-        self.lengths[at] = self.starts[at] = lengths
-        last = out.final[torch.arange(len(prompts), device=device), lengths - 1]
-        self._append(at, choose(self.target, last, self.given.temperature, self.draws))
-        for slot, prompt in zip(slots, prompts, strict=True):
-            self.prompts[slot] = prompt
+    def next_tokens(self, out: TargetOutput, slots: Tensor, starts: Tensor, rows: Tensor) -> Tensor:
+        """See ``Writer``."""
+        last = out.final[torch.arange(len(rows), device=rows.device), rows - 1]
+        return choose(self.target, last, self.temperature, self._draws)
 
-    def step(self) -> None:
-        """One more token for every running slot; the others compute along, unread."""
-        rows = torch.arange(len(self.lengths), device=self.lengths.device)
-        at = (self.lengths - 1).clamp(max=self.tokens.shape[1] - 2)
-        out = self.target.forward(self.tokens[rows, at][:, None], at, self.cache)
-        new = choose(self.target, out.final[:, 0], self.given.temperature, self.draws)
-        running = self.running.nonzero().squeeze(-1)
-        self._append(running, new[running])
+    def finished(self, prompt: Prompt, slot: int, tokens: Tensor) -> Answered:
+        """See ``Writer``."""
+        own = tuple(tokens.tolist())
+        return Answered(prompt.prompt_id, len(prompt.tokens), own, self.temperature)
 
-    def take_ended(self) -> Iterator[tuple[Prompt, list[int]]]:
-        """The sequences that ended, prompt and answer; their slots are idle then."""
-        running, lengths = self.running.tolist(), self.lengths.tolist()
-        held: Tensor | None = None
-        for slot, prompt in enumerate(self.prompts):
-            if prompt is None or running[slot]:
-                continue
-            held = self.tokens.cpu() if held is None else held
-            yield prompt, held[slot, : lengths[slot]].tolist()
-            self.prompts[slot] = None
-            self.lengths[slot] = self.starts[slot] = 1
-
-    def idle(self) -> list[int]:
-        return [slot for slot, prompt in enumerate(self.prompts) if prompt is None]
-
-    def shrink(self) -> None:
-        """Drop idle slots; for the tail, when no prompts are left."""
-        busy = [slot for slot, prompt in enumerate(self.prompts) if prompt is not None]
-        at = torch.tensor(busy, device=self.lengths.device)
-        self.cache.keep(at)
-        for name in ("tokens", "lengths", "starts", "running"):
-            setattr(self, name, getattr(self, name)[at])
-        self.prompts = [self.prompts[slot] for slot in busy]
-
-
-@torch.inference_mode()
-def decode(
-    target: PlainTarget,
-    prompts: Sequence[Prompt],
-    given: Decoding,
-    take: Callable[[Prompt, list[int]], bool],
-) -> None:
-    """Answer ``prompts``, neighbours of similar length together.
-
-    Args:
-        take: is given a prompt and its tokens, prompt and answer (its end included), as they
-            end; returns whether to begin more. Those begun are finished: cut short, it would be
-            the long ones that are missing.
-    """
-    slots = min(given.slots, len(prompts))
-    if not slots:
-        return
-    queue = in_length_blocks(prompts, 4 * slots)
-    longest = max(len(prompt.tokens) for prompt in queue) + given.max_new_tokens + 1
-    held = _Slots(target, longest, given, slots)
-    most = _PREFILL_ROWS if target.device.type == "cpu" else _DEVICE_PREFILL_ROWS
-    while True:
-        for prompt, tokens in held.take_ended():
-            if not take(prompt, tokens):
-                queue.clear()
-        idle = held.idle()
-        if queue and len(idle) >= min(max(1, slots // 16), len(held.prompts)):
-            while queue and idle:
-                part = next_prefill(queue, len(idle), most)
-                held.admit(part, idle[: len(part)])
-                idle = idle[len(part) :]
-        if len(idle) == len(held.prompts):
-            return
-        if not queue and len(idle) >= max(4, len(held.prompts) // 4):
-            held.shrink()
-        for _ in range(_LOOK):
-            held.step()
+    def keep(self, slots: Tensor) -> None:
+        """See ``Writer``: there is nothing to keep."""

@@ -32,6 +32,17 @@ class Answered:
     def answer_length(self) -> int:
         return len(self.tokens) - self.prompt_length
 
+    def line(self) -> str:
+        """The answer file's line, which ``read_answers`` reads."""
+        row: dict[str, object] = {
+            "prompt_id": self.prompt_id,
+            "prompt_length": self.prompt_length,
+            "tokens": self.tokens,
+        }
+        if self.temperature:
+            row["temperature"] = self.temperature
+        return json.dumps(row) + "\n"
+
 
 def read_answers(path: Path) -> list[Answered]:
     """The whole lines of an answer file; a last line that was cut off is left out.

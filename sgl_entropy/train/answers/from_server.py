@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sgl_entropy.base.disk import naming_full_disk
-from sgl_entropy.train.answers.file import drop_cut_line, read_answers
+from sgl_entropy.train.answers.file import Answered, drop_cut_line, read_answers
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.prompts.texts import read_jsonl
 
@@ -160,16 +160,12 @@ class _Run:
             return next(self._todo, None)
 
     def _keep(self, prompt: Prompt, answer: Sequence[int]) -> None:
-        row = {
-            "prompt_id": prompt.prompt_id,
-            "prompt_length": len(prompt.tokens),
-            "tokens": [*prompt.tokens, *answer],
-        }
+        answered = Answered(prompt.prompt_id, len(prompt.tokens), (*prompt.tokens, *answer))
         with self._lock:
             if self._closed:
                 return
             with naming_full_disk(Path(self._file.name)):
-                self._file.write(json.dumps(row) + "\n")
+                self._file.write(answered.line())
                 self._file.flush()
             self._answered += 1
             self.tokens += len(answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,9 +9,10 @@ from pathlib import Path
 
 from sgl_entropy.base.disk import naming_full_disk
 from sgl_entropy.target.plain import PlainTarget
-from sgl_entropy.train.answers.decode import Decoding, decode
+from sgl_entropy.train.answers.decode import Decoding
 from sgl_entropy.train.answers.file import ROUND, drop_cut_line, read_answers
-from sgl_entropy.train.prompts.order import Prompt
+from sgl_entropy.train.answers.slots import answer_all
+from sgl_entropy.train.prompts.order import Prompt, in_length_blocks, to_begin
 
 Report = Callable[[str], None]
 _SECONDS = 10
@@ -35,29 +35,29 @@ def write_answers(
         Answer tokens in the file.
     """
     drop_cut_line(path)
-    held = read_answers(path)
-    done, tokens = {one.prompt_id for one in held}, sum(one.answer_length for one in held)
+    before = read_answers(path)
+    done, ended = {one.prompt_id for one in before}, len(before)
+    tokens = stored = sum(one.answer_length for one in before)
     began = told = time.monotonic()
-    before = tokens
+
+    def more(written: list[int]) -> int:
+        return to_begin(wanted_tokens, given.max_new_tokens, tokens, ended, written)
+
     with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
         for turn, temperature in enumerate(temperatures):
             todo = [Prompt(turn * ROUND + p.prompt_id, p.tokens) for p in prompts]
             todo = [prompt for prompt in todo if prompt.prompt_id not in done]
-            extra = {"temperature": temperature} if temperature else {}
-
-            def take(prompt: Prompt, written: list[int]) -> bool:
-                nonlocal tokens, told
-                start = len(prompt.tokens)
-                row = {"prompt_id": prompt.prompt_id, "prompt_length": start, "tokens": written}
-                file.write(json.dumps(row | extra) + "\n")  # noqa: B023 - called in this turn
-                tokens += len(written) - start
+            if not todo or tokens >= wanted_tokens:
+                continue
+            decoding = replace(given, temperature=temperature, seed=turn)
+            slots = decoding.slots_for(target, todo)
+            queue = in_length_blocks(todo, 4 * len(slots))
+            for new in answer_all(slots, queue, decoding.pace(target.device), more):
+                file.writelines(one.line() for one in new)
+                tokens, ended = tokens + sum(one.answer_length for one in new), ended + len(new)
                 if time.monotonic() - told > _SECONDS:
                     told = time.monotonic()
                     file.flush()
-                    rate = (tokens - before) / (told - began)
+                    rate = (tokens - stored) / (told - began)
                     report(f"{tokens} of {wanted_tokens} answer tokens, {rate:.0f} tokens/s")
-                return tokens < wanted_tokens
-
-            if todo and tokens < wanted_tokens:
-                decode(target, todo, replace(given, temperature=temperature, seed=turn), take)
     return tokens

@@ -21,6 +21,7 @@ from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.answers.file import Answered, in_batches
+from sgl_entropy.train.answers.slots import Pace, Slots
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.machine.peak_memory import in_own_processes
 from sgl_entropy.train.machine.processes import Group, device_of
@@ -29,7 +30,7 @@ from sgl_entropy.train.plan.lengths import Lengths
 from sgl_entropy.train.prompts.order import PREFILL_ROWS, Prompt, next_prefill, worker_queue
 from sgl_entropy.train.samples.batches import chain_count, plan_epoch
 from sgl_entropy.train.samples.features import features_of
-from sgl_entropy.train.samples.generate import REFILLED, Batch
+from sgl_entropy.train.samples.generate import recording_slots
 from sgl_entropy.train.samples.online import OnlineStore
 from sgl_entropy.train.samples.shards import Sample, write_shard
 from sgl_entropy.train.samples.store import FORMAT, Entry, Samples, Store, write_meta
@@ -151,18 +152,19 @@ def _seconds(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> fl
     return time.perf_counter() - began
 
 
-def _slots(job: tuple[Trial, int, int]) -> tuple[Batch, list[Prompt], Trial]:
+def _slots(job: tuple[Trial, int, int]) -> tuple[Slots[Sample], list[Prompt], Trial]:
     """Empty slots of worker ``number`` of ``workers``, and its prompts, whose tokens are zeros."""
     trial, number, workers = job
     prompts = [Prompt(e.prompt_id, (0,) * e.prompt_length) for e in trial.lengths.new]
     queue = worker_queue(prompts, number, workers)
     given, target = trial.work.settings.generate, trial.target_on("cpu")
-    longest = max(len(prompt.tokens) for prompt in queue) + given.max_new_tokens
-    slots = min(given.slots, len(queue))
-    return Batch(target, slots, longest + _DECODE_STEPS + 2, trial.work.stored_layers), queue, trial
+    longest = max(len(prompt.tokens) for prompt in queue)
+    count, most = min(given.slots, len(queue)), given.max_new_tokens + _DECODE_STEPS + 2
+    slots = recording_slots(target, count, longest, most, trial.work.stored_layers)
+    return slots, queue, trial
 
 
-def _answer_rate(ready: tuple[Batch, list[Prompt], Trial]) -> float:
+def _answer_rate(ready: tuple[Slots[Sample], list[Prompt], Trial]) -> float:
     """Answer tokens a second, from a few prefills and decode steps of full slots."""
     batch, queue, trial = ready
     slots = len(batch.prompts)
@@ -185,7 +187,7 @@ def _answer_rate(ready: tuple[Batch, list[Prompt], Trial]) -> float:
     step = statistics.median(_seconds(batch.step) for _ in range(_DECODE_STEPS))
     # Slots wait until several are idle before they are filled again, at most as long as the
     # longest answer is under way.
-    waiting = (min(REFILLED, slots) - 1) / 2
+    waiting = (min(Pace().refilled, slots) - 1) / 2
     busy = max(slots - waiting, slots * wanted / len(queue) / max(answers.values()))
     return wanted / (prefill + wanted / busy * step)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.target.reading import judge
 from sgl_entropy.train.samples.batches import chain_count, first_chain
-from sgl_entropy.train.samples.generate import judge
 from sgl_entropy.train.samples.store import Entry
 
 # Padded rows of one forward, on a CPU and elsewhere.

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.target.reading import judge
 from sgl_entropy.train.answers.file import Answered, in_batches
 from sgl_entropy.train.machine.interrupts import Interrupt
 from sgl_entropy.train.prompts.order import PREFILL_ROWS
-from sgl_entropy.train.samples.generate import SHARD_SEQUENCES, flush_shard, judge
-from sgl_entropy.train.samples.shards import Sample
+from sgl_entropy.train.samples.shards import SHARD_SEQUENCES, Sample, flush_shard
 from sgl_entropy.train.samples.store import Store
 
 # Ties aside, a greedy answer agrees everywhere. Answers of another model, or sampled ones, do not.

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.target.reading import by_rows, judge, likeliest
 from sgl_entropy.train.answers.file import Answered
 from sgl_entropy.train.samples.batches import Batch, first_chain
 from sgl_entropy.train.samples.device_cache import HeldRows, hold_rows
 from sgl_entropy.train.samples.features import features_of
-from sgl_entropy.train.samples.generate import by_rows, judge, likeliest
 from sgl_entropy.train.samples.shards import Sample
 from sgl_entropy.train.samples.store import Entry
 from sgl_entropy.train.schedules import learned_columns

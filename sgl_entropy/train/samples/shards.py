@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sgl_entropy.base.disk import file_sha256, full_disk, is_full
+from sgl_entropy.base.disk import file_sha256, full_disk, is_full, naming_full_disk
 
 RECORD = ".json"
+# Finished sequences a shard holds.
+SHARD_SEQUENCES = 64
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,23 @@ def shard_problem(path: Path, *, whole: bool) -> str | None:
     if whole and file_sha256(path) != digest:
         return "its sha256 is not the recorded one"
     return None
+
+
+def flush_shard(
+    store: Path, number: int, samples: Sequence[Sample], tokens: int, started: float
+) -> None:
+    """Write a shard of worker ``number`` and a line on its progress: answer tokens since
+    ``started`` (time.monotonic)."""
+    first = min(s.prompt_id for s in samples)
+    name = f"w{number}-{first:06d}-{len(samples)}-{int(time.time())}"
+    write_shard(store / f"{name}.safetensors", samples)
+    record = {
+        "time": round(time.time(), 1),
+        "worker": number,
+        "sequences": len(samples),
+        "answer_tokens": tokens,
+        "tokens_per_s": round(tokens / (time.monotonic() - started), 1),
+    }
+    path = store / "generate.jsonl"
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(record) + "\n")

@@ -13,8 +13,7 @@ import torch
 
 from sgl_entropy.base.disk import naming_full_disk
 from sgl_entropy.train.samples import shards
-from sgl_entropy.train.samples.generate import flush_shard
-from sgl_entropy.train.samples.shards import Sample
+from sgl_entropy.train.samples.shards import Sample, flush_shard
 from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
 from sgl_entropy.train.samples.workers import run_processes
 
