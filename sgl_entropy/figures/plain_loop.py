@@ -36,13 +36,13 @@ class Straightforward:
     """
 
     def __init__(self, run: Fit, embedding: Tensor, head: Tensor) -> None:
-        if run.prompt_from is not None:
+        if run.samples.prompt_from is not None:
             raise ValueError("the straightforward loop learns from answers: fit.prompt_rows is set")
         if run.settings.optimizer != "adamw":
             raise ValueError("the straightforward loop has AdamW alone: fit.optimizer is set")
         self.drafter: Drafter = run.drafter
-        self.settings, self.store, self.config = run.settings, run.store, run.config
-        self.train, self.tap_scale = run.train, run.side.tap_scale
+        self.settings, self.store, self.config = run.settings, run.samples.store, run.config
+        self.train, self.tap_scale = run.samples.train, run.side.tap_scale
         self.embedding, self.head = embedding.float(), head.float()
         draft = torch.arange(run.config.draft_vocab_size)
         self.vocabulary = self.drafter.target_ids(draft)

@@ -24,7 +24,7 @@ from sgl_entropy.figures.train_throughput import widest_steps
 from sgl_entropy.train.fit.checkpoints import Checkpoints
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.machine.peak_memory import in_own_processes
-from sgl_entropy.train.machine.processes import Group, device_of
+from sgl_entropy.train.machine.processes import ProcessGroup, device_of
 from sgl_entropy.train.plan.counts import muon_flops, training_flops
 from sgl_entropy.train.plan.estimate import counted, trial_of
 from sgl_entropy.train.plan.lengths import Lengths, expected_lengths
@@ -116,7 +116,7 @@ def read_finished(folder: Path, work: Workspace) -> Finished:
         raise ValueError(f"--check {folder}: no checkpoint.pt there; name the folder of a fit")
     work = _with_own_settings(folder, work)
     fit = work.settings.fit
-    made, drafter = saved["identity"]["settings"], saved["identity"]["drafter"]
+    made, drafter = saved.identity.settings, saved.identity.drafter
     algorithm = DrafterConfig.from_dict(drafter, source=str(folder)).algorithm
     config = pipeline.drafter_config(work, algorithm)
     differ = [
@@ -130,17 +130,16 @@ def read_finished(folder: Path, work: Workspace) -> Finished:
         raise ValueError(f"--check {folder}: made with another {', '.join(differ)}")
     if not _ended(folder / "fit.jsonl", fit.epochs):
         raise ValueError(f"--check {folder}: not finished, epoch {fit.epochs} is missing")
-    epochs = saved["costs"].values()
     return Finished(
         folder.name if not folder.name.startswith("seed-") else folder.parent.name,
         algorithm,
         config,
         work,
-        saved["step"],
-        sum(cost["layer_rows"] for cost in epochs),
-        sum(cost["head_rows"] for cost in epochs),
-        saved["seconds"],
-        sum(math.prod(w.shape) for key, w in saved["drafter"].items() if "2" not in key),
+        saved.step,
+        saved.costs.layer_rows,
+        saved.costs.head_rows,
+        saved.seconds,
+        sum(math.prod(w.shape) for key, w in saved.drafter.items() if "2" not in key),
     )
 
 
@@ -248,7 +247,7 @@ def _check_fit(one: Finished, lengths: Lengths) -> Quantities:
 def _real_fit(one: Finished) -> Fit:
     """The same fit at its first step, on the real store."""
     with tempfile.TemporaryDirectory() as scratch:
-        group = Group(device=torch.device(device_of(0)))
+        group = ProcessGroup(device=torch.device(device_of(0)))
         return pipeline.make_fit(one.work, one.algorithm, Path(scratch), group)
 
 

@@ -183,8 +183,9 @@ def measure(
     if work.settings.fit.online:
         raise ValueError("benchmark reads a feature store: fit.online is set")
     ours = make_trainer(ThroughputJob(work, algorithm, OURS))
-    store = ours.store
     assert isinstance(ours, Fit)
+    store = ours.samples.store
+    store = ours.samples.store
     assert isinstance(store, Store)
     names = [OURS, PLAIN] if ours.settings.dtype == "float32" else [OURS, OURS_FLOAT32, PLAIN]
     jobs = {name: ThroughputJob(work, algorithm, name) for name in names}

@@ -9,6 +9,7 @@ import pytest
 
 from sgl_entropy.cli import main
 from sgl_entropy.figures.plan_check import PlanCheck, generation_seconds, page, read_finished
+from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter
@@ -30,7 +31,7 @@ def fitted(
     work: Path, target: Path, stop_after: int | None = None, more: tuple[str, ...] = ()
 ) -> TrainSettings:
     settings = load_settings(None, settings_of(work, target, [*SHORT, *more]))
-    drafter.make_fit(Workspace.of(settings), "EDSD").run(lambda line: None, stop_after)
+    run_fit(drafter.make_fit(Workspace.of(settings), "EDSD"), lambda line: None, stop_after)
     return settings
 
 
@@ -99,7 +100,7 @@ def test_what_was_fitted_is_told_by_its_checkpoint(work: Path, tiny_folder: Path
     given = [*SHORT, "drafter.eagle3_layers=[0, 1, 2]"]
     settings = load_settings(None, settings_of(work, tiny_folder, given))
     for algorithm in ("EDSD", "EAGLE3"):
-        drafter.make_fit(Workspace.of(settings), algorithm).run(lambda line: None)  # type: ignore[arg-type]
+        run_fit(drafter.make_fit(Workspace.of(settings), algorithm), lambda line: None)  # type: ignore[arg-type]
         assert (
             read_finished(work / algorithm.lower(), Workspace.of(settings)).algorithm == algorithm
         )

@@ -37,16 +37,12 @@ class FitRecord:
     @classmethod
     def of(cls, fit: Fit) -> FitRecord:
         """Of a fit that has ended."""
-        epochs = {str(epoch): dict(cost) for epoch, cost in fit.costs.items()}
-        layer_rows, head_rows = (
-            sum(cost[key] for cost in epochs.values()) for key in ("layer_rows", "head_rows")
-        )
         return cls(
-            sum(entry.length - entry.prompt_length for entry in fit.train),
+            sum(entry.length - entry.prompt_length for entry in fit.samples.train),
             round(fit.seconds, 1),
             device_name(fit.group.device),
-            epochs,
-            training_flops(fit.config, layer_rows, head_rows)
+            fit.costs.to_json(),
+            training_flops(fit.config, fit.costs.layer_rows, fit.costs.head_rows)
             + fit.step * muon_flops(fit.config, fit.settings),
         )
 

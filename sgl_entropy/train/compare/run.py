@@ -20,7 +20,8 @@ from sgl_entropy.train.compare.judge import Judge
 from sgl_entropy.train.compare.records import FitRecord, JudgedFit
 from sgl_entropy.train.compare.side_by_side import fit_side_by_side
 from sgl_entropy.train.fit.export import export_drafter
-from sgl_entropy.train.machine.processes import Group, device_of
+from sgl_entropy.train.fit.loop import run_fit
+from sgl_entropy.train.machine.processes import ProcessGroup, device_of
 from sgl_entropy.train.samples import open_store
 from sgl_entropy.train.samples.store import Samples
 from sgl_entropy.train.stages import drafter as pipeline
@@ -65,10 +66,10 @@ def _make_vocabularies(shared: Workspace, todo: Sequence[FitJob]) -> None:
 def fit_job(job: FitJob, report: Report = print) -> None:
     """Fit and export one job; its folder's ``drafter`` appears only when it is whole."""
     torch.set_num_threads(1)
-    group = Group(device=torch.device(device_of(0)))
+    group = ProcessGroup(device=torch.device(device_of(0)))
     work = Workspace.of(job.settings)
     fit = pipeline.make_fit(work, job.recipe.algorithm, job.folder, group)
-    fit.run(lambda line: report(f"{job.name}: {line}"))
+    run_fit(fit, lambda line: report(f"{job.name}: {line}"))
     done = {"recipe": job.decides, **asdict(FitRecord.of(fit))}
     write_whole(job.folder / "fit.json", json.dumps(done) + "\n")
     export_drafter(fit.drafter, fit.side.tap_scale, job.folder / "drafter")

@@ -14,12 +14,61 @@ import pickle
 import struct
 import zipfile
 import zlib
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-_KEYS = {"step", "drafter"}
+from sgl_entropy.train.fit.costs import Costs
+from sgl_entropy.train.fit.run_identity import Change, RunIdentity
+
+
+@dataclass(frozen=True)
+class FitState:
+    """Where a training stands.
+
+    Attributes:
+        step: optimizer steps so far.
+        costs, seconds: of all runs so far.
+        changes: settings that were changed on the way.
+        drafter: weights by name.
+        optimizer: the states of ``Optimizers``.
+        tap_scale: float32 [taps * d], by which taps are divided in this training.
+    """
+
+    identity: RunIdentity
+    step: int
+    costs: Costs
+    seconds: float
+    changes: list[Change]
+    drafter: dict[str, Tensor]
+    optimizer: list[dict[str, Any]]
+    tap_scale: Tensor
+
+    def to_file(self) -> dict[str, Any]:
+        """Plain containers and tensors, which ``torch.load`` reads without running code."""
+        whole = {field.name: getattr(self, field.name) for field in fields(self)}
+        changes = [asdict(change) for change in self.changes]
+        costs = self.costs.to_json()
+        return whole | {"identity": asdict(self.identity), "costs": costs, "changes": changes}
+
+    @classmethod
+    def from_file(cls, raw: dict[str, Any]) -> FitState:
+        """From ``to_file``. Files from before changes were recorded have none, and the state of a
+        single optimizer was no list.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        parts = {field.name: raw[field.name] for field in fields(cls) if field.name != "changes"}
+        parts["identity"] = RunIdentity(**raw["identity"])
+        parts["costs"] = Costs.from_json(raw["costs"])
+        parts["changes"] = [Change(**change) for change in raw.get("changes", [])]
+        if not isinstance(raw["optimizer"], list):
+            parts["optimizer"] = [raw["optimizer"]]
+        return cls(**parts)
 
 
 class Checkpoints:
@@ -35,7 +84,7 @@ class Checkpoints:
         self.note = ""
         self._damaged = False
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> FitState | None:
         """The newest state that is whole; None where there is none at all.
 
         Raises:
@@ -47,14 +96,14 @@ class Checkpoints:
             if not path.exists():
                 continue
             try:
-                held = _read(path)
+                state = _read(path)
             except _Damaged as error:
                 wrong.append(f"{path} is damaged ({error})")
                 self._damaged = True
                 continue
             if path == self.previous:
-                self.note = f"{wrong[0]}: going on from {path}, step {held['step']}"
-            return held
+                self.note = f"{wrong[0]}: going on from {path}, step {state.step}"
+            return state
         if not self._damaged:
             return None
         raise ValueError(
@@ -62,7 +111,7 @@ class Checkpoints:
             f"remove what is damaged to begin anew"
         )
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, state: FitState) -> None:
         """Make ``state`` the newest checkpoint, whole or not at all.
 
         Raises:
@@ -71,7 +120,7 @@ class Checkpoints:
         partial = self.path.with_suffix(".partial")
         try:
             with partial.open("wb") as file:
-                torch.save(state, file)
+                torch.save(state.to_file(), file)
                 file.flush()
                 os.fsync(file.fileno())
             if self.path.exists() and not self._damaged:
@@ -111,7 +160,7 @@ class _Damaged(Exception):
     """Not what was written."""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> FitState:
     with path.open("rb") as file:
         try:
             # torch itself never looks at the checksums that it writes.
@@ -127,13 +176,14 @@ def _read(path: Path) -> dict[str, Any]:
             raise _Damaged(f"{path.stat().st_size} bytes, {error}") from None
         file.seek(0)
         try:
-            held = torch.load(file, weights_only=True, map_location="cpu")
+            raw = torch.load(file, weights_only=True, map_location="cpu")
         except (RuntimeError, pickle.PickleError) as error:
             # What was written is there: no room to read it into, say. Nothing to be removed.
             raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(held, dict) or not set(held) >= _KEYS:
-        raise _Damaged("it holds something else")
-    return held
+    try:
+        return FitState.from_file(raw)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise _Damaged("it holds something else") from None
 
 
 def _sync(folder: Path) -> None:

@@ -1,26 +1,34 @@
-"""A training from where it stands to its end, or to a signal: steps, checkpoints, validations."""
+"""From where a training stands to its end, or to a signal: steps, checkpoints, validations."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
-from sgl_entropy.train.fit.progress import Progress, add_rows
+from sgl_entropy.drafter.model import Drafter
+from sgl_entropy.train.fit.progress import FitProgress
+from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.machine.interrupts import Interrupt
-from sgl_entropy.train.samples.batches import plan_epoch
 from sgl_entropy.train.samples.store import Entry
-
-if TYPE_CHECKING:
-    from sgl_entropy.train.fit.trainer import Fit
 
 _LOG = "fit.jsonl"
 Plan = list[list[Entry]]
 
 
-def run_fit(fit: Fit, report: Callable[[str], None], stop_after: int | None) -> None:
-    """See ``Fit.run``."""
+def run_fit(
+    fit: Fit, report: Callable[[str], None] = print, stop_after: int | None = None
+) -> Drafter:
+    """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter.
+
+    A signal to end, to any process of the group, is followed after the step at hand.
+
+    Args:
+        report: takes lines of progress, in the leading process alone.
+
+    Raises:
+        KeyboardInterrupt: ended by a signal; a checkpoint holds all steps.
+    """
     plans = [fit.plan(epoch) for epoch in range(fit.settings.epochs)]
     total = sum(map(len, plans))
     progress = _progress(fit, report, plans)
@@ -38,9 +46,10 @@ def run_fit(fit: Fit, report: Callable[[str], None], stop_after: int | None) -> 
             )
     if not done or interrupt.asked:
         interrupt.pass_on()
+    return fit.drafter
 
 
-def _progress(fit: Fit, report: Callable[[str], None], plans: Sequence[Plan]) -> Progress:
+def _progress(fit: Fit, report: Callable[[str], None], plans: Sequence[Plan]) -> FitProgress:
     ends = list(accumulate(map(len, plans)))
     cost = sum(
         min(len(plan), max(0, end - fit.step)) * fit.settings.steps_in(epoch)
@@ -49,9 +58,9 @@ def _progress(fit: Fit, report: Callable[[str], None], plans: Sequence[Plan]) ->
     if fit.group.leads:
         if fit.checkpoints.note:
             report(fit.checkpoints.note)
-        if fit.settings.hold_gb and not fit.held:
+        if fit.settings.hold_gb and not fit.keeps_features:
             report("features are computed every epoch: fit.hold_gb would not hold them")
-    progress = Progress(fit.folder / _LOG, report, not fit.group.leads, ends[-1], cost)
+    progress = FitProgress(fit.folder / _LOG, report, not fit.group.leads, ends[-1], cost)
     if fit.changed:
         progress.changed(fit.changed)
     return progress
@@ -60,7 +69,7 @@ def _progress(fit: Fit, report: Callable[[str], None], plans: Sequence[Plan]) ->
 def _train(
     fit: Fit,
     plans: Sequence[Plan],
-    progress: Progress,
+    progress: FitProgress,
     interrupt: Interrupt,
     stop_after: int | None,
 ) -> bool:
@@ -75,7 +84,7 @@ def _train(
             figures = fit.learn(batch, epoch, total)
             now = time.monotonic()
             fit.seconds += now - before
-            add_rows(fit.costs, epoch, figures)
+            fit.costs.add(epoch, figures)
             progress.learned(epoch, fit.step, figures)
             if fit.group.any(interrupt.asked):
                 return False
@@ -85,16 +94,16 @@ def _train(
             if stop_after is not None and fit.step >= stop_after:
                 return True
         # Also where the last run ended between the epoch's last step and its validation.
-        if fit.validation and (left or _unvalidated(fit, progress, epoch, end)):
+        if fit.samples.validation and (left or _unvalidated(fit, progress, epoch, end)):
             judged = []
-            for batch in plan_epoch(fit.validation, fit.settings.rows, 0, 0):
+            for batch in fit.samples.validation_plan():
                 judged.append(fit.validate(batch))
                 if fit.group.any(interrupt.asked):
                     return False
-            progress.validated(epoch, fit.step, judged, fit.costs)
+            progress.validated(epoch, fit.step, judged, fit.costs.epochs[epoch + 1])
     return True
 
 
-def _unvalidated(fit: Fit, progress: Progress, epoch: int, end: int) -> bool:
+def _unvalidated(fit: Fit, progress: FitProgress, epoch: int, end: int) -> bool:
     """Whether the weights are those that ``epoch`` ended with, and the log has nothing of it."""
     return fit.step == end and fit.group.any(not progress.holds_validation(epoch))

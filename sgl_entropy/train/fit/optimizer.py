@@ -120,14 +120,13 @@ class Optimizers:
         """For a checkpoint."""
         return [one.state_dict() for one in self.all]
 
-    def load_state_dict(self, held: list[dict[str, Any]] | dict[str, Any]) -> None:
-        """From a checkpoint; one made before there were several holds the one's alone.
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """From a checkpoint.
 
         Raises:
-            ValueError: the state of other optimizers than these.
+            ValueError: the states of other optimizers than these.
         """
-        held = held if isinstance(held, list) else [held]
-        if len(held) != len(self.all) or any("param_groups" not in state for state in held):
+        if len(states) != len(self.all) or any("param_groups" not in state for state in states):
             raise ValueError("the checkpoint holds the state of other optimizers")
-        for one, state in zip(self.all, held, strict=True):
+        for one, state in zip(self.all, states, strict=True):
             one.load_state_dict(state)

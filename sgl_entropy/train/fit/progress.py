@@ -6,35 +6,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from sgl_entropy.train.fit.costs import EpochCost
+from sgl_entropy.train.fit.run_identity import Change
+from sgl_entropy.train.loss.unrolled import StepFigures, StepMeans, sum_figures
 
-from sgl_entropy.train.loss.unrolled import StepFigures, sum_figures
-from sgl_entropy.train.machine.processes import Group
-
-# Rows run through the layer and through the head, by epoch: "1" and on.
-Costs = dict[str, dict[str, int]]
 _SECONDS = 15
 
 
-def add_rows(costs: Costs, epoch: int, figures: Sequence[StepFigures]) -> None:
-    """Add a batch to what its epoch (from 0) cost."""
-    cost = costs.setdefault(str(epoch + 1), {"layer_rows": 0, "head_rows": 0})
-    cost["layer_rows"] += sum(f.rows for f in figures)
-    cost["head_rows"] += sum(f.counted for f in figures)
-
-
-def add_up(figures: Tensor, group: Group) -> list[StepFigures]:
-    """The figures of all processes together; ``figures`` [steps, 4] as a batch's loss has them."""
-    return [
-        StepFigures(int(counted), loss, int(right), int(rows))
-        for counted, loss, right, rows in group.sum(figures).tolist()
-    ]
-
-
-class Progress:
+class FitProgress:
     """Tells how one run of a training goes.
 
     Args:
@@ -65,24 +48,24 @@ class Progress:
         left = (now - self.began) / self.done * (self.cost - self.done)
         self._tell(
             f"epoch {epoch + 1} step {step}/{self.total} {_text(by_step)} left {left / 60:.1f} min",
-            {"epoch": epoch + 1, "step": step, "train": by_step},
+            {"epoch": epoch + 1, "step": step, "train": _json(by_step)},
         )
         self.recent, self.told = [], now
 
     def validated(
-        self, epoch: int, step: int, figures: Sequence[Sequence[StepFigures]], costs: Costs
+        self, epoch: int, step: int, figures: Sequence[Sequence[StepFigures]], cost: EpochCost
     ) -> None:
-        """``epoch`` is over; figures are of the batches held out."""
+        """``epoch`` is over and cost ``cost``; figures are of the batches held out."""
         by_step = sum_figures(figures)
         self._tell(
             f"epoch {epoch + 1} validation: {_text(by_step)}",
-            {"epoch": epoch + 1, "step": step, "validation": by_step, **costs[str(epoch + 1)]},
+            {"epoch": epoch + 1, "step": step, "validation": _json(by_step), **asdict(cost)},
         )
 
-    def changed(self, change: dict[str, Any]) -> None:
-        """A setting is another from ``change["step"]`` on; ``changed`` has key -> [before, now]."""
-        text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in change["changed"].items())
-        self._tell(f"from step {change['step']} on: {text}", change)
+    def changed(self, change: Change) -> None:
+        """Settings are others from here on."""
+        text = ", ".join(f"{key} {was} -> {now}" for key, (was, now) in change.changed.items())
+        self._tell(f"from step {change.step} on: {text}", asdict(change))
 
     def holds_validation(self, epoch: int) -> bool:
         """Whether the log has the validation of ``epoch``; quiet ones say yes."""
@@ -122,5 +105,9 @@ def _row(line: str) -> dict[str, Any]:
     return row if isinstance(row, dict) else {}
 
 
-def _text(by_step: Sequence[dict[str, float]]) -> str:
-    return " ".join(f"[{i}] {f['loss']:.3f} {f['accuracy']:.3f}" for i, f in enumerate(by_step))
+def _json(by_step: Sequence[StepMeans]) -> list[dict[str, float]]:
+    return [asdict(means) for means in by_step]
+
+
+def _text(by_step: Sequence[StepMeans]) -> str:
+    return " ".join(f"[{i}] {f.loss:.3f} {f.accuracy:.3f}" for i, f in enumerate(by_step))

@@ -1,29 +1,28 @@
-"""The training loop: one drafter, one or several processes, resumable at any moment.
+"""The training of one drafter: its state, one optimizer step, one validation, one checkpoint.
 
 Everything a step needs is a function of (settings, store, step number), and a checkpoint holds
 weights, optimizer state and step number: a run that was killed and resumed ends with the weights
-of an unbroken one, on any number of processes.
+of an unbroken one, on any number of processes. ``loop.run_fit`` goes through the steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
 from sgl_entropy.drafter.config import DrafterConfig
-from sgl_entropy.drafter.model import Drafter, build_drafter, load_drafter
-from sgl_entropy.train.fit.checkpoints import Checkpoints
-from sgl_entropy.train.fit.loop import run_fit
+from sgl_entropy.drafter.model import build_drafter, load_drafter
+from sgl_entropy.train.fit.checkpoints import Checkpoints, FitState
+from sgl_entropy.train.fit.costs import Costs
 from sgl_entropy.train.fit.optimizer import Optimizers
-from sgl_entropy.train.fit.progress import Costs, add_up
-from sgl_entropy.train.fit.run_identity import accepted_changes, identity_of
+from sgl_entropy.train.fit.run_identity import Change, RunIdentity, accepted_changes
+from sgl_entropy.train.fit.samples import FitSamples, name_of
 from sgl_entropy.train.fit.start_weights import AnswerRows, initialise, start_from, tap_scales
 from sgl_entropy.train.loss.unrolled import (
     SharedLoss,
@@ -33,23 +32,15 @@ from sgl_entropy.train.loss.unrolled import (
     unrolled_loss,
 )
 from sgl_entropy.train.machine.dtype import resolve_dtype
-from sgl_entropy.train.machine.processes import Group
-from sgl_entropy.train.samples.batches import (
-    Batch,
-    collate,
-    first_tokens,
-    plan_epoch,
-    shortened,
-    split_validation,
-)
+from sgl_entropy.train.machine.processes import ProcessGroup
+from sgl_entropy.train.samples.batches import Batch
 from sgl_entropy.train.samples.feature_noise import feature_noise
-from sgl_entropy.train.samples.online import OnlineStore
-from sgl_entropy.train.samples.store import Entry, Samples, shared_prefix
+from sgl_entropy.train.samples.store import Entry, Samples
 from sgl_entropy.train.schedules import masked_percent
 from sgl_entropy.train.settings.fit import FitSettings
 
-# Answers by which the taps are scaled, and on which the starting weights are solved.
-_SOLVED_ON = 1024
+# Draft steps that a validation unrolls.
+_VALIDATED_STEPS = 3
 
 
 class Fit:
@@ -60,9 +51,15 @@ class Fit:
         vocabulary: int64 [draft vocab], its target ids, rising.
         embedding, head: the target's, [vocab, d].
         folder: checkpoint and log; an earlier checkpoint there is resumed.
-        group: the processes that share the work; see ``group.join_group``.
+        group: the processes that share the work; see ``processes.join_group``.
         accept_changes: go on from a checkpoint although its rate, or another of the settings in
-            ``identity.CHANGEABLE``, was another.
+            ``run_identity.CHANGEABLE``, was another.
+
+    Attributes:
+        step: optimizer steps so far.
+        costs, seconds: of all runs together: a resumed one continues.
+        changes, changed: settings that were changed on the way, and by this run (None = none).
+        keeps_features: whether the features of all samples stay on the device.
 
     Raises:
         ValueError: the folder's checkpoints are of other settings or damaged, the taps are not
@@ -78,95 +75,72 @@ class Fit:
         embedding: Tensor,
         head: Tensor,
         folder: Path,
-        group: Group | None = None,
+        group: ProcessGroup | None = None,
         *,
         accept_changes: bool = False,
     ) -> None:
-        if config.target_layer_ids is None:
-            raise ValueError("training needs the tapped layers by number")
-        missing = set(config.target_layer_ids) - set(store.tap_layers)
-        if missing:
-            raise ValueError(
-                f"{store.folder} holds layers {list(store.tap_layers)}, not {sorted(missing)}"
-            )
+        self.samples = FitSamples.of(store, config, settings)
         folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(folder)
-        held = self.checkpoints.load()
-        made_with = held["identity"]["settings"]["dtype"] if held else None
-        self.group = group = group or Group()
+        state = self.checkpoints.load()
+        self.group = group or ProcessGroup()
         # Measured where it is not given; machines may differ.
-        dtype = resolve_dtype(settings.dtype, made_with, group.device.type)
-        settings = replace(settings, dtype=group.agree(dtype))
-        self.config, self.settings, self.store, self.folder = config, settings, store, folder
+        dtype = resolve_dtype(
+            settings.dtype, state.identity.dtype if state else None, self.group.device.type
+        )
+        settings = replace(settings, dtype=self.group.agree(dtype))
+        self.config, self.settings, self.folder = config, settings, folder
         self.working = getattr(torch, settings.dtype)
-        entries = shortened(store.entries, settings.answer_length)
-        self.train, self.validation = split_validation(entries, settings.validation_every)
-        self.train = first_tokens(self.train, settings.answer_tokens)
-        self.prompt_from = shared_prefix(store) - 1 if settings.prompt_rows else None
+        self.identity = RunIdentity.of(config, settings, self.samples.train, vocabulary)
+        self.changes, self.changed = self._changes_since(state, accept_changes)
+
+        answers = self.samples.answers_to_solve_on() if state is None else []
+        scale = tap_scales(answers) if state is None else state.tap_scale
+        self.side = TargetSide(
+            embedding.to(self.working), head[vocabulary].to(self.working), scale
+        ).to(self.group.device)
         self.drafter = build_drafter(config)
         self.drafter.t2d[vocabulary] = True
         self.drafter.d2t.copy_(vocabulary - torch.arange(len(vocabulary)))
-        self.step = 0
-        self._saved: int | None = None  # the step of the newest checkpoint, where it is whole
-        # Of all runs together, as a resumed one continues: rows by epoch, and seconds.
-        self.costs: Costs = {}
-        self.seconds = 0.0
-        self._identity = identity_of(config, settings, self.train, vocabulary)
-        # Settings that were changed on the way, by step; and now.
-        self.changes: list[dict[str, Any]] = []
-        self.changed: dict[str, Any] = {}
-        if held is None:
-            spread = self._spread(_SOLVED_ON)
-            known = [AnswerRows.of(self._sample(e), _name(e)) for e in spread]
-            scale = tap_scales(known)
-        else:
-            self.changes = held.get("changes", [])
-            changed = accepted_changes(
-                held["identity"], self._identity, self.checkpoints.path, accept_changes
-            )
-            if changed:
-                self.changed = {"step": held["step"], "changed": changed}
-                self.changes = [*self.changes, self.changed]
-            scale = held["tap_scale"]
-        self.side = TargetSide(
-            embedding.to(self.working), head[vocabulary].to(self.working), scale
-        ).to(group.device)
-        if held is not None:
-            self.drafter.load_state_dict(held["drafter"])
-        elif settings.start:
-            start_from(self.drafter, load_drafter(Path(settings.start).expanduser()), scale)
-        else:
-            initialise(self.drafter, self.side, known, settings.seed, solved=settings.solved_start)
-        self.drafter.to(group.device)
+        self._set_weights(state, answers)
+        self.drafter.to(self.group.device)
         self.optimizer = Optimizers(self.drafter, settings)
-        if held is not None:
-            self.optimizer.load_state_dict(held["optimizer"])
-            self.step = held["step"]
+        self.step, self.costs, self.seconds = 0, Costs(), 0.0
+        self._saved: int | None = None  # the step of the newest checkpoint, where it is whole
+        if state is not None:
+            self.optimizer.load_state_dict(state.optimizer)
+            self.step, self.costs, self.seconds = state.step, state.costs, state.seconds
             if not self.changed and not self.checkpoints.note:
                 self._saved = self.step
-            self.costs, self.seconds = held["costs"], held["seconds"]
         self._losses = self._shared_losses()
-        self.held = isinstance(store, OnlineStore) and self._hold(store)
+        self.keeps_features = self.samples.keep_on_device()
 
-    def run(self, report: Callable[[str], None] = print, stop_after: int | None = None) -> Drafter:
-        """Train to the end (or ``stop_after`` optimizer steps in all) and return the drafter.
+    def _changes_since(
+        self, state: FitState | None, accept: bool
+    ) -> tuple[list[Change], Change | None]:
+        """All changes of settings so far, and this run's."""
+        if state is None:
+            return [], None
+        changed = accepted_changes(state.identity, self.identity, self.checkpoints.path, accept)
+        if not changed:
+            return state.changes, None
+        change = Change(state.step, changed)
+        return [*state.changes, change], change
 
-        A signal to end, to any process of the group, is followed after the step at hand.
-
-        Args:
-            report: takes lines of progress, in the leading process alone.
-
-        Raises:
-            KeyboardInterrupt: ended by a signal; a checkpoint holds all steps.
-        """
-        run_fit(self, report, stop_after)
-        return self.drafter
+    def _set_weights(self, state: FitState | None, answers: Sequence[AnswerRows]) -> None:
+        """The weights that this run begins with: a checkpoint's, an earlier drafter's, or new."""
+        if state is not None:
+            self.drafter.load_state_dict(state.drafter)
+        elif self.settings.start:
+            earlier = load_drafter(Path(self.settings.start).expanduser())
+            start_from(self.drafter, earlier, self.side.tap_scale.cpu())
+        else:
+            given = self.settings
+            initialise(self.drafter, self.side, answers, given.seed, solved=given.solved_start)
 
     def plan(self, epoch: int) -> list[list[Entry]]:
         """The batches of an epoch."""
-        return plan_epoch(
-            self.train, self.settings.rows, self.settings.seed, epoch, self.prompt_from
-        )
+        return self.samples.plan(epoch)
 
     def learn(self, entries: Sequence[Entry], epoch: int, total: int) -> list[StepFigures]:
         """One optimizer step on a batch, of which this process takes its share.
@@ -179,7 +153,7 @@ class Fit:
         self.optimizer.set_rate(self.settings.rate(self.step, total))
         # Ranges for torch's profiler; ``figures/train_throughput`` reads them.
         with record_function("train: data"):
-            batch = self._noisy(self._batch(entries, steps, masked, self.prompt_from), entries)
+            batch = self._batch(entries, steps, masked)
             judged = None if batch is None else step_rows(batch, self.drafter.t2d, steps)
         counts = torch.tensor([r.counted for r in judged] if judged else [0] * steps)
         counted: list[int] = self.group.sum(counts).tolist()
@@ -194,7 +168,7 @@ class Fit:
                 weights = self.drafter.parameters()
                 norm = torch.nn.utils.clip_grad_norm_(weights, self.settings.clip)
         # Read when all of the step is queued: a GPU works while the CPU is not waiting for it.
-        figures = add_up(own, self.group)
+        figures = self._whole(own)
         if any(counted):
             whole = sum(f.loss for f in figures)
             # Before the weights are touched: a checkpoint never holds what such a step leaves.
@@ -216,19 +190,10 @@ class Fit:
             return losses
         return torch.nn.parallel.DistributedDataParallel(losses, broadcast_buffers=False)
 
-    def _batch(
-        self, entries: Sequence[Entry], steps: int, masked: float, prompt_from: int | None
-    ) -> Batch | None:
-        """This process's share of a batch; None where nothing is left for it."""
-        own = self.group.share(entries)
-        if not own:
-            return None
-        if isinstance(self.store, OnlineStore):
-            layers = self.config.target_layer_ids or ()
-            batch = self.store.batch(own, layers, steps, masked, prompt_from)
-        else:
-            batch = collate([self._sample(e) for e in own], steps, masked, prompt_from)
-        return batch.to(self.group.device)
+    def _batch(self, entries: Sequence[Entry], steps: int, masked: float) -> Batch | None:
+        """This process's share of a batch to learn from, with noise on its features."""
+        batch = self.samples.batch(entries, steps, self.group, masked=masked)
+        return self._noisy(batch, entries)
 
     def _noisy(self, batch: Batch | None, entries: Sequence[Entry]) -> Batch | None:
         """This process's share of the batch of ``entries``, with noise on its features."""
@@ -246,7 +211,7 @@ class Fit:
         )
 
     def _broken(self, entries: Sequence[Entry], loss: float, norm: float) -> str:
-        where = ", ".join(map(_name, entries))
+        where = ", ".join(map(name_of, entries))
         return (
             f"step {self.step + 1}: the loss is {loss} and its gradient's norm {norm}; the batch: "
             f"{where}. Nothing of it was learned; {self.checkpoints.path} holds the step before. "
@@ -257,48 +222,35 @@ class Fit:
     @torch.no_grad()
     def validate(self, entries: Sequence[Entry]) -> list[StepFigures]:
         """The figures of a batch that is held out."""
-        batch = self._batch(entries, 3, 0.0, None)
-        own = torch.zeros((3, 4), dtype=torch.float64)
+        steps = _VALIDATED_STEPS
+        batch = self.samples.batch(entries, steps, self.group, prompts=False)
+        own = torch.zeros((steps, 4), dtype=torch.float64)
         if batch is not None:
             with self._autocast():
-                own = unrolled_loss(self.drafter, self.side, batch, 3)[1]
-        return add_up(own, self.group)
+                own = unrolled_loss(self.drafter, self.side, batch, steps)[1]
+        return self._whole(own)
 
-    def _hold(self, store: OnlineStore) -> bool:
-        """Whether the features of all samples are kept on the device from now on."""
-        if not self.settings.hold_gb:
-            return False
-        layers = self.config.target_layer_ids or ()
-        mine = [*self.train, *self.validation]
-        return store.hold(mine, layers, self.prompt_from, self.settings.hold_gb)
-
-    def _spread(self, count: int) -> list[Entry]:
-        """At most so many of the answers to learn from, spread over all."""
-        count = min(count, len(self.train))
-        return [self.train[i * len(self.train) // count] for i in range(count)]
-
-    def _sample(self, entry: Entry) -> Any:
-        return self.store.sample(entry, self.config.target_layer_ids)
+    def _whole(self, figures: Tensor) -> list[StepFigures]:
+        """The figures of all processes together; ``figures`` [steps, 4] as a loss has them."""
+        return [
+            StepFigures(int(counted), loss, int(right), int(rows))
+            for counted, loss, right, rows in self.group.sum(figures).tolist()
+        ]
 
     def save(self) -> None:
         """Make the next checkpoint, in the leading process, if there is anything new to keep."""
         if not self.group.leads or self._saved == self.step:
             return
         self.checkpoints.save(
-            {
-                "identity": self._identity,
-                "step": self.step,
-                "costs": self.costs,
-                "seconds": self.seconds,
-                "changes": self.changes,
-                "drafter": self.drafter.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "tap_scale": self.side.tap_scale,
-            }
+            FitState(
+                identity=self.identity,
+                step=self.step,
+                costs=self.costs,
+                seconds=self.seconds,
+                changes=self.changes,
+                drafter=self.drafter.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                tap_scale=self.side.tap_scale,
+            )
         )
         self._saved = self.step
-
-
-def _name(entry: Entry) -> str:
-    """A sample, for people."""
-    return f"{entry.shard.name} prompt {entry.prompt_id}"

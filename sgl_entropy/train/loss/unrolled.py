@@ -206,16 +206,24 @@ class SharedLoss(nn.Module):
         return loss.to(nothing.device) * self.processes + nothing, figures
 
 
-def sum_figures(figures: Sequence[Sequence[StepFigures]]) -> list[dict[str, float]]:
-    """Per draft step over many batches: mean loss of counted rows, and the fraction of all rows
+@dataclass(frozen=True)
+class StepMeans:
+    """One draft step over many batches: mean loss of counted rows, and the share of all rows
     (counted or not) that were guessed right."""
+
+    loss: float
+    accuracy: float
+
+
+def sum_figures(figures: Sequence[Sequence[StepFigures]]) -> list[StepMeans]:
+    """The means of each draft step over many batches."""
     out = []
     for step in range(max((len(f) for f in figures), default=0)):
         here = [f[step] for f in figures if len(f) > step]
         out.append(
-            {
-                "loss": sum(f.loss for f in here) / max(1, sum(f.counted for f in here)),
-                "accuracy": sum(f.right for f in here) / max(1, sum(f.rows for f in here)),
-            }
+            StepMeans(
+                sum(f.loss for f in here) / max(1, sum(f.counted for f in here)),
+                sum(f.right for f in here) / max(1, sum(f.rows for f in here)),
+            )
         )
     return out

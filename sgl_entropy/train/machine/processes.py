@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """This process among all.
 
     Attributes:
@@ -74,7 +74,7 @@ def device_name(device: torch.device) -> str:
     return "a CPU thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
-def join_group(environment: Mapping[str, str] = os.environ) -> Group:
+def join_group(environment: Mapping[str, str] = os.environ) -> ProcessGroup:
     """The group that torchrun's variables describe; without them, this process alone.
 
     A process uses ``cuda:LOCAL_RANK`` (NCCL) where there is CUDA, else the CPU (gloo).
@@ -84,7 +84,7 @@ def join_group(environment: Mapping[str, str] = os.environ) -> Group:
     """
     cuda = torch.cuda.is_available()
     if "WORLD_SIZE" not in environment:
-        return Group(device=torch.device("cuda") if cuda else CPU)
+        return ProcessGroup(device=torch.device("cuda") if cuda else CPU)
     missing = [
         name
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -105,10 +105,10 @@ def join_group(environment: Mapping[str, str] = os.environ) -> Group:
         torch.cuda.set_device(device)
     if size > 1:
         dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size)
-    return Group(rank, size, device)
+    return ProcessGroup(rank, size, device)
 
 
-def leave_group(group: Group) -> None:
+def leave_group(group: ProcessGroup) -> None:
     """End what ``join_group`` began."""
     if group.size > 1:
         dist.destroy_process_group()

@@ -24,7 +24,7 @@ from sgl_entropy.train.answers.file import Answered, in_batches
 from sgl_entropy.train.answers.slots import Pace, Slots
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.machine.peak_memory import in_own_processes
-from sgl_entropy.train.machine.processes import Group, device_of
+from sgl_entropy.train.machine.processes import ProcessGroup, device_of
 from sgl_entropy.train.plan.counts import keeps_features, kept_bytes, unrolled_shares
 from sgl_entropy.train.plan.lengths import Lengths
 from sgl_entropy.train.prompts.order import PREFILL_ROWS, Prompt, next_prefill, worker_queue
@@ -241,7 +241,7 @@ def _noise_fit(trial: Trial) -> _NoiseFit:
     every = [entry for plan in (*picked.values(), [widest]) for batch in plan for entry in batch]
     folder = tempfile.TemporaryDirectory()
     made = _fit_on_noise(trial, list(dict.fromkeys(every)), Path(folder.name))
-    known = {entry.prompt_id: entry for entry in made.train}
+    known = {entry.prompt_id: entry for entry in made.samples.train}
 
     def own(batch: Sequence[Entry]) -> list[Entry]:
         return [known[entry.prompt_id] for entry in batch]
@@ -300,7 +300,7 @@ def _fit_on_noise(trial: Trial, entries: Sequence[Entry], folder: Path) -> Fit:
     )
     vocabulary = torch.arange(config.draft_vocab_size)
     sides = read_embedding_and_head(trial.work.target)
-    group = Group(device=torch.device(device))
+    group = ProcessGroup(device=torch.device(device))
     return Fit(config, settings, store, vocabulary, *sides, folder / "fit", group)
 
 

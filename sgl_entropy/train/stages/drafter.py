@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.target.rotary import rotary_of
 from sgl_entropy.train.fit.checkpoints import Checkpoints
 from sgl_entropy.train.fit.export import export_drafter, refuse_others
+from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.fit.trainer import Fit
-from sgl_entropy.train.machine.processes import Group, device_of, join_group, leave_group
+from sgl_entropy.train.machine.processes import ProcessGroup, device_of, join_group, leave_group
 from sgl_entropy.train.prompts.draft_vocabulary import count_tokens, draft_vocabulary
 from sgl_entropy.train.prompts.file import Report, load_prompts
 from sgl_entropy.train.samples.batches import shortened, split_validation
@@ -117,7 +117,7 @@ def make_fit(
     work: Workspace,
     algorithm: Algorithm,
     folder: Path | None = None,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
     *,
     accept_changes: bool = False,
 ) -> Fit:
@@ -154,7 +154,7 @@ def fit(
     """Train one drafter to the end of its epochs; torchrun may have started several of us."""
     group = join_group()
     try:
-        make_fit(work, algorithm, group=group, accept_changes=accept_changes).run(report)
+        run_fit(make_fit(work, algorithm, group=group, accept_changes=accept_changes), report)
     finally:
         leave_group(group)
 
@@ -176,11 +176,9 @@ def export(folder: Path, out: Path, report: Report = print) -> None:
         raise ValueError(f"no checkpoint in {folder}: run `sgl-entropy train fit` first")
     if checkpoints.note:
         report(checkpoints.note)
-    made = state["identity"]["drafter"]
-    config = DrafterConfig.from_dict(made, source=str(checkpoints.path))
-    trained = build_drafter(replace(config, fuse_size=made["fuse_size"]))
-    trained.load_state_dict(state["drafter"])
-    export_drafter(trained, state["tap_scale"], out)
+    trained = build_drafter(state.identity.config)
+    trained.load_state_dict(state.drafter)
+    export_drafter(trained, state.tap_scale, out)
 
 
 def benchmark_texts(given: EvaluateSettings) -> tuple[dict[str, list[str]], str]:

@@ -16,6 +16,7 @@ import torch
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.answers.file import Answered, in_batches, read_answers
 from sgl_entropy.train.answers.from_server import Refused, collect_answers
+from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.samples.features import agreement, check_generated, features_of
 from sgl_entropy.train.samples.shards import write_shard
@@ -328,8 +329,8 @@ def test_training_without_a_store_equals_training_from_it(
     stored = pipeline.make_fit(Workspace.of(settings), "EDSD", tmp_path / "a")
     online = replace(settings, fit=replace(settings.fit, online=True))
     direct = pipeline.make_fit(Workspace.of(online), "EDSD", tmp_path / "b")
-    stored.run(quiet)
-    direct.run(quiet)
+    run_fit(stored, quiet)
+    run_fit(direct, quiet)
     assert direct.step == stored.step > 5
     for name, weight in stored.drafter.state_dict().items():
         other = direct.drafter.state_dict()[name]

@@ -10,14 +10,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.train.fit.checkpoints import Checkpoints
+from sgl_entropy.train.fit.checkpoints import Checkpoints, FitState
+from sgl_entropy.train.fit.costs import Costs, EpochCost
+from sgl_entropy.train.fit.run_identity import Change, RunIdentity
 
-State = dict[str, object]
 
-
-def state(step: int) -> State:
+def state(step: int) -> FitState:
     chance = torch.Generator().manual_seed(step)
-    return {"step": step, "drafter": {"fc": torch.randn(100, 100, generator=chance)}}
+    return FitState(
+        identity=RunIdentity({}, {"dtype": "float32"}, "", [1, 2], "digest"),
+        step=step,
+        costs=Costs({1: EpochCost(3, 2)}),
+        seconds=1.5,
+        changes=[Change(1, {"fit.clip": [1.0, 0.5]})],
+        drafter={"fc": torch.randn(100, 100, generator=chance)},
+        optimizer=[{}],
+        tap_scale=torch.ones(2),
+    )
+
+
+def step_of(kept: Checkpoints) -> int:
+    found = kept.load()
+    assert found is not None
+    return found.step
 
 
 def held(folder: Path) -> Checkpoints:
@@ -59,6 +74,14 @@ def files_no_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    found = held(tmp_path).load()
+    assert found is not None
+    assert torch.equal(found.drafter["fc"], state(2).drafter["fc"])
+    for name in ("identity", "step", "costs", "seconds", "changes"):
+        assert getattr(found, name) == getattr(state(2), name), name
+
+
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, damage: Callable[[Path], object]
@@ -68,13 +91,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     again = Checkpoints(tmp_path)
     found = again.load()
     assert found is not None
-    assert found["step"] == 1
+    assert found.step == 1
     assert str(tmp_path / "checkpoint.pt") in again.note
     assert "step 1" in again.note
     # What is damaged never takes the place of what is not.
     again.save(state(3))
     cut(tmp_path / "checkpoint.pt")
-    assert (Checkpoints(tmp_path).load() or {})["step"] == 1
+    assert step_of(Checkpoints(tmp_path)) == 1
 
 
 def test_two_damaged_ones_are_an_error_that_names_both(tmp_path: Path) -> None:
@@ -91,7 +114,7 @@ def test_a_kill_between_two_renames_loses_one_generation(tmp_path: Path) -> None
     kept = held(tmp_path)
     kept.path.unlink()
     again = Checkpoints(tmp_path)
-    assert (again.load() or {})["step"] == 1
+    assert step_of(again) == 1
     assert "missing" in again.note
 
 
@@ -108,7 +131,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
         "checkpoint.pt",
     ]
     again = Checkpoints(tmp_path)
-    assert (again.load() or {})["step"] == 2
+    assert step_of(again) == 2
     assert not again.note
 
 

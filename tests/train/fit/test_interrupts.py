@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.machine.interrupts import Interrupt
 from sgl_entropy.train.samples.store import Store
 from tests.train.fit.test_processes import TORCHRUN, fit, fit_command, validations, work_folder
@@ -119,7 +120,7 @@ def test_a_signal_between_two_steps_is_followed_after_the_next(
 
     fit.learn = interrupted
     with pytest.raises(KeyboardInterrupt):
-        fit.run(lambda line: None)
+        run_fit(fit, lambda line: None)
     assert signal.getsignal(signal.SIGINT) == before
     assert start(tiny_store, tiny_target, tmp_path, ARMS[0]).step == 1
 
@@ -134,14 +135,14 @@ def test_an_epoch_that_was_not_validated_is_validated_by_the_next_run(
         lines = log.read_text().splitlines() if log.exists() else []
         return [[r["epoch"], r["validation"]] for r in map(json.loads, lines) if "validation" in r]
 
-    start(tiny_store, tiny_target, tmp_path / "a", ARMS[0]).run(lambda line: None)
+    run_fit(start(tiny_store, tiny_target, tmp_path / "a", ARMS[0]), lambda line: None)
     for epoch in (0, 2):
         fit = start(tiny_store, tiny_target, tmp_path / "b", ARMS[0])
         ends = sum(len(fit.plan(e)) for e in range(epoch + 1))
-        fit.run(lambda line: None, stop_after=ends)
+        run_fit(fit, lambda line: None, stop_after=ends)
         assert [row[0] for row in rows(tmp_path / "b")] == list(range(1, epoch + 1))
     for _ in range(2):
-        start(tiny_store, tiny_target, tmp_path / "b", ARMS[0]).run(lambda line: None)
+        run_fit(start(tiny_store, tiny_target, tmp_path / "b", ARMS[0]), lambda line: None)
         assert rows(tmp_path / "b") == rows(tmp_path / "a")
 
 
@@ -157,23 +158,23 @@ def test_an_interrupt_in_a_validation_costs_no_step(
 
     fit.validate = interrupted
     with pytest.raises(KeyboardInterrupt):
-        fit.run(lambda line: None)
+        run_fit(fit, lambda line: None)
     assert start(tiny_store, tiny_target, tmp_path, ARMS[0]).step == len(fit.plan(0))
 
 
 def test_a_damaged_checkpoint_costs_one_generation_and_changes_nothing(
     tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
 ) -> None:
-    unbroken = start(tiny_store, tiny_target, tmp_path / "a", ARMS[0]).run(lambda line: None)
+    unbroken = run_fit(start(tiny_store, tiny_target, tmp_path / "a", ARMS[0]), lambda line: None)
     for stop in (2, 4):
         fit = start(tiny_store, tiny_target, tmp_path / "b", ARMS[0])
-        fit.run(lambda line: None, stop_after=stop)
+        run_fit(fit, lambda line: None, stop_after=stop)
     path = tmp_path / "b" / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-500])
     fit = start(tiny_store, tiny_target, tmp_path / "b", ARMS[0])
     assert fit.step == 2
     told: list[str] = []
-    resumed = fit.run(told.append)
+    resumed = run_fit(fit, told.append)
     assert str(path) in told[0]
     assert "damaged" in told[0]
     for name, weight in unbroken.state_dict().items():
@@ -186,7 +187,7 @@ def test_a_log_without_room_costs_no_step(
     fit = start(tiny_store, tiny_target, tmp_path, ARMS[0], replace(SETTINGS, epochs=1))
     (tmp_path / "fit.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"fit\.jsonl: cannot be written: No space left"):
-        fit.run(lambda line: None)
+        run_fit(fit, lambda line: None)
     again = start(tiny_store, tiny_target, tmp_path, ARMS[0], replace(SETTINGS, epochs=1))
     assert again.step == len(fit.plan(0))
 
@@ -195,7 +196,7 @@ def test_a_line_that_was_cut_does_not_swallow_the_next(
     tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
 ) -> None:
     (tmp_path / "fit.jsonl").write_text('{"time": 1, "epo')
-    start(tiny_store, tiny_target, tmp_path, ARMS[0]).run(lambda line: None)
+    run_fit(start(tiny_store, tiny_target, tmp_path, ARMS[0]), lambda line: None)
     lines = (tmp_path / "fit.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines[1:]] == [1, 2, 3]
 

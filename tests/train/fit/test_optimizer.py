@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.fit.optimizer import Muon, orthogonalised
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.fit import FitSettings
@@ -53,7 +54,7 @@ def test_muon_moves_attention_and_mlp_alone(
     after = {}
     for name, settings in (("adamw", SETTINGS), ("muon", MUON)):
         fit = start(tiny_store, tiny_target, tmp_path / name, arm, settings)
-        fit.run(lambda line: None, stop_after=1)
+        run_fit(fit, lambda line: None, stop_after=1)
         after[name] = dict(fit.drafter.named_parameters())
     for name, weight in after["adamw"].items():
         own = name.startswith("midlayer.") and weight.dim() == 2
@@ -64,10 +65,10 @@ def test_with_muon_a_resumed_fit_equals_an_unbroken_one_and_learns(
     tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
 ) -> None:
     whole = start(tiny_store, tiny_target, tmp_path / "a", ARMS[0], MUON)
-    unbroken = whole.run(lambda line: None)
+    unbroken = run_fit(whole, lambda line: None)
     for stop in (2, None):
         part = start(tiny_store, tiny_target, tmp_path / "b", ARMS[0], MUON)
-        resumed = part.run(lambda line: None, stop_after=stop)
+        resumed = run_fit(part, lambda line: None, stop_after=stop)
     for name, weight in unbroken.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
     with pytest.raises(ValueError, match=r"fit\.optimizer: was 'muon', is 'adamw'"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.train.machine.processes import Group, join_group
+from sgl_entropy.train.machine.processes import ProcessGroup, join_group
 from sgl_entropy.train.samples.store import Store
 from tests.train.conftest import tiny_prompts
 
@@ -88,9 +88,9 @@ def test_two_processes_learn_what_one_learns(
 
 def test_shares_are_the_whole_batch_once() -> None:
     batch = list(range(7))
-    shares = [Group(rank, 3).share(batch) for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(batch) for rank in range(3)]
     assert sorted(item for share in shares for item in share) == batch
-    assert list(Group(2, 3).share([5, 6])) == []
+    assert list(ProcessGroup(2, 3).share([5, 6])) == []
 
 
 def test_half_a_torchrun_is_refused() -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.fit.trainer import Fit
-from sgl_entropy.train.machine.processes import Group
+from sgl_entropy.train.machine.processes import ProcessGroup
 from sgl_entropy.train.samples.store import Store
 from tests.train.fit.test_trainer import ARMS, SETTINGS, start
 
 
 def after(store: Store, target: PlainTarget, folder: Path, stop: int = 3, **more: float) -> Fit:
     fit = start(store, target, folder, ARMS[0], replace(SETTINGS, **more))
-    fit.run(lambda line: None, stop_after=stop)
+    run_fit(fit, lambda line: None, stop_after=stop)
     return fit
 
 
@@ -51,7 +52,7 @@ def test_noise_is_drawn_by_seed_and_step_within_its_bound(
 ) -> None:
     fit = after(tiny_store, tiny_target, tmp_path / "a", stop=1, noise=0.25)
     entries = fit.plan(1)[0]
-    plain = fit._batch(entries, 2, 0.0, None)
+    plain = fit.samples.batch(entries, 2, fit.group, prompts=False)
     one, again = fit._noisy(plain, entries), fit._noisy(plain, entries)
     assert plain is not None
     assert one is not None
@@ -84,13 +85,13 @@ def test_noise_does_not_depend_on_who_draws_it(
     one, left, right = (
         start(tiny_store, tiny_target, tmp_path / str(i), ARMS[0], settings) for i in range(3)
     )
-    left.group, right.group = Group(0, 2), Group(1, 2)
+    left.group, right.group = ProcessGroup(0, 2), ProcessGroup(1, 2)
     entries = max(one.plan(0), key=len)
     assert len(entries) > 2
-    whole = one._noisy(one._batch(entries, 2, 0.0, None), entries)
+    whole = one._batch(entries, 2, 0.0)
     assert whole is not None
     for rank, fit in enumerate((left, right)):
-        share = fit._noisy(fit._batch(entries, 2, 0.0, None), entries)
+        share = fit._batch(entries, 2, 0.0)
         assert share is not None
         rows = share.features.shape[1]
         assert torch.equal(share.features, whole.features[rank::2, :rows])

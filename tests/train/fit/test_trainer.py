@@ -15,9 +15,11 @@ from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.evaluate.walk import chain_figures, greedy_answers
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.fit.export import export_drafter, fold_tap_scale
+from sgl_entropy.train.fit.loop import run_fit
+from sgl_entropy.train.fit.run_identity import Change
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.loss.unrolled import unrolled_loss
-from sgl_entropy.train.machine.processes import Group
+from sgl_entropy.train.machine.processes import ProcessGroup
 from sgl_entropy.train.prompts.draft_vocabulary import count_tokens, draft_vocabulary
 from sgl_entropy.train.samples.batches import collate, plan_epoch
 from sgl_entropy.train.samples.shards import Sample, write_shard
@@ -40,7 +42,7 @@ def start(
     folder: Path,
     arm: tuple[str, tuple[int, ...]],
     settings: FitSettings = SETTINGS,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
     accept: bool = False,
 ) -> Fit:
     answers = count_tokens((store.tokens(e)[e.prompt_length :] for e in store.entries), VOCAB)
@@ -51,7 +53,7 @@ def start(
 
 
 def training_loss(fit: Fit) -> float:
-    samples = [fit.store.sample(e, fit.config.target_layer_ids) for e in fit.train]
+    samples = [fit.samples.store.sample(e, fit.config.target_layer_ids) for e in fit.samples.train]
     with torch.no_grad():
         return float(unrolled_loss(fit.drafter, fit.side, collate(samples, 2), 2)[0])
 
@@ -67,7 +69,7 @@ def test_it_learns(
     )
     fit = start(tiny_store, tiny_target, tmp_path, arm, settings)
     before = training_loss(fit)
-    fit.run(lambda line: None)
+    run_fit(fit, lambda line: None)
     # Cross-entropy never falls below the entropy of the target.
     assert training_loss(fit) < 0.85 * before
     rows = [json.loads(line) for line in (tmp_path / "fit.jsonl").read_text().splitlines()]
@@ -78,10 +80,10 @@ def test_it_learns(
 def test_resumed_equals_unbroken(
     tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, arm: tuple[str, tuple[int, ...]]
 ) -> None:
-    unbroken = start(tiny_store, tiny_target, tmp_path / "a", arm).run(lambda line: None)
+    unbroken = run_fit(start(tiny_store, tiny_target, tmp_path / "a", arm), lambda line: None)
     for stop in (2, 5, None):
         part = start(tiny_store, tiny_target, tmp_path / "b", arm)
-        resumed = part.run(lambda line: None, stop_after=stop)
+        resumed = run_fit(part, lambda line: None, stop_after=stop)
     for (name, one), (_, two) in zip(
         unbroken.state_dict().items(), resumed.state_dict().items(), strict=True
     ):
@@ -101,9 +103,11 @@ def test_a_gpu_learns_what_the_cpu_learns(
     """On a machine with CUDA: pytest -m gpu tests/train/test_fit.py"""
     given = replace(SETTINGS, reached_only=reached_only)
     here = start(tiny_store, tiny_target, tmp_path / "a", arm, given)
-    here.run(lambda line: None)
-    there = start(tiny_store, tiny_target, tmp_path / "b", arm, given, group=Group(device=GPU))
-    there.run(lambda line: None)
+    run_fit(here, lambda line: None)
+    there = start(
+        tiny_store, tiny_target, tmp_path / "b", arm, given, group=ProcessGroup(device=GPU)
+    )
+    run_fit(there, lambda line: None)
     for name, weight in here.drafter.state_dict().items():
         other = there.drafter.state_dict()[name].cpu()
         torch.testing.assert_close(other, weight, rtol=1e-3, atol=1e-4, msg=name)
@@ -112,7 +116,7 @@ def test_a_gpu_learns_what_the_cpu_learns(
 def test_a_checkpoint_of_other_settings_is_refused(
     tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
 ) -> None:
-    start(tiny_store, tiny_target, tmp_path, ARMS[0]).run(lambda line: None, stop_after=1)
+    run_fit(start(tiny_store, tiny_target, tmp_path, ARMS[0]), lambda line: None, stop_after=1)
     other = replace(SETTINGS, rows=41, learning_rate=1e-4)
     for accept in (False, True):
         with pytest.raises(ValueError, match="another run") as error:
@@ -128,13 +132,13 @@ def test_a_lower_rate_from_here_on_is_taken_when_asked_for(
     """As the advice on a loss that is not finite says; the log and later checkpoints tell of it."""
     lower = replace(SETTINGS, learning_rate=1e-4, clip=0.5)
     begun = start(tiny_store, tiny_target, tmp_path, ARMS[0])
-    begun.run(lambda line: None, stop_after=2)
+    run_fit(begun, lambda line: None, stop_after=2)
     at = begun.drafter.fc.weight.clone()
     with pytest.raises(ValueError, match=r"fit\.clip: was 1\.0, is 0\.5(.|\n)*--accept-changes"):
         start(tiny_store, tiny_target, tmp_path, ARMS[0], lower)
     told: list[str] = []
     fit = start(tiny_store, tiny_target, tmp_path, ARMS[0], lower, accept=True)
-    fit.run(told.append, stop_after=3)
+    run_fit(fit, told.append, stop_after=3)
     assert told == ["from step 2 on: fit.clip 1.0 -> 0.5, fit.learning_rate 0.003 -> 0.0001"]
     # AdamW moves an entry by about the rate at most.
     assert 0 < float((fit.drafter.fc.weight - at).abs().max().detach()) < 5e-4
@@ -146,7 +150,7 @@ def test_a_lower_rate_from_here_on_is_taken_when_asked_for(
     assert {key: logged[key] for key in change} == change
     # From here on that is how it is, and what was before is the change.
     again = start(tiny_store, tiny_target, tmp_path, ARMS[0], lower)
-    assert again.changes == [change]
+    assert again.changes == [Change(**change)]
     with pytest.raises(ValueError, match=r"was 0\.0001, is 0\.003"):
         start(tiny_store, tiny_target, tmp_path, ARMS[0])
 
@@ -156,8 +160,10 @@ def test_a_checkpoint_from_before_a_setting_is_the_default_of_it(
 ) -> None:
     """And its optimizer's state was not yet a list of several."""
     unbroken = start(tiny_store, tiny_target, tmp_path / "a", ARMS[0])
-    unbroken.run(lambda line: None, stop_after=5)
-    start(tiny_store, tiny_target, tmp_path / "b", ARMS[0]).run(lambda line: None, stop_after=2)
+    run_fit(unbroken, lambda line: None, stop_after=5)
+    run_fit(
+        start(tiny_store, tiny_target, tmp_path / "b", ARMS[0]), lambda line: None, stop_after=2
+    )
     path = tmp_path / "b" / "checkpoint.pt"
     held = torch.load(path)
     del held["identity"]["settings"]["optimizer"], held["changes"]
@@ -167,7 +173,7 @@ def test_a_checkpoint_from_before_a_setting_is_the_default_of_it(
     with pytest.raises(ValueError, match=r"fit\.optimizer: was 'adamw', is 'muon'"):
         start(tiny_store, tiny_target, tmp_path / "b", ARMS[0], muon)
     fit = start(tiny_store, tiny_target, tmp_path / "b", ARMS[0])
-    fit.run(lambda line: None, stop_after=5)
+    run_fit(fit, lambda line: None, stop_after=5)
     assert torch.equal(fit.drafter.fc.weight, unbroken.drafter.fc.weight)
 
 
@@ -198,7 +204,7 @@ def test_export_reloads_and_drafts_the_same(
 ) -> None:
     settings = replace(SETTINGS, epochs=10, learning_rate=6e-3, solved_rate=1.0)
     trained = start(tiny_store, tiny_target, tmp_path / "fit", arm, settings)
-    drafter = trained.run(lambda line: None)
+    drafter = run_fit(trained, lambda line: None)
     scale = trained.side.tap_scale
     assert float(scale.max() / scale.min()) > 1.05, "scales alike would hide a missing fold"
     export_drafter(drafter, scale, tmp_path / "out", torch.float32)
@@ -223,12 +229,12 @@ def test_a_second_round_starts_where_the_first_ended(
     tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, arm: tuple[str, tuple[int, ...]]
 ) -> None:
     first = start(tiny_store, tiny_target, tmp_path / "a", arm)
-    first.run(lambda line: None)
+    run_fit(first, lambda line: None)
     export_drafter(first.drafter, first.side.tap_scale, tmp_path / "out", torch.float32)
     again = replace(SETTINGS, start=str(tmp_path / "out"))
     second = start(tiny_store, tiny_target, tmp_path / "b", arm, again)
     assert training_loss(second) == pytest.approx(training_loss(first), rel=1e-5)
-    second.run(lambda line: None, stop_after=2)
+    run_fit(second, lambda line: None, stop_after=2)
     # The same weights elsewhere are the same start; other weights are another run.
     (tmp_path / "out").rename(tmp_path / "moved")
     moved = replace(SETTINGS, start=str(tmp_path / "moved"))
@@ -265,17 +271,22 @@ def test_scale_folding_is_exact_in_powers_of_two() -> None:
 
 
 def test_a_poisoned_sample_stops_the_run_and_is_named(
-    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path
+    tiny_store: Store, tiny_target: PlainTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A NaN in the store: the batch is named, and neither weights nor checkpoint take harm."""
     fit = start(tiny_store, tiny_target, tmp_path, ARMS[0])
-    fit.run(lambda line: None, stop_after=3)
+    run_fit(fit, lambda line: None, stop_after=3)
     before = {name: value.clone() for name, value in fit.drafter.state_dict().items()}
-    whole = fit._sample
-    fit._sample = lambda entry: replace(whole(entry), features=whole(entry).features * torch.nan)
-    plan = plan_epoch(fit.train, SETTINGS.rows, SETTINGS.seed, 0)
+    whole = Store.sample
+
+    def poisoned(store: Store, *given: Any) -> Sample:
+        sample = whole(store, *given)
+        return replace(sample, features=sample.features * torch.nan)
+
+    monkeypatch.setattr(Store, "sample", poisoned)
+    plan = plan_epoch(fit.samples.train, SETTINGS.rows, SETTINGS.seed, 0)
     with pytest.raises(RuntimeError, match=rf"step 4: .* prompt {plan[3][0].prompt_id}\b"):
-        fit.run(lambda line: None)
+        run_fit(fit, lambda line: None)
     assert all(torch.equal(before[k], v) for k, v in fit.drafter.state_dict().items())
     assert start(tiny_store, tiny_target, tmp_path, ARMS[0]).step == 3
 
@@ -287,7 +298,7 @@ def test_a_batch_with_nothing_to_learn_from_changes_nothing(
     fit = start(tiny_store, tiny_target, tmp_path, ARMS[0])
     fit.drafter.t2d.zero_()
     before = fit.drafter.fc.weight.clone()
-    fit.run(lambda line: None, stop_after=2)
+    run_fit(fit, lambda line: None, stop_after=2)
     assert fit.step == 2
     assert torch.equal(fit.drafter.fc.weight, before)
 
@@ -298,20 +309,20 @@ def test_edtrain_follows_its_schedules(
     """What an epoch costs is what its schedule says, counted from the store itself."""
     settings = replace(SETTINGS, epochs=3, max_steps=5, mask_gamma=20.0)
     fit = start(tiny_store, tiny_target, tmp_path, ARMS[0], settings)
-    fit.run(lambda line: None)
-    rows = [entry.answer_rows for entry in fit.train]
+    run_fit(fit, lambda line: None)
+    rows = [entry.answer_rows for entry in fit.samples.train]
     for epoch, (steps, masked) in enumerate([(1, 40.0), (3, 20.0), (5, 0.0)], 1):
-        cost = fit.costs[str(epoch)]
-        assert cost["layer_rows"] == sum(max(0, n - i) for n in rows for i in range(steps))
+        cost = fit.costs.epochs[epoch]
+        assert cost.layer_rows == sum(max(0, n - i) for n in rows for i in range(steps))
         in_vocabulary = 0
-        for entry in fit.train:
+        for entry in fit.samples.train:
             s = tiny_store.sample(entry)
             rows_judged = slice(s.prompt_length, None)
             kept = (
                 learned_rows(s.entropy[rows_judged], masked) & fit.drafter.t2d[s.best][rows_judged]
             )
             in_vocabulary += sum(int(kept[i:].sum()) for i in range(steps))
-        assert cost["head_rows"] == in_vocabulary
+        assert cost.head_rows == in_vocabulary
 
 
 def test_prompts_are_learned_from_where_they_differ(
@@ -319,14 +330,14 @@ def test_prompts_are_learned_from_where_they_differ(
 ) -> None:
     settings = replace(SETTINGS, epochs=2, steps=(2,), prompt_rows=True)
     fit = start(tiny_store, tiny_target, tmp_path, ARMS[0], settings)
-    assert fit.prompt_from == 0, "these prompts share nothing"
-    fit.run(lambda line: None, stop_after=2)
+    assert fit.samples.prompt_from == 0, "these prompts share nothing"
+    run_fit(fit, lambda line: None, stop_after=2)
     resumed = start(tiny_store, tiny_target, tmp_path, ARMS[0], settings)
-    resumed.run(lambda line: None)
+    run_fit(resumed, lambda line: None)
     # All rows but the last two of each sequence start a chain of two steps.
-    chains = [entry.length - 2 for entry in fit.train]
-    for epoch in ("1", "2"):
-        assert resumed.costs[epoch]["layer_rows"] == sum(2 * n - 1 for n in chains)
+    chains = [entry.length - 2 for entry in fit.samples.train]
+    for epoch in (1, 2):
+        assert resumed.costs.epochs[epoch].layer_rows == sum(2 * n - 1 for n in chains)
 
 
 def test_the_shared_head_of_prompts_is_found(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from sgl_entropy.cli import main
 from sgl_entropy.train.compare.records import FitRecord
+from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.plan.counts import Counts, count, muon_flops
 from sgl_entropy.train.plan.estimate import counted, known_lengths
 from sgl_entropy.train.plan.lengths import Lengths, drawn, expected_lengths
@@ -48,7 +49,7 @@ def test_counts_are_those_of_the_real_run(
     work = work_folder(tmp_path / "work", tiny_store)
     settings = load_settings(None, settings_of(work, tiny_folder, more))
     run = drafter.make_fit(Workspace.of(settings), "EDSD")
-    run.run(lambda line: None)
+    run_fit(run, lambda line: None)
     model = json.loads((tiny_folder / "config.json").read_text())
     given = replace(settings.generate, answer_tokens=tiny_store.answer_tokens())
     lengths = expected_lengths(tiny_prompts(), given, tiny_store)

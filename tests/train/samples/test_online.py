@@ -14,7 +14,7 @@ from sgl_entropy.target.reading import likeliest
 from sgl_entropy.train.answers.decode import Decoding, choose
 from sgl_entropy.train.answers.file import ROUND, Answered, read_answers
 from sgl_entropy.train.answers.local import write_answers
-from sgl_entropy.train.machine.processes import Group
+from sgl_entropy.train.machine.processes import ProcessGroup
 from sgl_entropy.train.samples import open_store
 from sgl_entropy.train.samples.batches import collate, shortened
 from sgl_entropy.train.samples.features import refuse_false
@@ -250,7 +250,7 @@ def test_each_process_computes_on_its_own_device(
     for device in ("cuda:0", "cuda:3"):
         with pytest.raises(InterruptedError):
             drafter.make_fit(
-                Workspace.of(settings), "EDSD", group=Group(device=torch.device(device))
+                Workspace.of(settings), "EDSD", group=ProcessGroup(device=torch.device(device))
             )
     assert devices == ["cuda:0", "cuda:3"]
 

@@ -14,6 +14,7 @@ from sgl_entropy.cli import main
 from sgl_entropy.drafter.config import Algorithm
 from sgl_entropy.drafter.model import load_drafter
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.samples.store import Store
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter
@@ -38,7 +39,7 @@ def test_export_reads_the_checkpoint_alone(
     assert main(words) == 2, "nothing is trained yet"
     given = ("drafter.eagle3_layers=[0, 1, 2]", "fit.epochs=1", "fit.steps=[1]")
     trained = drafter.make_fit(Workspace.of(settings_of(work, tiny_folder, *given)), algorithm)
-    trained.run(lambda line: None, stop_after=2)
+    run_fit(trained, lambda line: None, stop_after=2)
     shutil.rmtree(work / "store")
     assert main(words) == 0
     exported = load_drafter(tmp_path / "out")
