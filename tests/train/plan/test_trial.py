@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from sgl_entropy.cli import main
+from sgl_entropy.train.answers.slots import Slots
 from sgl_entropy.train.fit.trainer import Fit
 from sgl_entropy.train.plan import trial as trials
 from sgl_entropy.train.plan.lengths import Lengths, drawn
 from sgl_entropy.train.plan.trial import Cost, Trial
 from sgl_entropy.train.samples.batches import chain_count, plan_epoch
-from sgl_entropy.train.samples.generate import Batch, WorkerPlan, run_worker
+from sgl_entropy.train.samples.generate import WorkerPlan, run_worker
+from sgl_entropy.train.samples.shards import Sample
 from sgl_entropy.train.samples.store import FORMAT, Entry, Store, write_meta
 from sgl_entropy.train.settings.drafter import DrafterSettings
 from sgl_entropy.train.settings.file import GenerateSettings, TrainSettings
@@ -87,9 +89,9 @@ def test_a_few_batches_stand_for_all(
 
     def learn(self: Fit, entries: Sequence[Entry], epoch: int, total: int) -> None:
         nonlocal clock
-        assert self.prompt_from == lengths.prompt_from(fit)
-        assert {entry.shard.parent for entry in entries} == {self.store.folder}
-        clock += cost(entries, epoch, self.prompt_from)
+        assert self.samples.prompt_from == lengths.prompt_from(fit)
+        assert {entry.shard.parent for entry in entries} == {self.samples.store.folder}
+        clock += cost(entries, epoch, self.samples.prompt_from)
         learned.append(entries)
 
     monkeypatch.setattr(Fit, "learn", learn)
@@ -116,20 +118,20 @@ def test_a_few_steps_stand_for_a_worker(
 ) -> None:
     """What a real worker takes, on a clock that prefilled rows and slots in use move."""
     clock = 0.0
-    admit, step = Batch.admit, Batch.step
+    admit, step = Slots.admit, Slots.step
 
-    def timed_admit(self: Batch, *given: object) -> None:
+    def timed_admit(self: Slots[Sample], *given: object) -> None:
         nonlocal clock
         admit(self, *given)  # type: ignore[arg-type]
         clock += 0.1 * trials._padded(given[0])  # type: ignore[arg-type]
 
-    def timed_step(self: Batch) -> None:
+    def timed_step(self: Slots[Sample]) -> None:
         nonlocal clock
         clock += len(self.prompts)
         step(self)
 
-    monkeypatch.setattr(Batch, "admit", timed_admit)
-    monkeypatch.setattr(Batch, "step", timed_step)
+    monkeypatch.setattr(Slots, "admit", timed_admit)
+    monkeypatch.setattr(Slots, "step", timed_step)
     monkeypatch.setattr(trials, "time", SimpleNamespace(perf_counter=lambda: clock))
     prompts = tuple(tiny_prompts(200))
     write_meta(tmp_path, {"format": FORMAT, "tap_layers": list(TAPS), "hidden_size": 32})
