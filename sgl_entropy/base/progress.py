@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TextIO
@@ -61,24 +62,26 @@ class Progress:
 
     Args:
         expected_s: a first guess of the whole duration, replaced by measurement as ``done`` (a
-            fraction) grows.
+            fraction) grows; None = there is no guess.
         every_s: where stderr is no terminal, seconds between two lines.
     """
 
     def __init__(
-        self, expected_s: float, stream: TextIO | None = None, every_s: float = 5.0
+        self, expected_s: float | None, stream: TextIO | None = None, every_s: float = 5.0
     ) -> None:
         self.line = StatusLine(stream, log_every_s=every_s)
         self.expected_s = expected_s
         self.begun = time.monotonic()
 
     def left_s(self, done: float) -> float:
-        """Seconds left when a fraction ``done`` of the work is finished."""
+        """Seconds left when a fraction ``done`` of the work is finished; infinite = unknown."""
         elapsed = time.monotonic() - self.begun
+        pace = elapsed / done if done > 0 else math.inf
+        if self.expected_s is None:
+            return pace - elapsed
         # At the very start the guess counts; from a quarter on, the pace so far alone.
-        pace = elapsed / done if done > 0 else self.expected_s
         trust = min(1.0, 4 * done)
-        total = (1 - trust) * self.expected_s + trust * pace
+        total = (1 - trust) * self.expected_s + (trust * pace if trust else 0.0)
         return max(0.0, total - elapsed)
 
     def update(self, text: str, done: float) -> None:
@@ -96,4 +99,6 @@ class Progress:
 
     def _text(self, text: str, done: float) -> str:
         elapsed = time.monotonic() - self.begun
-        return f"[{duration(elapsed)}] {text} (about {duration(self.left_s(done))} left)"
+        left = self.left_s(done)
+        known = f" (about {duration(left)} left)" if left < math.inf else ""
+        return f"[{duration(elapsed)}] {text}{known}"

@@ -13,7 +13,7 @@ from sgl_entropy.evaluate.walk import greedy_answers
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.samples.generate import WorkerPlan, run_worker
-from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
+from sgl_entropy.train.samples.store import Store, StoreMeta, write_meta
 
 TAPS = (0, 1, 2)
 VOCAB = 160
@@ -102,7 +102,7 @@ def tiny_target(tiny_folder: Path) -> PlainTarget:
 def tiny_store(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """24 greedy answers of at most 20 tokens, with three taps."""
     folder = tmp_path_factory.mktemp("store")
-    write_meta(folder, {"format": FORMAT, "tap_layers": list(TAPS), "hidden_size": 32})
+    write_meta(folder, StoreMeta(TAPS, 32))
     run_worker(
         WorkerPlan(
             number=0,

@@ -12,7 +12,7 @@ import pytest
 from sgl_entropy.base.disk import write_whole
 from sgl_entropy.train.compare import run
 from sgl_entropy.train.compare.file import FitJob, Recipe
-from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
+from sgl_entropy.train.samples.store import Store, StoreMeta, write_meta
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import drafter
 from sgl_entropy.train.workspace import Workspace
@@ -43,7 +43,7 @@ def settings(tiny_store: Store, tiny_folder: Path, tmp_path: Path) -> TrainSetti
             "elsewhere/meta.json",
             lambda settings, store: write_meta(
                 Path(settings.work) / "elsewhere",
-                {"format": FORMAT, "tap_layers": [1], "hidden_size": 32},
+                StoreMeta((1,), 32),
             ),
         ),
         (

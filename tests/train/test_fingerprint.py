@@ -93,7 +93,7 @@ def test_a_store_of_another_target_of_the_same_name_is_refused(
         make_trainer(ThroughputJob(workspace_of(work, other), "EDSD", OURS))
     with pytest.raises(ValueError, match=message):
         check(workspace_of(work, other), [], print)
-    assert drafter.make_fit(workspace_of(work, own), "EDSD").train
+    assert drafter.make_fit(workspace_of(work, own), "EDSD").samples.train
     renamed = copied(own, tmp_path / "renamed")
     lines: list[str] = []
     # All that the prompts give is stored already, but for answers of one token.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from sgl_entropy.base.disk import naming_full_disk
 from sgl_entropy.train.answers.file import Answered, drop_cut_line, read_answers
+from sgl_entropy.train.machine.token_progress import TokenProgress
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.prompts.texts import read_jsonl
 
@@ -22,7 +22,8 @@ Ask = Callable[[Prompt], Sequence[int]]
 Report = Callable[[str], None]
 # Refusals from the start of a run that mean the server and not a prompt.
 _MOST_REFUSED = 8
-_SECONDS = 10
+# Between two looks at how far it is.
+_LOOK_S = 1.0
 # What a thread needs to write the answer that has just come.
 _GRACE_S = 0.5
 
@@ -75,16 +76,16 @@ def collect_answers(
             threading.Thread(target=run.work, daemon=True)
             for _ in range(min(concurrency, len(todo)))
         ]
-        began = time.monotonic()
+        progress = TokenProgress(tokens, wanted_tokens)
         try:
             run.start(threads)
             over = False
             while not over:
-                over = run.over.wait(_SECONDS)
-                rate = (run.tokens - tokens) / (time.monotonic() - began)
-                report(f"{run.tokens} of {wanted_tokens} answer tokens, {rate:.0f} tokens/s")
+                over = run.over.wait(_LOOK_S)
+                progress.update(run.tokens)
         finally:
             run.stop()
+            progress.close()
     if run.error is not None:
         raise run.error
     return run.tokens

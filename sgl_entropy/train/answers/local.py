@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.answers.decode import Decoding
 from sgl_entropy.train.answers.file import ROUND, drop_cut_line, read_answers
 from sgl_entropy.train.answers.slots import answer_all
+from sgl_entropy.train.machine.token_progress import TokenProgress
 from sgl_entropy.train.prompts.order import Prompt, in_length_blocks, to_begin
-
-Report = Callable[[str], None]
-_SECONDS = 10
 
 
 def write_answers(
@@ -25,7 +22,6 @@ def write_answers(
     temperatures: Sequence[float],
     wanted_tokens: int,
     given: Decoding,
-    report: Report,
 ) -> int:
     """Answer until ``wanted_tokens`` are in the file or every prompt has an answer at every
     temperature. Answers that the file holds are not written again; each line is written when its
@@ -38,7 +34,7 @@ def write_answers(
     before = read_answers(path)
     done, ended = {one.prompt_id for one in before}, len(before)
     tokens = stored = sum(one.answer_length for one in before)
-    began = told = time.monotonic()
+    progress = TokenProgress(stored, wanted_tokens)
 
     def more(written: list[int]) -> int:
         return to_begin(wanted_tokens, given.max_new_tokens, tokens, ended, written)
@@ -55,9 +51,7 @@ def write_answers(
             for new in answer_all(slots, queue, decoding.pace(target.device), more):
                 file.writelines(one.line() for one in new)
                 tokens, ended = tokens + sum(one.answer_length for one in new), ended + len(new)
-                if time.monotonic() - told > _SECONDS:
-                    told = time.monotonic()
-                    file.flush()
-                    rate = (tokens - stored) / (told - began)
-                    report(f"{tokens} of {wanted_tokens} answer tokens, {rate:.0f} tokens/s")
+                file.flush()
+                progress.update(tokens)
+    progress.close()
     return tokens

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.progress import duration
 from sgl_entropy.train.fit.costs import EpochCost
 from sgl_entropy.train.fit.run_identity import Change
 from sgl_entropy.train.loss.unrolled import StepFigures, StepMeans, sum_figures
@@ -47,7 +48,7 @@ class FitProgress:
         by_step = sum_figures(self.recent)
         left = (now - self.began) / self.done * (self.cost - self.done)
         self._tell(
-            f"epoch {epoch + 1} step {step}/{self.total} {_text(by_step)} left {left / 60:.1f} min",
+            f"epoch {epoch + 1} step {step}/{self.total} {_text(by_step)} left {duration(left)}",
             {"epoch": epoch + 1, "step": step, "train": _json(by_step)},
         )
         self.recent, self.told = [], now

@@ -33,7 +33,7 @@ from sgl_entropy.train.samples.features import features_of
 from sgl_entropy.train.samples.generate import recording_slots
 from sgl_entropy.train.samples.online import OnlineStore
 from sgl_entropy.train.samples.shards import Sample, write_shard
-from sgl_entropy.train.samples.store import FORMAT, Entry, Samples, Store, write_meta
+from sgl_entropy.train.samples.store import Entry, Samples, Store, StoreMeta, write_meta
 from sgl_entropy.train.settings.fit import FitSettings
 from sgl_entropy.train.workspace import Workspace
 
@@ -280,12 +280,7 @@ def _fit_on_noise(trial: Trial, entries: Sequence[Entry], folder: Path) -> Fit:
         answers = [Answered(s.prompt_id, s.prompt_length, tuple(s.tokens.tolist())) for s in noise]
         store = OnlineStore(target, answers, taps, folder)
     else:
-        meta = {
-            "format": FORMAT,
-            "tap_layers": list(taps),
-            "hidden_size": config.target_hidden_size,
-        }
-        write_meta(folder / "store", meta)
+        write_meta(folder / "store", StoreMeta(taps, config.target_hidden_size))
         write_shard(folder / "store" / "noise.safetensors", noise)
         store = Store(folder / "store")
     kept = given.online and keeps_features(config, trial.lengths, given)

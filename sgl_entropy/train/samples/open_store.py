@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -16,10 +15,10 @@ from sgl_entropy.train.prompts.file import refuse_too_few
 from sgl_entropy.train.samples.features import refuse_false
 from sgl_entropy.train.samples.online import OnlineStore
 from sgl_entropy.train.samples.store import (
-    FORMAT,
     META,
     Samples,
     Store,
+    StoreMeta,
     made_with,
     read_meta,
     refuse_other_settings,
@@ -29,11 +28,11 @@ from sgl_entropy.train.workspace import Workspace
 Report = Callable[[str], None]
 
 
-def store_meta(work: Workspace, **origin: str) -> dict[str, Any]:
+def store_meta(work: Workspace, prompts_sha256: str, answers: str | None = None) -> StoreMeta:
     """The record that ``write_meta`` begins the work folder's store with.
 
     Args:
-        origin: what else decides its answers.
+        answers: "given" where the answers are there already.
 
     Raises:
         ValueError: the folder holds a store of other settings or another target, or the target
@@ -42,18 +41,20 @@ def store_meta(work: Workspace, **origin: str) -> dict[str, Any]:
     given, folder = work.settings.generate, work.store_folder
     # A store keeps the name, and the fingerprint or none, that it was begun with.
     if (folder / META).is_file():
-        named = refuse_other_target(read_meta(folder), work.target, folder, by_name=True)
+        before = read_meta(folder).to_json()
+        named = refuse_other_target(before, work.target, folder, by_name=True)
     else:
         named = made_for(work.target)
-    meta = {
-        "format": FORMAT,
-        **named,
-        "tap_layers": list(work.stored_layers),
-        "hidden_size": int(work.model["hidden_size"]),
-        "max_new_tokens": given.max_new_tokens,
-        "dtype": resolve_dtype(given.dtype, made_with(folder)),
-        **origin,
-    }
+    meta = StoreMeta(
+        work.stored_layers,
+        int(work.model["hidden_size"]),
+        given.max_new_tokens,
+        resolve_dtype(given.dtype, made_with(folder)),
+        named.get("target"),
+        named.get("target_fingerprint"),
+        prompts_sha256,
+        answers,
+    )
     refuse_other_settings(folder, meta)
     return meta
 
@@ -84,7 +85,8 @@ def checked_store(work: Workspace, *, whole: bool = False, skip_damaged: bool = 
     Raises:
         ValueError: as ``Store``, or it was made for another target.
     """
-    refuse_other_target(read_meta(work.store_folder), work.target, work.store_folder)
+    recorded = read_meta(work.store_folder).to_json()
+    refuse_other_target(recorded, work.target, work.store_folder)
     return Store(work.store_folder, whole=whole, skip_damaged=skip_damaged)
 
 

@@ -21,8 +21,8 @@ and nothing else; one that was changed or cut short afterwards is noticed and na
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sgl_entropy.base.disk import write_whole
+from sgl_entropy.base.json_file import read_object
 from sgl_entropy.train.samples.shards import Sample, shard_problem
 
 META = "meta.json"
@@ -39,7 +40,43 @@ META = "meta.json"
 FORMAT = 4
 
 
-def refuse_other_settings(folder: Path, meta: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class StoreMeta:
+    """What a store was made with: ``meta.json``. None = not recorded, as in older stores.
+
+    Attributes:
+        tap_layers: the layers whose outputs ``features`` holds.
+        hidden_size: d.
+        dtype: of the target's weights and matmuls.
+        target, target_fingerprint: the target's name and what it is known by.
+        prompts_sha256: of the prompt file.
+        answers: "given" where the answers were there before their features.
+    """
+
+    tap_layers: tuple[int, ...]
+    hidden_size: int
+    max_new_tokens: int | None = None
+    dtype: str | None = None
+    target: str | None = None
+    target_fingerprint: str | None = None
+    prompts_sha256: str | None = None
+    answers: str | None = None
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file holds it."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        known["tap_layers"] = list(self.tap_layers)
+        return {key: value for key, value in known.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> StoreMeta:
+        """From ``to_json``; keys of other versions are passed over."""
+        known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        return cls(**known | {"tap_layers": tuple(raw["tap_layers"])})
+
+
+def refuse_other_settings(folder: Path, meta: StoreMeta) -> None:
     """
     Raises:
         ValueError: the folder holds a store that was made with something else than ``meta``.
@@ -47,8 +84,8 @@ def refuse_other_settings(folder: Path, meta: dict[str, Any]) -> None:
     path = folder / META
     if not path.exists():
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    differ = sorted(key for key in {*found, *meta} if found.get(key) != meta.get(key))
+    before, now = json.loads(path.read_text(encoding="utf-8")), meta.to_json()
+    differ = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     if differ:
         raise ValueError(
             f"{folder} was generated with other settings ({', '.join(differ)}): "
@@ -56,37 +93,37 @@ def refuse_other_settings(folder: Path, meta: dict[str, Any]) -> None:
         )
 
 
-def write_meta(folder: Path, meta: dict[str, Any]) -> None:
+def write_meta(folder: Path, meta: StoreMeta) -> None:
     """Record what the store is made with; see ``refuse_other_settings``."""
     refuse_other_settings(folder, meta)
     path = folder / META
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(meta, indent=1) + "\n")
+    write_whole(path, json.dumps(meta.to_json(), indent=1) + "\n")
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> StoreMeta:
     """What ``write_meta`` recorded.
 
     Raises:
-        ValueError: nothing was generated there.
+        ValueError: nothing was generated there, or by another version.
     """
     path = folder / META
     if not path.is_file():
         raise ValueError(f"{path} not found: run `sgl-entropy train generate` first")
-    meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if meta.get("format") != FORMAT:
+    raw = read_object(path)
+    if raw.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has format {meta.get('format')!r}, this version reads {FORMAT}: "
+            f"{path} has format {raw.get('format')!r}, this version reads {FORMAT}: "
             f"generate into another work folder"
         )
-    return meta
+    return StoreMeta.from_json(raw)
 
 
 def made_with(folder: Path) -> str | None:
     """The target's dtype of an existing store; None where there is none."""
-    return read_meta(folder).get("dtype") if (folder / META).is_file() else None
+    return read_meta(folder).dtype if (folder / META).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -148,7 +185,7 @@ class Store:
                 self.skipped[shard.name] = problem
         if self.skipped and not skip_damaged:
             lines = [f"{folder / name}: {problem}" for name, problem in self.skipped.items()]
-            given = self.meta.get("answers") == "given"
+            given = self.meta.answers == "given"
             again = "features` reads their" if given else "generate` makes their"
             raise ValueError(
                 "\n".join(lines) + f"\nremove these shards, and `train {again} answers again; or "
@@ -156,8 +193,7 @@ class Store:
                 "--set fit.skip_damaged=true"
             )
         self._shards = [shard for shard in shards if shard.name not in self.skipped]
-        self.tap_layers: tuple[int, ...] = tuple(self.meta["tap_layers"])
-        self.width = int(self.meta["hidden_size"])
+        self.tap_layers, self.width = self.meta.tap_layers, self.meta.hidden_size
         self._open: dict[Path, Any] = {}
         self.entries = sorted(self._index(), key=lambda entry: entry.prompt_id)
         if not self.entries:

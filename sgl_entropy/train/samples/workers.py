@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.train.machine.token_progress import TokenProgress
 from sgl_entropy.train.samples.store import Store
 
 Report = Callable[[str], None]
@@ -40,7 +40,7 @@ def run_processes(
     workers = [context.Process(target=_guarded, args=(run, plan, problems)) for plan in plans]
     for worker in workers:
         worker.start()
-    _watch(workers, folder, stored, wanted, report)
+    _watch(workers, folder, TokenProgress(stored, wanted))
     said: list[str] = []
     while not problems.empty():
         said.append(problems.get())
@@ -68,22 +68,20 @@ def _guarded(run: Callable[[Any], None], plan: Any, problems: Any) -> None:
         sys.exit(1)
 
 
-def _watch(workers: list[Any], folder: Path, before: int, wanted: int, report: Report) -> None:
-    began = time.monotonic()
+def _watch(workers: list[Any], folder: Path, progress: TokenProgress) -> None:
     try:
         while any(worker.is_alive() for worker in workers):
             for worker in workers:
                 worker.join(timeout=15 / len(workers))
-            stored = stored_answers(folder)[1]
-            rate = (stored - before) / (time.monotonic() - began)
-            left = f"{max(0.0, (wanted - stored) / rate / 60):.1f} min" if rate else "unknown"
-            report(f"{stored} of {wanted} answer tokens, {rate:.0f} tokens/s, left {left}")
+            progress.update(stored_answers(folder)[1])
     except KeyboardInterrupt:
         for worker in workers:
             worker.terminate()  # a worker writes what is finished, then leaves
         for worker in workers:
             worker.join()
         raise
+    finally:
+        progress.close()
 
 
 def _size_line(store: Store) -> str:

@@ -72,7 +72,7 @@ def generate(work: Workspace, report: Report = print) -> None:
     prompts, digest = _prompts_to_answer(work, report)
     folder, meta = work.store_folder, store_meta(work, prompts_sha256=digest)
     write_meta(folder, meta)
-    layers, dtype = tuple(meta["tap_layers"]), meta["dtype"]
+    layers, dtype = meta.tap_layers, str(meta.dtype)
     done, stored = stored_answers(folder)
     todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
     wanted = given.answer_tokens - stored
@@ -145,9 +145,7 @@ def _answer_here(work: Workspace, prompts: Sequence[Prompt], report: Report) -> 
     target = PlainTarget.from_folder(work.target, dtype, device)
     refuse_false(target, read_answers(path), str(work.target))
     decoding = Decoding(given.max_new_tokens, given.slots)
-    tokens = write_answers(
-        path, target, prompts, given.temperatures, given.answer_tokens, decoding, report
-    )
+    tokens = write_answers(path, target, prompts, given.temperatures, given.answer_tokens, decoding)
     report(f"{tokens} answer tokens in {path}")
     refuse_false(target, read_answers(path), str(work.target))
 
@@ -166,7 +164,7 @@ def features(work: Workspace, report: Report = print) -> None:
     prompts, digest = load_prompts(work, report)
     refuse_other_answers(path, answers, prompts)
     folder, meta = work.store_folder, store_meta(work, prompts_sha256=digest, answers="given")
-    layers, dtype = tuple(meta["tap_layers"]), meta["dtype"]
+    layers, dtype = meta.tap_layers, str(meta.dtype)
     done, stored = stored_answers(folder)
     todo = sorted(
         (one for one in answers if one.prompt_id not in done),

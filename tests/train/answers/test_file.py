@@ -20,7 +20,7 @@ from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.samples.features import agreement, check_generated, features_of
 from sgl_entropy.train.samples.shards import write_shard
-from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
+from sgl_entropy.train.samples.store import Store, StoreMeta, write_meta
 from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.stages import data
 from sgl_entropy.train.stages import drafter as pipeline
@@ -312,7 +312,7 @@ def test_generated_answers_that_are_not_the_targets_are_found(
         tokens = sample.tokens.clone()
         tokens[entry.prompt_length + 1 :: 3] = 9
         torn.append(replace(sample, tokens=tokens))
-    write_meta(tmp_path, {"format": FORMAT, "tap_layers": tiny_store.tap_layers, "hidden_size": 32})
+    write_meta(tmp_path, StoreMeta(tiny_store.tap_layers, 32))
     write_shard(tmp_path / "torn.safetensors", torn)
     with pytest.raises(RuntimeError, match="not its own"):
         check_generated(Store(tmp_path), tiny_target)

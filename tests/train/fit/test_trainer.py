@@ -23,7 +23,7 @@ from sgl_entropy.train.machine.processes import ProcessGroup
 from sgl_entropy.train.prompts.draft_vocabulary import count_tokens, draft_vocabulary
 from sgl_entropy.train.samples.batches import collate, plan_epoch
 from sgl_entropy.train.samples.shards import Sample, write_shard
-from sgl_entropy.train.samples.store import FORMAT, Entry, Store, shared_prefix, write_meta
+from sgl_entropy.train.samples.store import Entry, Store, StoreMeta, shared_prefix, write_meta
 from sgl_entropy.train.schedules import learned_rows
 from sgl_entropy.train.settings.fit import FitSettings
 from tests.train.conftest import TAPS, VOCAB, tiny_config, tiny_prompts
@@ -341,7 +341,7 @@ def test_prompts_are_learned_from_where_they_differ(
 
 
 def test_the_shared_head_of_prompts_is_found(tmp_path: Path) -> None:
-    write_meta(tmp_path, {"format": FORMAT, "tap_layers": [0], "hidden_size": 2})
+    write_meta(tmp_path, StoreMeta((0,), 2))
     rows = [(9, 8, 7, 1, 2), (9, 8, 7, 3, 3, 3), (9, 8, 7, 1, 4)]
     samples = [
         Sample(i, len(row) - 2, torch.tensor(row), *_filler(len(row) - 1))

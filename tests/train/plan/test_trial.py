@@ -19,7 +19,7 @@ from sgl_entropy.train.plan.trial import Cost, Trial
 from sgl_entropy.train.samples.batches import chain_count, plan_epoch
 from sgl_entropy.train.samples.generate import WorkerPlan, run_worker
 from sgl_entropy.train.samples.shards import Sample
-from sgl_entropy.train.samples.store import FORMAT, Entry, Store, write_meta
+from sgl_entropy.train.samples.store import Entry, Store, StoreMeta, write_meta
 from sgl_entropy.train.settings.drafter import DrafterSettings
 from sgl_entropy.train.settings.file import GenerateSettings, TrainSettings
 from sgl_entropy.train.settings.fit import FitSettings
@@ -134,7 +134,7 @@ def test_a_few_steps_stand_for_a_worker(
     monkeypatch.setattr(Slots, "step", timed_step)
     monkeypatch.setattr(trials, "time", SimpleNamespace(perf_counter=lambda: clock))
     prompts = tuple(tiny_prompts(200))
-    write_meta(tmp_path, {"format": FORMAT, "tap_layers": list(TAPS), "hidden_size": 32})
+    write_meta(tmp_path, StoreMeta(TAPS, 32))
     run_worker(
         WorkerPlan(0, str(tiny_folder), str(tmp_path), prompts, TAPS, 20, slots, 10**9, "float32")
     )

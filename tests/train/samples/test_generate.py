@@ -19,7 +19,7 @@ from sgl_entropy.cli import main
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.prompts.order import Prompt, in_length_blocks, to_begin
 from sgl_entropy.train.samples.generate import WorkerPlan, run_worker
-from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
+from sgl_entropy.train.samples.store import Store, StoreMeta, write_meta
 from tests.interrupted import interrupt
 from tests.train.conftest import TAPS, tiny_prompts
 
@@ -107,17 +107,17 @@ def test_length_blocks_keep_every_prompt_and_match_neighbours() -> None:
 
 
 def test_a_store_of_other_settings_is_refused(tmp_path: Path) -> None:
-    write_meta(tmp_path, {"hidden_size": 32, "max_new_tokens": 20})
-    write_meta(tmp_path, {"hidden_size": 32, "max_new_tokens": 20})
+    write_meta(tmp_path, StoreMeta((1,), 32, 20))
+    write_meta(tmp_path, StoreMeta((1,), 32, 20))
     with pytest.raises(ValueError, match="max_new_tokens"):
-        write_meta(tmp_path, {"hidden_size": 32, "max_new_tokens": 21})
+        write_meta(tmp_path, StoreMeta((1,), 32, 21))
 
 
 def test_the_token_budget_cuts_no_answer_short(
     tiny_folder: Path, tiny_store: Store, tmp_path: Path
 ) -> None:
     """What is begun when the tokens are reached is finished: else long answers would be missing."""
-    write_meta(tmp_path, {"format": FORMAT, "tap_layers": [1], "hidden_size": 32})
+    write_meta(tmp_path, StoreMeta((1,), 32))
     prompts = tuple(tiny_prompts())
     run_worker(
         WorkerPlan(0, str(tiny_folder), str(tmp_path), prompts, (1,), 20, 24, 150, "float32")

@@ -41,7 +41,7 @@ def answered(store: Store) -> list[Answered]:
 def write(
     path: Path, target: PlainTarget, temperatures: list[float], wanted: int = 10_000, slots: int = 5
 ) -> list[Answered]:
-    write_answers(path, target, tiny_prompts(), temperatures, wanted, Decoding(20, slots), quiet)
+    write_answers(path, target, tiny_prompts(), temperatures, wanted, Decoding(20, slots))
     return sorted(read_answers(path), key=lambda one: one.prompt_id)
 
 

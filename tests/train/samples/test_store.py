@@ -14,7 +14,7 @@ import torch
 from sgl_entropy.train.prompts.file import load_prompts
 from sgl_entropy.train.samples import shards
 from sgl_entropy.train.samples.shards import Sample, write_shard
-from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
+from sgl_entropy.train.samples.store import FORMAT, Store, StoreMeta, write_meta
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data
 from sgl_entropy.train.workspace import Workspace
@@ -36,7 +36,7 @@ def sample(number: int, length: int = 5) -> Sample:
 def folder(tmp_path: Path) -> Path:
     """Two shards of two samples each."""
     folder = tmp_path / "store"
-    write_meta(folder, {"format": FORMAT, "tap_layers": [0, 1], "hidden_size": 2})
+    write_meta(folder, StoreMeta((0, 1), 2))
     write_shard(folder / "a.safetensors", [sample(0), sample(1)])
     write_shard(folder / "b.safetensors", [sample(2), sample(3, 7)])
     return folder

@@ -14,7 +14,7 @@ import torch
 from sgl_entropy.base.disk import naming_full_disk
 from sgl_entropy.train.samples import shards
 from sgl_entropy.train.samples.shards import Sample, flush_shard
-from sgl_entropy.train.samples.store import FORMAT, Store, write_meta
+from sgl_entropy.train.samples.store import Store, StoreMeta, write_meta
 from sgl_entropy.train.samples.workers import run_processes
 
 
@@ -51,7 +51,7 @@ def die(plan: Plan) -> None:
 def test_a_full_disk_is_said_once_and_what_is_finished_stays(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_meta(tmp_path, {"format": FORMAT, "tap_layers": [1], "hidden_size": 32})
+    write_meta(tmp_path, StoreMeta((1,), 32))
     plans = [Plan(number, tmp_path) for number in range(2)]
     with pytest.raises(RuntimeError) as error:
         run_processes(fill, plans, tmp_path, 0, 100, lambda line: None)
