@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from sgl_entropy_bench.fakeserver.wire import Json
-
-if TYPE_CHECKING:
-    from sgl_entropy_bench.fakeserver.job import Job
 
 
 @dataclass
@@ -37,13 +32,12 @@ class CycleTally:
 
 @dataclass
 class Rank:
-    """One scheduler. ``waiting`` may hold requests that left; ``queued`` counts the others."""
+    """One scheduler: requests in a place (``running``) and waiting for one (``queued``)."""
 
     index: int
     tally: CycleTally
     running: int = 0
     queued: int = 0
-    waiting: deque[Job] = field(default_factory=deque)
 
     @property
     def requests(self) -> int:

@@ -11,6 +11,7 @@ import asyncio
 import heapq
 import math
 import time
+from collections import deque
 
 from sgl_entropy_bench.fakeserver import faults
 from sgl_entropy_bench.fakeserver.connection import Connection
@@ -42,6 +43,8 @@ class Service:
         self.ranks = [
             Rank(index, CycleTally([0] * (options.depth + 1))) for index in range(options.ranks)
         ]
+        # Of each rank; may hold requests that left.
+        self._waiting: list[deque[Job]] = [deque() for _ in self.ranks]
         # By id.
         self.jobs: dict[str, Job] = {}
         self.connections: set[Connection] = set()
@@ -74,7 +77,7 @@ class Service:
         if job.rank.running < self.options.slots:
             self._start(job, self.loop.time())
         else:
-            job.rank.waiting.append(job)
+            self._waiting[job.rank.index].append(job)
             job.rank.queued += 1
         return job
 
@@ -89,8 +92,9 @@ class Service:
             rank.running -= 1
         else:
             rank.queued -= 1
-        while rank.waiting and rank.running < self.options.slots:
-            following = rank.waiting.popleft()
+        waiting = self._waiting[rank.index]
+        while waiting and rank.running < self.options.slots:
+            following = waiting.popleft()
             if not following.over:
                 rank.queued -= 1
                 # A late tick may free a place before the request in it came.
