@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy_bench.http.replies import MetaInfo
+
 from sgl_entropy.base.identity import Identity
 from sgl_entropy.cli.served import Served
 from sgl_entropy.evaluate.report import Counted
@@ -90,21 +92,22 @@ class ServedDrafter:
                 if done % 10 == 0 or done == total:
                     self._report(f"server: {done} of {total} prompts")
 
-    def _counted(self, meta: Mapping[str, Any], traced: Sequence[CycleRecord]) -> ChainFigures:
-        if meta["completion_tokens"] > 1 and "spec_cycles" not in meta:
+    def _counted(self, meta: MetaInfo, traced: Sequence[CycleRecord]) -> ChainFigures:
+        if (meta.completion_tokens or 0) > 1 and meta.own_cycles is None:
             raise ValueError(
                 f"{self._served.where} does not count cycles: patch its SGLang "
                 "(`sgl-entropy patch apply`); for EAGLE-3 on a GPU also set "
                 "SGL_ENTROPY_COUNTERS=1"
             )
-        cycles = meta.get("spec_cycles", 0)
+        cycles = meta.own_cycles or 0
         whole = cycles * self.depth
         self.whole += whole
         # A trace knows fillers behind a chain's own end, which the counter on a GPU does not.
         verified = sum(cycle.verified for cycle in traced)
-        self.drafted += verified if traced else meta.get("spec_drafted", whole)
-        accepted = meta.get("spec_accepted_by_position") or [0] * self.depth
-        return ChainFigures(meta.get("spec_emitted", 0), cycles, tuple(accepted))
+        drafted = whole if meta.drafted is None else meta.drafted
+        self.drafted += verified if traced else drafted
+        accepted = meta.accepted or (0,) * self.depth
+        return ChainFigures(meta.emitted or 0 if cycles else 0, cycles, accepted)
 
     def facts(self) -> dict[str, Any]:
         """What the JSON says of the server: ``server``, and where it verified fewer tokens than

@@ -9,12 +9,15 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 from sgl_entropy.verify.trace_file import TraceWriter
+
+if TYPE_CHECKING:
+    from sgl_entropy_bench.http.replies import MetaInfo
 
 _NUMBERS = {
     "max_prompts": (20, "of each file"),
@@ -188,7 +191,7 @@ def _record(
 
 def _answers(
     args: argparse.Namespace, client: Any, questions: Sequence[_Question]
-) -> Iterator[tuple[_Question, Mapping[str, Any]]]:
+) -> Iterator[tuple[_Question, MetaInfo]]:
     """Each question with its answer's ``meta_info``, as they come.
 
     The threads are daemons: whatever ends the command ends its requests, too.
@@ -234,15 +237,15 @@ def _answers(
 
 
 def request_of(
-    meta: Mapping[str, Any], rid: str, benchmark: str | None, header: TraceHeader
+    meta: MetaInfo, rid: str, benchmark: str | None, header: TraceHeader
 ) -> RequestTrace:
     """A request's trace from its response's ``meta_info``.
 
     Raises:
         ValueError: there is none, it is no trace, or the server's own counters say otherwise.
     """
-    given = meta.get("spec_trace")
-    if given is None and meta.get("completion_tokens", 0) > 1:
+    given = meta.trace
+    if given is None and (meta.completion_tokens or 0) > 1:
         raise ValueError(
             "the server returned no spec_trace: it takes a patched SGLang (`sgl-entropy patch "
             "apply`) that drafts chains in an entropy mode (--speculative-verify-mode easd)"
@@ -253,19 +256,18 @@ def request_of(
     )
     cycles = request.cycles
     # At each position, the cycles that accepted it.
-    accepted = [sum(c.accepted > at for c in cycles) for at in range(header.draft_tokens)]
+    accepted = tuple(sum(c.accepted > at for c in cycles) for at in range(header.draft_tokens))
     counted = {
-        "spec_cycles": len(cycles),
-        "spec_drafted": sum(cycle.verified for cycle in cycles),
-        "spec_emitted": sum(cycle.emitted for cycle in cycles),
-        "spec_accepted_by_position": accepted,
-        "easd_checks": sum(cycle.checked for cycle in cycles),
-        "easd_fires": sum(cycle.fired is not None for cycle in cycles),
+        "spec_cycles": (meta.own_cycles, len(cycles)),
+        "spec_drafted": (meta.drafted, sum(cycle.verified for cycle in cycles)),
+        "spec_emitted": (meta.emitted, sum(cycle.emitted for cycle in cycles)),
+        "spec_accepted_by_position": (meta.accepted, accepted),
+        "easd_checks": (meta.easd_checks, sum(cycle.checked for cycle in cycles)),
+        "easd_fires": (meta.easd_fires, sum(cycle.fired is not None for cycle in cycles)),
     }
-    for name, value in counted.items():
-        if cycles and meta.get(name, value) != value:
+    for name, (told, value) in counted.items():
+        if cycles and told is not None and told != value:
             raise ValueError(
-                f"its counters and its trace disagree: {name} is {meta[name]}, the trace has "
-                f"{value}"
+                f"its counters and its trace disagree: {name} is {told}, the trace has {value}"
             )
     return request

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_entropy_bench.http.client import Client, ServerError
+from sgl_entropy_bench.http.replies import MetaInfo
 
 from sgl_entropy.verify.trace import CycleRecord
 
@@ -73,29 +74,33 @@ class Served:
             "patched SGLang: `sgl-entropy patch apply`)"
         )
 
-    def ask(self, prompt: Sequence[int], max_new_tokens: int, *, traced: bool) -> Mapping[str, Any]:
+    def ask(self, prompt: Sequence[int], max_new_tokens: int, *, traced: bool) -> MetaInfo:
         """The greedy answer's ``meta_info``.
 
         Raises:
             ValueError: it refuses, or is gone.
         """
         try:
-            return self.client.generate(
+            meta = self.client.generate(
                 input_ids=prompt,
                 max_new_tokens=max_new_tokens,
                 sampling=_TRACED if traced else None,
             ).meta
         except (ServerError, OSError) as error:
             raise ValueError(f"{self.where}: {error}") from None
+        assert meta is not None  # /generate always has one
+        return meta
 
-    def cycles(self, meta: Mapping[str, Any]) -> list[CycleRecord]:
+    def cycles(self, meta: MetaInfo) -> list[CycleRecord]:
         """The verify cycles of a traced answer.
 
         Raises:
             ValueError: there are none in it, or they are no chains' of this server.
         """
-        # The first token comes from the prefill: a cycle is behind every further one.
-        traces = meta.get("spec_trace", [] if meta["completion_tokens"] < 2 else None)
+        traces = meta.trace
+        # The first token comes from the prefill: without a second one there was no cycle.
+        if traces is None and (meta.completion_tokens or 0) < 2:
+            traces = []
         if not isinstance(traces, list):
             raise ValueError(
                 f"{self.where} returned no spec_trace: it records chains alone, so start it with "

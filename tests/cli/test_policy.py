@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sgl_entropy_bench.http.replies import MetaInfo
 
 from sgl_entropy.cli import main
 from sgl_entropy.cli.policy_record import header_of, request_of
@@ -31,6 +32,10 @@ INFO = {
     "easd": RULE.to_dict(),
     "easd_relaxed_below": None,
 }
+
+
+def info(meta: dict[str, Any]) -> MetaInfo:
+    return MetaInfo.of({"meta_info": meta})
 
 
 def meta_of(request: RequestTrace) -> dict[str, Any]:
@@ -223,11 +228,11 @@ def test_what_a_server_says_of_itself() -> None:
 
 def test_what_a_server_says_of_a_request() -> None:
     (request,) = requests([cycle(2), cycle(0), cycle(4, emitted=4)])
-    assert request_of(meta_of(request), "r0", None, HEADER) == request
+    assert request_of(info(meta_of(request)), "r0", None, HEADER) == request
     # A SGLang of before counts nothing; an answer of one token has no cycle.
     bare = {"completion_tokens": 9, "spec_trace": meta_of(request)["spec_trace"]}
-    assert request_of(bare, "r0", None, HEADER) == request
-    assert request_of({"completion_tokens": 1}, "r0", None, HEADER).cycles == ()
+    assert request_of(info(bare), "r0", None, HEADER) == request
+    assert request_of(info({"completion_tokens": 1}), "r0", None, HEADER).cycles == ()
     for name, wrong, message in (
         ("spec_trace", None, "returned no spec_trace"),
         ("spec_trace", [{}], "cycle 1: missing key"),
@@ -237,7 +242,7 @@ def test_what_a_server_says_of_a_request() -> None:
         ("easd_fires", 1, "easd_fires is 1, the trace has 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            request_of(meta_of(request) | {name: wrong}, "r0", None, HEADER)
+            request_of(info(meta_of(request) | {name: wrong}), "r0", None, HEADER)
 
 
 def test_records_that_cannot_be_made(

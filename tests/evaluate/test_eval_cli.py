@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sgl_entropy_bench.http.client import Client
+from sgl_entropy_bench.http.replies import MetaInfo
 
 from sgl_entropy.cli import main
 from sgl_entropy.evaluate import report
@@ -150,8 +151,9 @@ def test_an_interrupt_keeps_what_the_server_answered(
             self.asked += 1
             if self.asked > 2:
                 raise KeyboardInterrupt
-            meta = {"completion_tokens": 9, "spec_cycles": 4, "spec_emitted": 8}
-            return SimpleNamespace(meta=meta | {"spec_accepted_by_position": [3, 1, 0, 0]})
+            meta: dict[str, Any] = {"completion_tokens": 9, "spec_cycles": 4, "spec_emitted": 8}
+            meta |= {"spec_accepted_by_position": [3, 1, 0, 0]}
+            return SimpleNamespace(meta=MetaInfo.of({"meta_info": meta}))
 
     monkeypatch.setattr(Client, "from_url", lambda url: Server())
     out = folder / "served.json"

@@ -59,8 +59,8 @@ class GridAnswer:
             done.completion_tokens,
             done.cycles,
             done.emitted,
-            done.meta.get("easd_checks") or 0,
-            done.meta.get("easd_fires") or 0,
+            done.easd_checks,
+            done.easd_fires,
             done.completion_tokens - done.arrivals[0].tokens,
             done.arrivals[-1].time_s - done.arrivals[0].time_s,
         )

@@ -26,6 +26,7 @@ from sgl_entropy_bench.figures.hostile import REFUSED, Case, cases
 from sgl_entropy_bench.figures.stats import slope
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client, ServerError
+from sgl_entropy_bench.http.replies import MetaInfo
 from sgl_entropy_bench.server.arms import ServeArm
 from sgl_entropy_bench.server.launch import Server
 
@@ -138,7 +139,7 @@ def run_case(server: Server, case: Case) -> str:
         with contextlib.closing(client.events("/generate", case.body)) as events:
             for event in events:
                 seen += 1
-                reason = (event["meta_info"].get("finish_reason") or {}).get("type", "")
+                reason = MetaInfo.of(event).finish
                 if case.leave_after is not None and seen == case.leave_after:
                     if not case.by_abort:
                         return "left"

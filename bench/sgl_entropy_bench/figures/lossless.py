@@ -171,7 +171,7 @@ def explain(
                 done = server.client.generate(
                     input_ids=prefix, max_new_tokens=1, return_logprob=True, top_logprobs_num=2
                 )
-                best = done.meta["output_top_logprobs"][0]
+                best = done.raw["output_top_logprobs"][0]
                 row["top2_gap"] = round(best[0][0] - best[1][0], 6)
 
 

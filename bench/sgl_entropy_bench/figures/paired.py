@@ -57,7 +57,7 @@ class PairedBatch:
             sum(d.completion_tokens for d in done),
             max(d.ended_s for d in done) - min(d.begun_s for d in done),
             sum(d.cycles for d in done),
-            sum(d.meta.get("spec_drafted", 0) for d in done),
+            sum(d.drafted for d in done),
             sum(d.emitted for d in done),
             tuple(d.output_ids for d in done),
         )

@@ -9,10 +9,21 @@ import contextlib
 import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
+
+from sgl_entropy_bench.http.record import RequestRecord
+from sgl_entropy_bench.http.replies import (
+    DONE,
+    EventSplitter,
+    MetaInfo,
+    StreamError,
+    error_status,
+    error_text,
+    reader_of,
+)
 
 Json = dict[str, Any]
 
@@ -44,7 +55,7 @@ class Generation:
     Times are seconds on time.monotonic's clock. ``output_ids`` is empty on the OpenAI routes,
     which do not return token ids in this version. ``cycles`` counts draft-verify cycles and
     ``emitted`` the tokens that came out of them; both are 0 without speculation and on the
-    OpenAI routes.
+    OpenAI routes, which have no ``meta`` either.
     """
 
     text: str
@@ -58,7 +69,27 @@ class Generation:
     first_s: float
     ended_s: float
     arrivals: tuple[Arrival, ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: MetaInfo | None = None
+
+    @property
+    def drafted(self) -> int:
+        """Drafted tokens; 0 where the server does not say."""
+        return self.meta.drafted or 0 if self.meta is not None else 0
+
+    @property
+    def easd_checks(self) -> int:
+        """Tokens that EASD checked."""
+        return self.meta.easd_checks or 0 if self.meta is not None else 0
+
+    @property
+    def easd_fires(self) -> int:
+        """Tokens that EASD rejected."""
+        return self.meta.easd_fires or 0 if self.meta is not None else 0
+
+    @property
+    def raw(self) -> Mapping[str, Any]:
+        """``meta_info`` by the server's own names; empty on the OpenAI routes."""
+        return self.meta.raw if self.meta is not None else {}
 
     @property
     def seconds(self) -> float:
@@ -133,23 +164,22 @@ class Client:
 
         Closing the generator early closes the connection, which makes SGLang abort the request.
         """
+        for data in self._stream(path, body):
+            event = json.loads(data)
+            if "error" in event:
+                error = event["error"]
+                raise ServerError(f"{path}: {error_text(data)}", error_status(error))
+            yield event
+
+    def _stream(self, path: str, body: Json) -> Generator[bytes, None, None]:
         with self._response("POST", path, {**body, "stream": True}, None) as response:
-            finished = False
-            while line := response.readline():
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    finished = True
-                    break
-                event = json.loads(data)
-                if "error" in event:
-                    error = event["error"]
-                    text = error.get("message", error) if isinstance(error, dict) else error
-                    raise ServerError(f"{path}: {text}", error_status(error))
-                yield event
-            if not finished:
-                raise ServerError(f"{path}: the stream broke off before its end")
+            splitter = EventSplitter()
+            while data := response.read1(1 << 16):
+                for event in splitter.feed(data):
+                    if event == DONE:
+                        return
+                    yield event
+            raise ServerError(f"{path}: the stream broke off before its end")
 
     def generate(
         self,
@@ -182,24 +212,21 @@ class Client:
         with contextlib.closing(self.events("/generate", body)) as events:
             for event in events:
                 # Events of this route are cumulative: each holds all text and ids so far.
-                last, meta = event, event["meta_info"]
-                arrivals.append(Arrival(time.monotonic(), meta["completion_tokens"]))
+                last, meta = event, MetaInfo.of(event)
+                arrivals.append(Arrival(time.monotonic(), meta.completion_tokens or 0))
         if not arrivals:
             raise ServerError("/generate: the stream held no event")
-        meta = last["meta_info"]
-        reason = meta.get("finish_reason") or {}
-        if reason.get("type") == "abort":
-            raise ServerError(f"/generate: aborted: {reason.get('message')}", error_status(reason))
-        # An SGLang without our counters still counts cycles; the first token came before them.
-        cycles = meta.get("spec_verify_ct", 0)
+        meta = MetaInfo.of(last)
+        if meta.refusal is not None:
+            raise ServerError(f"/generate: aborted: {meta.refusal}", meta.status)
         return Generation(
             text=last["text"],
             output_ids=tuple(last.get("output_ids", ())),
-            prompt_tokens=meta["prompt_tokens"],
-            completion_tokens=meta["completion_tokens"],
-            cycles=cycles,
-            emitted=meta.get("spec_emitted", meta["completion_tokens"] - 1) if cycles else 0,
-            finish=reason.get("type", ""),
+            prompt_tokens=meta.prompt_tokens or 0,
+            completion_tokens=meta.completion_tokens or 0,
+            cycles=meta.cycles or 0,
+            emitted=(meta.emitted or 0) if meta.cycles else 0,
+            finish=meta.finish,
             begun_s=begun,
             first_s=arrivals[0].time_s,
             ended_s=time.monotonic(),
@@ -225,31 +252,25 @@ class Client:
             **fields,
         }
         begun = time.monotonic()
-        first: float | None = None
-        pieces: list[str] = []
-        finish = ""
-        usage: Json = {}
-        with contextlib.closing(self.events("/v1/chat/completions", body)) as events:
-            for event in events:
-                usage = event.get("usage") or usage
-                for choice in event["choices"]:
-                    if piece := choice["delta"].get("content"):
-                        first = first or time.monotonic()
-                        pieces.append(piece)
-                    finish = choice.get("finish_reason") or finish
-        ended = time.monotonic()
-        if not usage:
-            raise ServerError("/v1/chat/completions: the stream held no usage")
+        reader, record = reader_of("chat"), RequestRecord(0, "", "", "measured", 0.0)
+        try:
+            with contextlib.closing(self._stream("/v1/chat/completions", body)) as events:
+                for event in events:
+                    reader.feed(event, time.monotonic())
+            ended = time.monotonic()
+            reader.finish(record)
+        except StreamError as error:
+            raise ServerError(f"/v1/chat/completions: {error}") from None
         return Generation(
-            text="".join(pieces),
+            text=reader.text,
             output_ids=(),
-            prompt_tokens=usage["prompt_tokens"],
-            completion_tokens=usage["completion_tokens"],
+            prompt_tokens=record.prompt_tokens or 0,
+            completion_tokens=record.completion_tokens or 0,
             cycles=0,
             emitted=0,
-            finish=finish,
+            finish=record.finish,
             begun_s=begun,
-            first_s=first or ended,
+            first_s=ended if record.first is None else record.first,
             ended_s=ended,
         )
 
@@ -264,7 +285,7 @@ class Client:
             response = connection.getresponse()
             if response.status >= 400:
                 raise ServerError(
-                    f"{path}: {response.status} {_reason(response.read())}", response.status
+                    f"{path}: {response.status} {error_text(response.read())}", response.status
                 )
             yield response
         except (HTTPException, ConnectionError, TimeoutError) as error:
@@ -273,28 +294,8 @@ class Client:
             connection.close()
 
 
-def error_status(error: Any) -> int | None:
-    """The HTTP status that an error object in a stream stands for, where it names one."""
-    if not isinstance(error, dict):
-        return None
-    for key in ("status_code", "code"):
-        if isinstance(error.get(key), int):
-            return int(error[key])
-    return None
-
-
 def _parsed(data: bytes) -> Any:
     try:
         return json.loads(data)
     except ValueError:
         return None
-
-
-def _reason(data: bytes) -> str:
-    """An error body's message: {"error": {"message"}} or {"message"}, else its first words."""
-    body = _parsed(data)
-    if isinstance(body, dict):
-        error = body.get("error", body)
-        if isinstance(error, dict) and "message" in error:
-            return str(error["message"])
-    return data.decode(errors="replace")[:300]

@@ -11,7 +11,8 @@ from typing import Any
 
 from sgl_entropy_bench.http.client import Client, ServerError
 from sgl_entropy_bench.http.record import RequestRecord
-from sgl_entropy_bench.http.routes import Api, Output, StreamError, body_of, reader_of
+from sgl_entropy_bench.http.replies import StreamError, answer_of, reader_of
+from sgl_entropy_bench.http.routes import Api, Output, body_of
 from sgl_entropy_bench.load.run.endpoint import Endpoint
 
 
@@ -45,7 +46,7 @@ def ask(target: Endpoint, prompt: str, output: Output, timeout_s: float) -> Repl
     try:
         reader.whole(json.dumps(reply).encode(), seconds)
         reader.finish(counts)
-        return Reply(_text(target.api, reply), counts, seconds)
+        return Reply(answer_of(target.api, reply), counts, seconds)
     except (AttributeError, TypeError, LookupError) as error:
         raise StreamError(f"the reply is of another form: {error}") from None
 
@@ -67,20 +68,6 @@ def seed_of(seed: int, question: str, sample: int) -> int:
     """The seed of one answer: the same in every arm; from 0, below 2**31."""
     digest = hashlib.sha256(f"{seed}:{question}:{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _text(api: Api, reply: Any) -> str:
-    if api == "generate":
-        text = reply.get("text")
-    else:
-        choices = reply.get("choices") or [{}]
-        message = choices[0].get("message") or {}
-        text = choices[0].get("text") if api == "completions" else message.get("content")
-        if api == "chat" and message.get("reasoning_content"):
-            text = f"{message['reasoning_content']}</think>{text or ''}"
-    if not isinstance(text, str):
-        raise StreamError("the reply holds no text")
-    return text
 
 
 __all__ = ["Reply", "ServerError", "StreamError", "ask", "sampling_of", "seed_of"]

@@ -20,7 +20,8 @@ from typing import Any
 
 from sgl_entropy.base.progress import Progress
 from sgl_entropy_bench.http.client import ServerError
-from sgl_entropy_bench.http.routes import Output, StreamError
+from sgl_entropy_bench.http.replies import StreamError
+from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.run.arms import opened
 from sgl_entropy_bench.load.run.endpoint import Endpoint
 from sgl_entropy_bench.load.run.progress import LoadProgress

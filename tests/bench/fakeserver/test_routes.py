@@ -125,7 +125,7 @@ def test_the_cache_knows_prompts_since_the_last_flush() -> None:
     text = "a prompt of nine tokens, that is of 33 to 36."[:35]
 
     def cached(client: Client) -> int:
-        meta = client.generate(text=text, max_new_tokens=1).meta
+        meta = client.generate(text=text, max_new_tokens=1).raw
         assert meta["prompt_tokens"] == 9
         return int(meta["cached_tokens"])
 

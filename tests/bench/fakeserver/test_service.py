@@ -30,8 +30,8 @@ def test_an_answer_ends_by_itself_before_the_limit() -> None:
         lengths = []
         for index in range(40):
             done = client.generate(text=f"prompt {index}", max_new_tokens=200)
-            assert done.meta["finish_reason"] == {"type": "stop", "matched": 2}
-            assert not any(key.startswith("spec_") for key in done.meta)
+            assert done.raw["finish_reason"] == {"type": "stop", "matched": 2}
+            assert not any(key.startswith("spec_") for key in done.raw)
             assert len(done.arrivals) == done.completion_tokens
             lengths.append(done.completion_tokens)
         assert 15 < statistics.mean(lengths) < 25
@@ -102,8 +102,8 @@ def test_tokens_a_cycle_are_as_expected() -> None:
 def test_an_end_inside_the_draft_is_counted_as_sglang_does() -> None:
     with FakeServer(*AT_ONCE, "--acceptance", "1", "--easd", "1") as server:
         # 1 + 5 + 2: the second cycle accepts four and emits two
-        meta = client_of(server).generate(text="a", max_new_tokens=8).meta
-        short = client_of(server).generate(text="a", max_new_tokens=1).meta
+        meta = client_of(server).generate(text="a", max_new_tokens=8).raw
+        short = client_of(server).generate(text="a", max_new_tokens=1).raw
     assert {key: meta[key] for key in meta if key.startswith(("spec", "easd"))} == {
         "spec_verify_ct": 2,
         "spec_accept_length": 4.0,
@@ -141,7 +141,7 @@ def test_a_queue_is_served_in_order() -> None:
         assert firsts == sorted(firsts)
         gaps = [after - before for before, after in itertools.pairwise(firsts)]
         assert statistics.mean(gaps) == pytest.approx(0.15, abs=0.1)
-        assert done[-1].meta["e2e_latency"] > 0.45
+        assert done[-1].raw["e2e_latency"] > 0.45
         assert loads(client) == [0]
 
 
@@ -180,7 +180,7 @@ def test_full_ranks_are_slower() -> None:
 
         def latency(index: int) -> float:
             done = client.generate(text=str(index), max_new_tokens=20)
-            return float(done.meta["e2e_latency"])
+            return float(done.raw["e2e_latency"])
 
         assert latency(0) >= 0.24
         with ThreadPoolExecutor(4) as pool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from sgl_entropy_bench.http.record import RequestRecord
-from sgl_entropy_bench.http.routes import Api, Output, StreamError, body_of, error_text, reader_of
+from sgl_entropy_bench.http.replies import StreamError, error_text, reader_of
+from sgl_entropy_bench.http.routes import Api, Output, body_of
 
 
 def event(text: str, tokens: int, finish: Any = None, **meta: Any) -> bytes:

@@ -11,24 +11,23 @@ import gc
 import itertools
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
 from sgl_entropy_bench.http.record import CUT, Phase, RecordWriter, RequestRecord
-from sgl_entropy_bench.http.routes import (
-    Api,
-    Output,
+from sgl_entropy_bench.http.replies import (
+    DONE,
+    EventSplitter,
     Reader,
     StreamError,
-    body_of,
     error_text,
     reader_of,
 )
+from sgl_entropy_bench.http.routes import Api, Output, body_of
 from sgl_entropy_bench.load.run.busy import keep_busy
 from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw, arrivals
 
@@ -308,7 +307,7 @@ class _Worker:
             else:
                 ended = False
                 async for event, now in self._events(response):
-                    if event == b"[DONE]":
+                    if event == DONE:
                         ended = True
                         break
                     reader.feed(event, now)
@@ -319,18 +318,12 @@ class _Worker:
                     raise StreamError("the stream broke off before its end")
         reader.finish(record)
 
-    async def _events(self, response: aiohttp.ClientResponse) -> Any:
-        held = b""
+    async def _events(self, response: aiohttp.ClientResponse) -> AsyncIterator[tuple[bytes, float]]:
+        splitter = EventSplitter()
         async for data in response.content.iter_any():
             now = self._now()
-            held = held + data if held else data
-            if b"\r" in held:  # a \r at the very end may be half of a line's end
-                held = held.replace(b"\r\n", b"\n")
-            *whole, held = held.split(b"\n\n")
-            for block in whole:
-                for line in block.split(b"\n"):
-                    if line.startswith(b"data:"):
-                        yield line[5:].strip(), now
+            for event in splitter.feed(data):
+                yield event, now
 
     def _note(self, record: RequestRecord) -> None:
         tally = self.tally
