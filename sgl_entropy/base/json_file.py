@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class JsonFileError(ValueError):
     """The file is missing, unreadable, too large or no JSON object; the message names it."""
+
+
+def no_constant(word: str) -> NoReturn:
+    """``parse_constant`` of ``json.loads``: NaN and infinities are refused.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{word} is not a number")
 
 
 def read_object(path: Path, *, limit: int = 1 << 20) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def from_json(kind: type[T], value: Any, where: str) -> T:
+def from_json(kind: type[T], value: Any, where: str = "") -> T:
     """The dataclass ``kind`` from a JSON object.
 
     Args:
@@ -48,11 +48,11 @@ def from_json(kind: type[T], value: Any, where: str) -> T:
         ValueError: no object, a key that is missing or unknown, or a value of another type.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object, found {_found(value)}")
+        raise ValueError(f"{_before(where)}expected an object, found {_found(value)}")
     known: tuple[str, ...] = _keys(kind)  # type: ignore[arg-type]
     unknown = sorted(set(value) - set(known))
     if unknown:
-        raise ValueError(f"{where}: unknown keys: {', '.join(unknown)}")
+        raise ValueError(f"{_before(where)}unknown keys: {', '.join(unknown)}")
     return _built(kind, value, where)
 
 
@@ -67,11 +67,11 @@ def _built(kind: type[T], value: dict[str, Any], where: str) -> T:
             own = {name: value[name] for name in _keys(inner) if name in value}
             held[one.name] = _built(inner, own, where) if own or inner is hint else None
         elif one.name in value:
-            held[one.name] = _value(hint, value[one.name], f"{where}: {one.name}")
+            held[one.name] = _value(hint, value[one.name], f"{_before(where)}{one.name}")
         elif _required(one):
             missing.append(one.name)
     if missing:
-        raise ValueError(f"{where}: lacks {', '.join(missing)}")
+        raise ValueError(f"{_before(where)}lacks {', '.join(missing)}")
     return kind(**held)
 
 
@@ -108,8 +108,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     if is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(parts[0], held, f"{where}[{i}]") for i, held in enumerate(value))
+    named = tuple(get_type_hints(hint).values()) if hasattr(hint, "_fields") else None
+    if (origin is tuple or named) and isinstance(value, list):
+        each = named or (parts[:1] * len(value) if Ellipsis in parts else parts)
+        if len(each) != len(value):
+            raise ValueError(f"{where}: expected {len(each)} entries, found {_found(value)}")
+        items = [_value(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(each, value))]
+        return hint(*items) if named else tuple(items)
     if origin in (dict, Mapping) and isinstance(value, dict):
         return {name: _value(parts[1], held, f"{where}.{name}") for name, held in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -118,6 +123,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     name = getattr(origin or hint, "__name__", str(hint)) if origin is not Literal else str(parts)
     raise ValueError(f"{where}: expected {name}, found {_found(value)}")
+
+
+def _before(where: str) -> str:
+    return f"{where}: " if where else ""
 
 
 def _found(value: Any) -> str:

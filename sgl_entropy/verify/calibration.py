@@ -3,33 +3,71 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sgl_entropy.base.identity import Identity
+from sgl_entropy.base.json_file import no_constant
+from sgl_entropy.base.typed_json import FLAT, as_json, from_json
+from sgl_entropy.verify.observations import FireRates, Observations, StopTable
 from sgl_entropy.verify.policies import CalibratedStop
 from sgl_entropy.verify.rule import EasdRule
 
 FORMAT = 1
 KIND = "sgl-entropy calibration"
 
-_KEYS = {
-    "format": int,
-    "kind": str,
-    "target": Mapping,
-    "drafter": Mapping,
-    "rule": Mapping,
-    "draft_stop": Mapping,
-    "positions": int,
-    "texts": Mapping,
-    "settings": Mapping,
-    "rates": Mapping,
-    "by_percentile": list,
-    "date": str,
-    "version": str,
-}
+# Rows of the table beside the chosen percentiles.
+PERCENTILES = (50, 60, 70, 80, 90, 95)
+
+
+@dataclass(frozen=True)
+class CalibrationTexts:
+    """The held-out texts: names of files, sha256 of the prompts' texts, prompts used."""
+
+    files: tuple[str, ...]
+    sha256: str
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Of the target's and the drafter's entropies, 0 to 100: the thresholds."""
+
+    target: float
+    draft: float
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How the cycles were measured.
+
+    Attributes:
+        source: ``offline`` or ``server``.
+        dtype: the target's; None = a server's.
+        depth: of the chains.
+        max_new_tokens: of an answer.
+        cycles, tokens: that were measured.
+    """
+
+    percentiles: Percentiles
+    source: str
+    dtype: str | None
+    depth: int
+    max_new_tokens: int
+    cycles: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class PercentileRates:
+    """Thresholds at one percentile of both entropies, and what they would do."""
+
+    percentile: float
+    target_entropy: float
+    draft_entropy: float
+    rates: FireRates = field(metadata=FLAT)
 
 
 @dataclass(frozen=True)
@@ -38,39 +76,36 @@ class Calibration:
 
     Attributes:
         target, drafter: the two models that were measured.
-        easd: its thresholds are the calibrated ones.
-        edges, acceptance: the table of ``policies.CalibratedStop``.
+        rule: EASD's, with the calibrated thresholds.
         positions: judged ones, on which the thresholds rest.
-        texts: ``files`` by name, ``sha256`` of the prompts' texts, ``prompts`` used.
-        settings: of the measurement: percentiles, source, sizes.
-        rates: ``Observations.rates`` of the rule.
-        by_percentile: thresholds and rates at other percentiles, a row each.
+        rates: of ``rule``.
+        by_percentile: the same at other percentiles.
         date: of the measurement, as YYYY-MM-DD; version: of this package.
     """
 
     target: Identity
     drafter: Identity
-    easd: EasdRule
-    edges: tuple[float, ...]
-    acceptance: tuple[float, ...]
+    rule: EasdRule
+    draft_stop: StopTable
     positions: int
-    texts: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    rates: Mapping[str, Any]
-    by_percentile: Sequence[Mapping[str, Any]]
+    texts: CalibrationTexts
+    settings: CalibrationSettings
+    rates: FireRates
+    by_percentile: tuple[PercentileRates, ...]
     date: str
     version: str
 
-    def rule(self) -> EasdRule:
-        """EASD's rule with the calibrated thresholds."""
-        return self.easd
+    def __post_init__(self) -> None:
+        if self.positions < 1:
+            raise ValueError(f"positions must be at least 1, found {self.positions}")
+        self.stop(cost=0.5)  # checks the table
 
     def stop(self, cost: float) -> CalibratedStop:
         """The draft stop for a draft step that costs as much as ``cost`` tokens."""
-        return CalibratedStop(self.edges, self.acceptance, cost)
+        return CalibratedStop(self.draft_stop.edges, self.draft_stop.acceptance, cost)
 
     def check(self, target: str | Path, drafter: str | Path) -> None:
-        """Was it made for the models in these folders? Entropies of others are other ones.
+        """Was it made for the models in these folders? Other models have other entropies.
 
         Raises:
             ValueError: a model is another one, or its weights cannot be read; names which.
@@ -80,11 +115,11 @@ class Calibration:
             ("target", self.target, target),
             ("drafter", self.drafter, drafter),
         ):
-            found = Identity.of(folder)
-            if found.sha256 != made_for.sha256:
+            given = Identity.of(folder)
+            if given.sha256 != made_for.sha256:
                 wrong.append(
                     f"its {what} is {made_for.name} (weights {made_for.sha256[:12]}), but {folder} "
-                    f"holds weights {found.sha256[:12]}"
+                    f"holds weights {given.sha256[:12]}"
                 )
         if wrong:
             raise ValueError(
@@ -94,48 +129,21 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As the file holds it; ``from_dict`` reads it back."""
-        return {
-            "format": FORMAT,
-            "kind": KIND,
-            "target": asdict(self.target),
-            "drafter": asdict(self.drafter),
-            "rule": self.easd.to_dict(),
-            "draft_stop": {"edges": list(self.edges), "acceptance": list(self.acceptance)},
-            "positions": self.positions,
-            "texts": dict(self.texts),
-            "settings": dict(self.settings),
-            "rates": dict(self.rates),
-            "by_percentile": [dict(row) for row in self.by_percentile],
-            "date": self.date,
-            "version": self.version,
-        }
+        parts = {name: as_json(value) for name, value in vars(self).items()}
+        return {"format": FORMAT, "kind": KIND, **parts}
 
     @classmethod
-    def from_dict(cls, held: Any) -> Calibration:
+    def from_dict(cls, raw: Any) -> Calibration:
         """Raises ValueError for another format, wrong keys, and values that cannot be."""
-        if not isinstance(held, Mapping) or held.get("kind") != KIND:
-            _refuse(f'expected an object with "kind": "{KIND}", as `sgl-entropy calibrate` writes')
-        if held.get("format") != FORMAT or type(held["format"]) is not int:
-            _refuse(f"format {held.get('format')!r} is not known; this version reads {FORMAT}")
-        _same_keys("", held, set(_KEYS))
-        for name, kind in _KEYS.items():
-            if not isinstance(held[name], kind) or isinstance(held[name], bool):
-                _refuse(f"{name}: expected {_WORDS[kind]}, found {held[name]!r:.60}")
-        if held["positions"] < 1:
-            _refuse(f"positions must be at least 1, found {held['positions']}")
-        _same_keys("rule: ", held["rule"], set(EasdRule().to_dict()))
-        _same_keys("draft_stop: ", held["draft_stop"], {"edges", "acceptance"})
-        edges, acceptance = (_numbers(name, held["draft_stop"]) for name in ("edges", "acceptance"))
-        CalibratedStop(edges, acceptance, cost=0.5)
-        rest = ("positions", "texts", "settings", "rates", "by_percentile", "date", "version")
-        return cls(
-            target=_identity("target", held),
-            drafter=_identity("drafter", held),
-            easd=EasdRule.from_dict(held["rule"]),
-            edges=edges,
-            acceptance=acceptance,
-            **{name: held[name] for name in rest},
-        )
+        if not isinstance(raw, Mapping) or raw.get("kind") != KIND:
+            raise ValueError(
+                f'expected an object with "kind": "{KIND}", as `sgl-entropy calibrate` writes'
+            )
+        if raw.get("format") != FORMAT or type(raw["format"]) is not int:
+            raise ValueError(
+                f"format {raw.get('format')!r} is not known; this version reads {FORMAT}"
+            )
+        return from_json(cls, {k: v for k, v in raw.items() if k not in ("format", "kind")})
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -147,7 +155,7 @@ class Calibration:
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
-            return cls.from_dict(json.loads(text, parse_constant=_no_number))
+            return cls.from_dict(json.loads(text, parse_constant=no_constant))
         except FileNotFoundError:
             raise ValueError(
                 f"calibration {path}: no such file; `sgl-entropy calibrate` makes one"
@@ -160,33 +168,10 @@ class Calibration:
             raise ValueError(f"calibration {path}: {error}") from None
 
 
-_WORDS = {int: "a whole number", str: "a string", Mapping: "an object", list: "a list"}
-
-
-def _same_keys(where: str, held: Mapping[str, Any], wanted: set[str]) -> None:
-    if missing := sorted(wanted - set(held)):
-        _refuse(f"{where}missing key {', '.join(missing)}")
-    if unknown := sorted(set(held) - wanted):
-        _refuse(f"{where}unknown key {', '.join(unknown)}")
-
-
-def _identity(name: str, held: Mapping[str, Any]) -> Identity:
-    try:
-        return Identity.from_dict(held[name])
-    except ValueError as error:
-        _refuse(f"{name}: {error}")
-
-
-def _numbers(name: str, held: Mapping[str, Any]) -> tuple[float, ...]:
-    value = held[name]
-    if not isinstance(value, list) or any(type(one) not in (int, float) for one in value):
-        _refuse(f"draft_stop: {name} must be a list of numbers, found {value!r:.60}")
-    return tuple(value)
-
-
-def _no_number(word: str) -> NoReturn:
-    _refuse(f"{word} is not a number")
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ValueError(message)
+def rates_by_percentile(seen: Observations, rule: EasdRule) -> tuple[PercentileRates, ...]:
+    """Rows of ``PERCENTILES``, with N and overlap of ``rule``."""
+    rules = [(at, seen.rule(at, at, rule.top_n, rule.overlap)) for at in PERCENTILES]
+    return tuple(
+        PercentileRates(at, one.target_entropy, one.draft_entropy, seen.rates(one))
+        for at, one in rules
+    )

@@ -1,8 +1,8 @@
 """What verification saw on held-out text, and which thresholds and stops follow from it.
 
-A drafted position is judged where all before it in its chain were accepted: these are the ones at
-which EASD's rule is evaluated. Everything here counts on the text as ordinary verification wrote
-it; a rule that fires changes the text behind it, so its rates in service are near, not equal.
+A drafted position is judged where all before it in its chain were accepted; there EASD's rule is
+evaluated. All counts are of the text that ordinary verification wrote. A rule that fires changes
+the text that follows, so its rates in service are close to these, not equal.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sgl_entropy.verify.positions import Positions, column, table
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import CycleRecord
 
 
 @dataclass(frozen=True)
-class Drafts:
+class VerifiedDrafts:
     """Every verified draft, judged or not: what a draft stop is fitted to.
 
     Attributes:
@@ -35,26 +35,61 @@ class Drafts:
 
 
 @dataclass(frozen=True)
+class FireRates:
+    """What a rule would do to a text.
+
+    Attributes:
+        share: of the judged positions that fire.
+        share_without_overlap: of those at which both entropies are above the thresholds.
+        per_100_tokens: fires.
+        changes_per_100_tokens: fires on tokens that would have been accepted.
+        acceptance_fired, acceptance_not_fired: ordinary acceptance where the rule fires and where
+            it does not; None without such positions.
+        acceptance_length: tokens a cycle without EASD.
+        acceptance_length_easd: the same if every chain ends at its first fire.
+    """
+
+    share: float
+    share_without_overlap: float
+    per_100_tokens: float
+    changes_per_100_tokens: float
+    acceptance_fired: float | None
+    acceptance_not_fired: float | None
+    acceptance_length: float
+    acceptance_length_easd: float
+
+
+@dataclass(frozen=True)
+class StopTable:
+    """The table of ``policies.CalibratedStop``: how far ``path`` is to be believed.
+
+    Attributes:
+        edges: between bins of the drafter's entropy, rising, nats.
+        acceptance: of each bin: chains that stood over the sum of their paths, at most 1.
+    """
+
+    edges: tuple[float, ...]
+    acceptance: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Observations:
     """The m judged positions of all cycles, in order.
 
     Attributes:
-        target_entropy, draft_entropy: float64 [m], nats.
-        overlap: float64 [m], shares of N.
+        positions: float64, flat: [m] each.
         accepted: bool [m], by ordinary verification.
         cycle: int64 [m], the number of the position's cycle; place: int64 [m], that in its chain.
         emitted: int64 [cycles], tokens.
-        drafts: also of the positions behind a rejected one.
+        drafts: also of the positions after a rejected one.
     """
 
-    target_entropy: Tensor
-    draft_entropy: Tensor
-    overlap: Tensor
+    positions: Positions
     accepted: Tensor
     cycle: Tensor
     place: Tensor
     emitted: Tensor
-    drafts: Drafts
+    drafts: VerifiedDrafts
 
     @classmethod
     def of(cls, requests: Sequence[Sequence[CycleRecord]], top_n: int) -> Observations:
@@ -64,48 +99,34 @@ class Observations:
             ValueError: no judged position, a value that is no finite number, a position at which
                 EASD fired, or overlaps that are no shares of ``top_n``; names request and cycle.
         """
-        judged: list[tuple[float, float, float, bool, int, int]] = []
-        drafts: list[tuple[float, float, bool]] = []
-        emitted: list[int] = []
-        for number, cycles in enumerate(requests, 1):
-            for count, cycle in enumerate(cycles, 1):
+        for number, request in enumerate(requests, 1):
+            for count, cycle in enumerate(request, 1):
                 try:
                     _check(cycle, top_n)
                 except ValueError as error:
                     raise ValueError(f"request {number}, cycle {count}: {error}") from None
-                path = 1.0
-                # Of a request that ended within the chain, nothing is known behind its end.
-                for at in range(cycle.judged if cycle.ended else cycle.verified):
-                    path *= cycle.draft_prob[at]
-                    drafts.append((cycle.draft_entropy[at], path, at < cycle.accepted))
-                judged += [
-                    (
-                        cycle.target_entropy[at],
-                        cycle.draft_entropy[at],
-                        round(cycle.overlap[at] * top_n) / top_n,
-                        at < cycle.accepted,
-                        len(emitted),
-                        at,
-                    )
-                    for at in range(cycle.judged)
-                ]
-                emitted.append(cycle.emitted)
-        if not judged:
+        cycles = [cycle for request in requests for cycle in request]
+        width = max((cycle.verified for cycle in cycles), default=0)
+        if not width:
             raise ValueError("no drafted position was verified: the answers are too short")
-        target, draft, overlap, accepted, cycle_of, place = zip(*judged, strict=True)
-        entropy, path_of, stood = zip(*drafts, strict=True)
+        judged, accepted, ended = (column(cycles, name) for name in ("judged", "accepted", "ended"))
+        at = torch.arange(width)
+        reached = at < judged[:, None]
+        cycle_of, place = reached.nonzero(as_tuple=True)
+        # After the end of a request that ended within the chain, nothing is known.
+        known = at < torch.where(ended == 1, judged, column(cycles, "verified"))[:, None]
+        prob = table(cycles, "draft_prob", width, torch.float64)
+        every = Positions.of(cycles, width, top_n, torch.float64)
         return cls(
-            torch.tensor(target, dtype=torch.float64),
-            torch.tensor(draft, dtype=torch.float64),
-            torch.tensor(overlap, dtype=torch.float64),
-            torch.tensor(accepted),
-            torch.tensor(cycle_of),
-            torch.tensor(place),
-            torch.tensor(emitted),
-            Drafts(
-                torch.tensor(entropy, dtype=torch.float64),
-                torch.tensor(path_of, dtype=torch.float64),
-                torch.tensor(stood),
+            every.at(reached),
+            place < accepted[cycle_of],
+            cycle_of,
+            place,
+            column(cycles, "emitted"),
+            VerifiedDrafts(
+                every.draft_entropy[known],
+                prob.cumprod(1)[known],
+                (at < accepted[:, None])[known],
             ),
         )
 
@@ -123,56 +144,33 @@ class Observations:
                 raise ValueError(f"a percentile must be a number from 0 to 100, found {value}")
         limits = [
             round(float(torch.quantile(entropy, at / 100)), 4)
-            for entropy, at in ((self.target_entropy, target), (self.draft_entropy, draft))
+            for entropy, at in (
+                (self.positions.target_entropy, target),
+                (self.positions.draft_entropy, draft),
+            )
         ]
         return EasdRule(limits[0], limits[1], top_n, overlap)
 
-    def unsure(self, rule: EasdRule) -> Tensor:
-        """bool [m]: both entropies are above the rule's thresholds."""
-        return (self.target_entropy > rule.target_entropy) & (
-            self.draft_entropy > rule.draft_entropy
-        )
-
-    def fires(self, rule: EasdRule) -> Tensor:
-        """bool [m]: the rule's three conditions hold."""
-        return self.unsure(rule) & (self.overlap >= rule.overlap - 1e-6)
-
-    def rates(self, rule: EasdRule) -> dict[str, Any]:
-        """What a rule would do to this text.
-
-        Returns:
-            ``share`` of the judged positions that fire, ``share_without_overlap`` that only the
-            entropies would give; ``per_100_tokens`` fires, and ``changes_per_100_tokens`` of them
-            that hit a token which would have been accepted; acceptance where it fires and where
-            not (None without such positions); ``acceptance_length`` without EASD, and with it:
-            chains end at their first fire.
-        """
-        fired = self.fires(rule)
+    def rates(self, rule: EasdRule) -> FireRates:
+        """What ``rule`` would do to this text."""
+        fired = self.positions.fires(rule)
         tokens = int(self.emitted.sum())
         ends = self.emitted.scatter_reduce(
             0, self.cycle[fired], self.place[fired] + 1, "amin", include_self=True
         )
-        return {
-            "share": _round(fired.double().mean()),
-            "share_without_overlap": _round(self.unsure(rule).double().mean()),
-            "per_100_tokens": _round(100 * fired.sum() / tokens),
-            "changes_per_100_tokens": _round(100 * (fired & self.accepted).sum() / tokens),
-            "acceptance_fired": _share(self.accepted[fired]),
-            "acceptance_not_fired": _share(self.accepted[~fired]),
-            "acceptance_length": _round(tokens / len(self.emitted)),
-            "acceptance_length_easd": _round(ends.sum() / len(ends)),
-        }
+        return FireRates(
+            share=_round(fired.double().mean()),
+            share_without_overlap=_round(self.positions.unsure(rule).double().mean()),
+            per_100_tokens=_round(100 * fired.sum() / tokens),
+            changes_per_100_tokens=_round(100 * (fired & self.accepted).sum() / tokens),
+            acceptance_fired=_share(self.accepted[fired]),
+            acceptance_not_fired=_share(self.accepted[~fired]),
+            acceptance_length=_round(tokens / len(self.emitted)),
+            acceptance_length_easd=_round(ends.sum() / len(ends)),
+        )
 
-    def draft_stop(self, most: int = 10, least: int = 50) -> dict[str, list[float]]:
-        """The table of ``policies.CalibratedStop``: how far ``path`` is to be believed.
-
-        Args:
-            most: bins, each of about as many drafts; least: drafts in each.
-
-        Returns:
-            ``edges`` between the bins, rising, nats; ``acceptance`` of each: chains that stood
-            over the sum of their paths, at most 1.
-        """
+    def draft_stop(self, most: int = 10, least: int = 50) -> StopTable:
+        """A table of up to ``most`` bins of about as many drafts each, at least ``least``."""
         entropy, path, stood = self.drafts.entropy, self.drafts.path, self.drafts.stood.double()
         bins = max(1, min(most, len(entropy) // least))
         inner = torch.arange(1, bins, dtype=torch.float64) / bins
@@ -191,7 +189,7 @@ class Observations:
         )
         # Hopeless paths alone say nothing: the drafter is believed.
         ratio = torch.where(believed > 0, standing / believed.clamp_min(1e-30), 1.0)
-        return {"edges": edges, "acceptance": [_round(value) for value in ratio.clamp_max(1.0)]}
+        return StopTable(tuple(edges), tuple(_round(value) for value in ratio.clamp_max(1.0)))
 
 
 def _check(cycle: CycleRecord, top_n: int) -> None:

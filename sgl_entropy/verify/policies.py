@@ -13,8 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sgl_entropy.verify.easd import Thresholds, Uncertainty, fires
-
 
 @dataclass(frozen=True)
 class DraftStep:
@@ -116,7 +114,7 @@ class CalibratedStop:
 
 @dataclass(frozen=True)
 class Typical:
-    """Typical acceptance: x is kept where P_t(x) > min(eps, delta exp(-H_t)). Not lossless."""
+    """Typical acceptance: x is accepted where P_t(x) > min(eps, delta exp(-H_t)). Not lossless."""
 
     eps: float = 0.09
     delta: float = 0.3
@@ -131,33 +129,6 @@ class Typical:
         """bool [...] of P_t(x) and H_t (nats)."""
         limit = (self.delta * torch.exp(-entropy)).clamp_max(self.eps)
         return probability > limit
-
-
-@dataclass(frozen=True)
-class Strictness:
-    """By the target's entropy: typical acceptance below ``relaxed_below`` nats, exact above it,
-    and EASD where that fires. Not lossless.
-
-    Attributes:
-        relaxed_below: 0 = never.
-        easd: thresholds of EASD, one entry a position; None = off.
-    """
-
-    relaxed_below: float
-    typical: Typical
-    easd: Thresholds | None = None
-
-    EXACT, RELAXED, REJECT = 0, 1, 2
-
-    def decide(self, probability: Tensor, target: Uncertainty, draft: Uncertainty) -> Tensor:
-        """int64 [n]: EXACT, RELAXED (the token is kept), or REJECT (EASD fires)."""
-        relaxed = (target.entropy < self.relaxed_below) & self.typical.accepts(
-            probability, target.entropy
-        )
-        out = torch.where(relaxed, self.RELAXED, self.EXACT)
-        if self.easd is None:
-            return out
-        return torch.where(fires(target, draft, self.easd), self.REJECT, out)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,18 @@
 JSON Lines: a header, then one line a request (``trace_file`` reads and writes them). A line is an
 object with exactly the keys that the dataclasses here name. Of a chain of k drafted tokens the
 first ``verified`` were verified; lists have k entries (``target_entropy`` k + 1) in the file, null
-behind those of verified tokens. Entropies are in nats and probabilities those of raw logits, both
+after those of verified tokens. Entropies are in nats and probabilities those of raw logits, both
 at temperature 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from sgl_entropy.base.typed_json import from_json
 from sgl_entropy.verify.rule import EasdRule
 
 FORMAT = 1
@@ -24,17 +25,6 @@ _SLACK = 1e-3
 _LISTS = ("draft_entropy", "draft_prob", "overlap", "target_prob", "target_entropy")
 _COUNTS = ("verified", "accepted", "emitted", "checked")
 _CYCLE = {*_LISTS, *_COUNTS, "fired"}
-_HEADER = (
-    "format",
-    "kind",
-    "target",
-    "drafter",
-    "draft_tokens",
-    "top_n",
-    "rule",
-    "draft_stop",
-    "temperature",
-)
 
 
 @dataclass(frozen=True)
@@ -64,64 +54,32 @@ class TraceHeader:
     pruned: bool = False
     relaxed_below: float = 0.0
 
+    def __post_init__(self) -> None:
+        _whole("draft_tokens", self.draft_tokens, 1)
+        if self.top_n is not None:
+            _whole("top_n", self.top_n, 1)
+        if self.rule is not None and self.rule.top_n != self.top_n:
+            _refuse(f"top_n {self.top_n!r} is not that of the rule, {self.rule.top_n}")
+        if self.draft_stop is not None and not isinstance(self.draft_stop.get("name"), str):
+            _refuse(f'draft_stop must be an object with "name", or null, found {self.draft_stop!r}')
+        for name in ("temperature", "relaxed_below"):
+            if (value := getattr(self, name)) is not None:
+                _number(name, value, math.inf)
+
     def to_dict(self) -> dict[str, Any]:
         """As the file's first line takes it."""
-        out: dict[str, Any] = {
-            "format": FORMAT,
-            "kind": KIND,
-            "target": self.target,
-            "drafter": self.drafter,
-            "draft_tokens": self.draft_tokens,
-            "top_n": self.top_n,
-            "rule": None if self.rule is None else self.rule.to_dict(),
-            "draft_stop": None if self.draft_stop is None else dict(self.draft_stop),
-            "temperature": self.temperature,
-        }
-        if self.pruned:
-            out["pruned"] = True
-        if self.relaxed_below:
-            out["relaxed_below"] = self.relaxed_below
-        return out
+        out = {"format": FORMAT, "kind": KIND, **vars(self)}
+        out["rule"] = None if self.rule is None else self.rule.to_dict()
+        return {k: v for k, v in out.items() if v or k not in ("pruned", "relaxed_below")}
 
     @classmethod
-    def from_dict(cls, held: Any) -> TraceHeader:
+    def from_dict(cls, raw: Any) -> TraceHeader:
         """Raises ValueError for another format, wrong keys and values that cannot be."""
-        if not isinstance(held, Mapping) or held.get("kind") != KIND:
+        if not isinstance(raw, Mapping) or raw.get("kind") != KIND:
             _refuse(f'expected the header of a trace, an object with "kind": "{KIND}"')
-        if held.get("format") != FORMAT:
-            _refuse(f"format {held.get('format')!r} is not known; this version reads {FORMAT}")
-        _keys(held, {*_HEADER}, {"pruned", "relaxed_below"})
-        for name in ("target", "drafter"):
-            if not isinstance(held[name], (str, type(None))):
-                _refuse(f"{name} must be a string or null, found {held[name]!r}")
-        for name, least in (("draft_tokens", 1), ("top_n", 1)):
-            if not (name == "top_n" and held[name] is None):
-                _whole(name, held[name], least)
-        rule, stop = held["rule"], held["draft_stop"]
-        if not isinstance(rule, (Mapping, type(None))):
-            _refuse(f"rule must be an object or null, found {rule!r}")
-        if stop is not None and not (
-            isinstance(stop, Mapping) and isinstance(stop.get("name"), str)
-        ):
-            _refuse(f'draft_stop must be an object with "name", or null, found {stop!r}')
-        easd = None if rule is None else EasdRule.from_dict(rule)
-        if easd is not None and easd.top_n != held["top_n"]:
-            _refuse(f"top_n {held['top_n']!r} is not that of the rule, {easd.top_n}")
-        if held["temperature"] is not None:
-            _number("temperature", held["temperature"], math.inf)
-        if type(held.get("pruned", False)) is not bool:
-            _refuse(f"pruned must be true or false, found {held['pruned']!r}")
-        return cls(
-            held["target"],
-            held["drafter"],
-            held["draft_tokens"],
-            held["top_n"],
-            easd,
-            stop,
-            held["temperature"],
-            held.get("pruned", False),
-            _number("relaxed_below", held.get("relaxed_below", 0.0), math.inf),
-        )
+        if raw.get("format") != FORMAT:
+            _refuse(f"format {raw.get('format')!r} is not known; this version reads {FORMAT}")
+        return from_json(cls, {k: v for k, v in raw.items() if k not in ("format", "kind")})
 
 
 @dataclass(frozen=True)
@@ -133,8 +91,8 @@ class CycleRecord:
         draft_prob: the drafter's probability of each.
         overlap: share of the N most likely tokens in common, at the same positions.
         target_prob: the target's probability of each, given those before it.
-        target_entropy: the target's there and behind the last: one entry more.
-        accepted: of the verified tokens, without those behind the end of a request.
+        target_entropy: the target's there and after the last: one entry more.
+        accepted: of the verified tokens, without those after the end of a request.
         emitted: tokens that the request got: ``accepted`` + 1, or fewer where it ended within.
         checked: positions at which EASD's rule was evaluated.
         fired: the position at which it fired; None = nowhere.
@@ -162,7 +120,7 @@ class CycleRecord:
 
     @property
     def ended(self) -> bool:
-        """The request ended within the draft: what stood behind the end is not recorded."""
+        """The request ended within the draft: what followed the end is not recorded."""
         return self.emitted <= self.accepted
 
     def to_dict(self, draft_tokens: int) -> dict[str, Any]:
@@ -174,31 +132,31 @@ class CycleRecord:
         return out | {name: getattr(self, name) for name in (*_COUNTS, "fired")}
 
     @classmethod
-    def from_dict(cls, held: Any, draft_tokens: int) -> CycleRecord:
+    def from_dict(cls, raw: Any, draft_tokens: int) -> CycleRecord:
         """Raises ValueError for wrong keys and lengths, and for values that cannot be."""
-        if not isinstance(held, Mapping):
-            _refuse(f"expected an object, found {held!r:.60}")
-        _keys(held, _CYCLE)
+        if not isinstance(raw, Mapping):
+            _refuse(f"expected an object, found {raw!r:.60}")
+        _check_keys(raw, _CYCLE)
         for name in _COUNTS:
-            _whole(name, held[name], 1 if name == "emitted" else 0)
-        verified, accepted = held["verified"], held["accepted"]
+            _whole(name, raw[name], 1 if name == "emitted" else 0)
+        verified, accepted = raw["verified"], raw["accepted"]
         _most("verified", verified, draft_tokens, "draft_tokens")
         _most("accepted", accepted, verified, "verified")
-        _most("emitted", held["emitted"], accepted + 1, "accepted + 1")
-        _most("checked", held["checked"], verified, "verified")
-        fired = held["fired"]
+        _most("emitted", raw["emitted"], accepted + 1, "accepted + 1")
+        _most("checked", raw["checked"], verified, "verified")
+        fired = raw["fired"]
         if fired is not None:
             _whole("fired", fired, 0)
-            _most("fired", fired, held["checked"] - 1, "checked - 1")
+            _most("fired", fired, raw["checked"] - 1, "checked - 1")
             _most("accepted", accepted, fired, "fired")
-            if accepted < fired and held["emitted"] > accepted:
+            if accepted < fired and raw["emitted"] > accepted:
                 _refuse(f"accepted {accepted} ends before the position that fired, {fired}")
-        values = {name: _list(name, held[name], verified, draft_tokens) for name in _LISTS}
+        values = {name: _list(name, raw[name], verified, draft_tokens) for name in _LISTS}
         return cls(
             **values,
             accepted=accepted,
-            emitted=held["emitted"],
-            checked=held["checked"],
+            emitted=raw["emitted"],
+            checked=raw["checked"],
             fired=fired,
         )
 
@@ -224,12 +182,12 @@ class RequestTrace:
         }
 
     @classmethod
-    def from_dict(cls, held: Any, draft_tokens: int) -> RequestTrace:
+    def from_dict(cls, raw: Any, draft_tokens: int) -> RequestTrace:
         """Raises ValueError; names the cycle, counted from 1."""
-        if not isinstance(held, Mapping):
-            _refuse(f"expected an object, found {held!r:.60}")
-        _keys(held, {"rid", "benchmark", "cycles"})
-        rid, benchmark, given = held["rid"], held["benchmark"], held["cycles"]
+        if not isinstance(raw, Mapping):
+            _refuse(f"expected an object, found {raw!r:.60}")
+        _check_keys(raw, {"rid", "benchmark", "cycles"})
+        rid, benchmark, given = raw["rid"], raw["benchmark"], raw["cycles"]
         if not isinstance(rid, str) or not rid:
             _refuse(f"rid must be a string, found {rid!r}")
         if not isinstance(benchmark, (str, type(None))):
@@ -251,10 +209,10 @@ def _refuse(message: str) -> NoReturn:
     raise ValueError(message)
 
 
-def _keys(held: Mapping[str, Any], wanted: set[str], also: Collection[str] = ()) -> None:
-    if missing := sorted(wanted - set(held)):
+def _check_keys(raw: Mapping[str, Any], keys: set[str]) -> None:
+    if missing := sorted(keys - set(raw)):
         _refuse(f"missing key {', '.join(missing)}")
-    if unknown := sorted(set(held) - wanted - set(also)):
+    if unknown := sorted(set(raw) - keys):
         _refuse(f"unknown key {', '.join(unknown)}")
 
 
@@ -286,7 +244,7 @@ def _list(name: str, value: Any, verified: int, tokens: int) -> tuple[float, ...
         found = f"one of {len(value)}" if isinstance(value, list) else f"{value!r:.40}"
         _refuse(f"{name} must be a list of {length}, found {found}")
     if any(entry is not None for entry in value[used:]):
-        _refuse(f"{name} must be null behind the {verified} verified tokens")
+        _refuse(f"{name} must be null after the {verified} verified tokens")
     most = math.inf if name.endswith("entropy") else 1 + _SLACK
     for at, entry in enumerate(value[:used]):
         if not _within(entry, most):

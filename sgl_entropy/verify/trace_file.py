@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NoReturn, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
+from sgl_entropy.base.json_file import no_constant
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class TraceReader:
             file.readline()
             for number, line in enumerate(file, 2):
                 request = self._parsed(
-                    number, line, lambda held: RequestTrace.from_dict(held, tokens)
+                    number, line, lambda raw: RequestTrace.from_dict(raw, tokens)
                 )
                 if request.rid in seen:
                     raise ValueError(f"{self.path}, line {number}: rid {request.rid} comes twice")
@@ -48,7 +49,7 @@ class TraceReader:
 
     def _parsed(self, number: int, line: bytes, parse: Callable[[Any], T]) -> T:
         try:
-            return parse(json.loads(line, parse_constant=_no_number))
+            return parse(json.loads(line, parse_constant=no_constant))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             torn = "" if line.endswith(b"\n") else "; the file breaks off here"
             raise ValueError(f"{self.path}, line {number}: not JSON: {error}{torn}") from None
@@ -59,11 +60,11 @@ class TraceReader:
 class TraceWriter:
     """Writes a trace, a whole line at a time: ``with TraceWriter(path, header) as trace``.
 
-    The file appears with its header or not at all. An interrupted one is gone on with: its
-    requests are kept, a last line that broke off is not.
+    The file appears with its header or not at all. With ``append`` an interrupted file is
+    continued: its requests are kept, a last line that broke off is not.
 
     Args:
-        append: go on with an existing file, whose header must be the same.
+        append: continue an existing file, whose header must be the same.
 
     Raises:
         ValueError: the file is there (without ``append``), or is of another header or no trace.
@@ -76,7 +77,7 @@ class TraceWriter:
         self.rids: set[str] = set()
         if path.exists():
             if not append:
-                raise ValueError(f"{path} is there already: go on with it, or name another file")
+                raise ValueError(f"{path} exists already: continue it, or name another file")
             self._file = self._opened()
         else:
             partial = path.with_name(f"{path.name}.part{os.getpid()}")
@@ -138,7 +139,3 @@ def _whole_lines(file: BinaryIO, size: int, block: int = 1 << 16) -> int:
 
 def _line(held: dict[str, Any]) -> bytes:
     return json.dumps(held, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not a number")

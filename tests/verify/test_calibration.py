@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,20 @@ import pytest
 import torch
 
 from sgl_entropy.base.identity import Identity
-from sgl_entropy.verify.calibration import Calibration
-from sgl_entropy.verify.observations import Observations
+from sgl_entropy.verify.calibration import (
+    Calibration,
+    CalibrationSettings,
+    CalibrationTexts,
+    PercentileRates,
+    Percentiles,
+)
+from sgl_entropy.verify.observations import FireRates, Observations, StopTable
 from sgl_entropy.verify.policies import DraftStep
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import CycleRecord
 from tests.base.test_identity import write
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cycle(
@@ -50,8 +58,8 @@ SECOND = [cycle([2.5, 0.5, 8.0], [3.5, 1.5, 8.0], [0.4, 0.7, 1.0], 2, emitted=2)
 
 def test_what_was_judged() -> None:
     seen = Observations.of([FIRST, [], SECOND], 10)
-    assert seen.target_entropy.tolist() == [0.0, 1.0, 2.0, 3.0, 2.5, 0.5]
-    assert seen.draft_entropy.tolist() == [1.0, 2.0, 3.0, 4.0, 3.5, 1.5]
+    assert seen.positions.target_entropy.tolist() == [0.0, 1.0, 2.0, 3.0, 2.5, 0.5]
+    assert seen.positions.draft_entropy.tolist() == [1.0, 2.0, 3.0, 4.0, 3.5, 1.5]
     assert seen.accepted.tolist() == [True, True, True, False, True, True]
     assert seen.cycle.tolist() == [0, 0, 0, 1, 2, 2]
     assert seen.place.tolist() == [0, 1, 2, 0, 0, 1]
@@ -64,7 +72,7 @@ def test_what_was_judged() -> None:
 def test_rates_counted_by_hand() -> None:
     seen = Observations.of([FIRST, SECOND], 10)
     found = seen.rates(EasdRule(0.9, 1.9, overlap=0.5))
-    assert found == {
+    assert asdict(found) == {
         "share": round(3 / 6, 4),  # places 1 and 2 of the first cycle, 0 of the second
         "share_without_overlap": round(4 / 6, 4),
         "per_100_tokens": round(300 / 7, 4),
@@ -75,9 +83,9 @@ def test_rates_counted_by_hand() -> None:
         "acceptance_length_easd": round((2 + 1 + 2) / 3, 4),  # the first ends at place 1
     }
     never = seen.rates(EasdRule(100, 100))
-    assert (never["share"], never["acceptance_fired"]) == (0.0, None)
-    assert never["acceptance_length_easd"] == never["acceptance_length"]
-    assert seen.rates(EasdRule(0, 0, overlap=0))["acceptance_not_fired"] == 1.0
+    assert (never.share, never.acceptance_fired) == (0.0, None)
+    assert never.acceptance_length_easd == never.acceptance_length
+    assert seen.rates(EasdRule(0, 0, overlap=0)).acceptance_not_fired == 1.0
 
 
 def test_thresholds_are_percentiles_of_each_model() -> None:
@@ -93,8 +101,10 @@ def test_thresholds_are_percentiles_of_each_model() -> None:
     assert float((draft > rule.draft_entropy).double().mean()) == pytest.approx(0.05, abs=2e-3)
     assert (rule.top_n, rule.overlap) == (10, 0.3)
     # An overlap as float32 and as rounded by a trace: still 3 of 10.
-    assert seen.rates(rule)["share"] > 0
-    assert Observations.of([[cycle([1.0], [1.0], [0.333333], 1)]], 3).overlap.tolist() == [1 / 3]
+    assert seen.rates(rule).share > 0
+    assert Observations.of(
+        [[cycle([1.0], [1.0], [0.333333], 1)]], 3
+    ).positions.overlap.tolist() == [1 / 3]
     for wrong in (-1, 101, math.nan, math.inf):
         with pytest.raises(ValueError, match="percentile must be a number from 0 to 100"):
             seen.rule(wrong, 50, 10, 0.3)
@@ -108,12 +118,12 @@ def test_the_stops_table_corrects_the_drafters_own_probability() -> None:
     unsure = [cycle([0.1], [2.0], [0.5], int(at % 5 < 1), prob=0.4) for at in range(2000)]
     seen = Observations.of([sure, unsure], 10)
     table = seen.draft_stop()
-    assert table == {"edges": [0.2], "acceptance": [1.0, 0.5]}
-    found = calibration(edges=table["edges"], acceptance=table["acceptance"]).stop(0.3)
+    assert table == StopTable((0.2,), (1.0, 0.5))
+    found = calibration(draft_stop=table).stop(0.3)
     step = DraftStep(1, torch.tensor([0.2, 2.0]), torch.tensor([1.0, 1.0]))
     assert found.stops(step).tolist() == [False, False]
     assert found.stops(replace(step, path=torch.tensor([0.5, 0.5]))).tolist() == [False, True]
-    assert seen.draft_stop(least=10**6) == {"edges": [], "acceptance": [round(2000 / 2400, 4)]}
+    assert seen.draft_stop(least=10**6) == StopTable((), (round(2000 / 2400, 4),))
 
 
 def test_bins_hold_about_as_many_drafts_each() -> None:
@@ -121,11 +131,11 @@ def test_bins_hold_about_as_many_drafts_each() -> None:
     entropy = torch.rand(1000, generator=generator, dtype=torch.float64)
     cycles = [cycle([0.1], [value], [0.5], 1) for value in entropy.tolist()]
     table = Observations.of([cycles], 10).draft_stop()
-    held = torch.bincount(torch.bucketize(entropy, torch.tensor(table["edges"]).double()))
-    assert len(held) == len(table["acceptance"]) == 10
+    held = torch.bincount(torch.bucketize(entropy, torch.tensor(table.edges).double()))
+    assert len(held) == len(table.acceptance) == 10
     assert held.min() > 97
-    assert table["acceptance"] == [1.0] * 10, "more stood than the paths said: at most 1"
-    assert len(Observations.of([cycles[:200]], 10).draft_stop()["acceptance"]) == 4
+    assert table.acceptance == (1.0,) * 10, "more stood than the paths said: at most 1"
+    assert len(Observations.of([cycles[:200]], 10).draft_stop().acceptance) == 4
 
 
 @pytest.mark.parametrize(
@@ -148,22 +158,26 @@ def test_nothing_to_calibrate_on() -> None:
         Observations.of([[], [cycle([], [], [], 0)]], 10)
 
 
+RATES = FireRates(0.1, 0.2, 3.0, 2.0, None, 0.9, 2.5, 2.4)
+
+
 def calibration(**changes: Any) -> Calibration:
     given: dict[str, Any] = {
         "target": Identity("target", "a" * 64),
         "drafter": Identity("drafter", "b" * 64),
-        "easd": EasdRule(1.25, 2.5, 5, 0.4),
-        "edges": (0.5, 1.5),
-        "acceptance": (0.9, 0.6, 0.2),
+        "rule": EasdRule(1.25, 2.5, 5, 0.4),
+        "draft_stop": StopTable((0.5, 1.5), (0.9, 0.6, 0.2)),
         "positions": 1000,
-        "texts": {"files": ["a.jsonl"], "sha256": "c" * 64, "prompts": 3},
-        "settings": {"percentiles": {"target": 80, "draft": 80}},
-        "rates": {"share": 0.1, "acceptance_fired": None},
-        "by_percentile": ({"percentile": 50, "share": 0.2},),
+        "texts": CalibrationTexts(("a.jsonl",), "c" * 64, 3),
+        "settings": CalibrationSettings(
+            Percentiles(80.0, 80.0), "offline", "float32", 4, 256, 300, 900
+        ),
+        "rates": RATES,
+        "by_percentile": (PercentileRates(50, 0.5, 0.75, RATES),),
         "date": "2026-01-01",
         "version": "0",
     }
-    given |= {k: tuple(v) if k in ("edges", "acceptance") else v for k, v in changes.items()}
+    given |= changes
     return Calibration(**given)
 
 
@@ -173,8 +187,15 @@ def test_the_file_is_read_back(tmp_path: Path) -> None:
     path.write_text(json.dumps(made.to_dict()))
     found = Calibration.load(path)
     assert found.to_dict() == made.to_dict()
-    assert found.rule() == made.easd
+    assert found == made
     assert found.stop(0.25).edges == (0.5, 1.5)
+
+
+def test_a_committed_file_is_read_and_written_as_it_is() -> None:
+    path = ROOT / "bench" / "results" / "calibration" / "edsd-smollm2-135m.json"
+    made = Calibration.load(path)
+    assert made.settings.percentiles == Percentiles(80.0, 80.0)
+    assert made.to_dict() == json.loads(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -187,9 +208,9 @@ def test_the_file_is_read_back(tmp_path: Path) -> None:
         (["rule", "colour"], 1, "rule: unknown key colour"),
         (["rule", "target_entropy"], -1, "target_entropy must be a number from 0"),
         (["rule"], [], "rule: expected an object"),
-        (["target", "sha256"], 3, "target: expected an object with name and sha256"),
+        (["target", "sha256"], 3, "target.sha256: expected a string, found 3"),
         (["draft_stop", "edges"], [1.5, 0.5], "edges must rise"),
-        (["draft_stop", "edges"], ["1", "2"], "edges must be a list of numbers"),
+        (["draft_stop", "edges"], ["1", "2"], "draft_stop.edges.0.: expected a number"),
         (["draft_stop", "acceptance"], [0.9, 0.6], "one acceptance more than edges"),
         (["draft_stop", "acceptance"], [0.9, 0.6, 2], "must be shares"),
         (["positions"], 0, "positions must be at least 1"),

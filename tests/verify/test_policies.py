@@ -7,17 +7,14 @@ import math
 import pytest
 import torch
 
-from sgl_entropy.verify.easd import Thresholds, Uncertainty
 from sgl_entropy.verify.policies import (
     CalibratedStop,
     DrafterSwitch,
     DraftStep,
     NoStop,
-    Strictness,
     Svip,
     Typical,
 )
-from sgl_entropy.verify.rule import EasdRule
 
 
 def step(*entropies: float, path: float = 1.0) -> DraftStep:
@@ -45,22 +42,6 @@ def test_typical_acceptance() -> None:
     entropy = torch.tensor([0.0, 0.0, 2.0, 2.0])
     # The limit is 0.09 where the target is sure, 0.3 exp(-2) = 0.041 where it is not.
     assert Typical().accepts(probability, entropy).tolist() == [True, False, True, False]
-
-
-def test_strictness_by_regime() -> None:
-    ids = torch.zeros(4, 1, dtype=torch.long)
-    target = Uncertainty(torch.tensor([0.2, 0.2, 1.0, 2.5]), ids)
-    draft = Uncertainty(torch.tensor([3.0, 3.0, 3.0, 3.0]), ids)
-    probability = torch.tensor([0.5, 0.01, 0.5, 0.5])
-    rule = EasdRule(top_n=1)
-    easd = Thresholds.of([rule] * 4)
-    held = Strictness(0.5, Typical(), easd)
-    exact, relaxed, reject = held.EXACT, held.RELAXED, held.REJECT
-    assert held.decide(probability, target, draft).tolist() == [relaxed, exact, exact, reject]
-    without = Strictness(0.5, Typical())
-    assert without.decide(probability, target, draft).tolist() == [relaxed, *[exact] * 3]
-    never = Strictness(0.0, Typical())
-    assert never.decide(probability, target, draft).tolist() == [exact] * 4
 
 
 def test_drafters_are_not_switched_to_and_fro() -> None:

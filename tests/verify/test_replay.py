@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.verify.policies import CalibratedStop, DraftStep, DraftStop, NoStop, Svip
 from sgl_entropy.verify.replay.ledger import Costs
 from sgl_entropy.verify.replay.run import make, replay
@@ -29,6 +30,11 @@ STOPS: list[tuple[DraftStop, dict[str, Any] | None]] = [
 ]
 
 
+def replayed(path: Path, words: list[str] | None = None, costs: Costs | None = None) -> Any:
+    """The reports as `policy replay --json` writes them."""
+    return as_json(replay(path, words or (), costs))["policies"]
+
+
 def one(
     tmp_path: Path,
     word: str,
@@ -40,7 +46,7 @@ def one(
     path = tmp_path / "trace"
     path.unlink(missing_ok=True)
     write(path, header, requests(cycles))
-    found: dict[str, Any] = replay(path, [word], costs)["policies"][word]
+    found: dict[str, Any] = replayed(path, [word], costs)[word]
     return found
 
 
@@ -97,7 +103,7 @@ def test_any_draft_stop_can_be_replayed() -> None:
     held = StopReplay(Third(), HEADER)
     for request in requests([cycle(4), cycle(1)], [], [cycle(3)]):
         held.add(request)
-    figures = held.report(None).figures
+    figures = as_json(held.report(None))
     assert figures["drafted"] == {"recorded": 12, "under": 9}
     assert figures["emitted"] == {"recorded": 11, "under": 10}
     assert figures["requests"] == 3
@@ -112,7 +118,7 @@ def test_the_record_of_an_engine_agrees_with_its_own_policy(
     stop, settings = recorded
     header = replace(HEADER, draft_stop=settings, pruned=pruned)
     held = list(simulated(header, stop, pruned=pruned, seed=seed))
-    policies = replay(write(tmp_path / "trace", header, held))["policies"]
+    policies = replayed(write(tmp_path / "trace", header, held))
     (found,) = policies.values()
     assert found["agrees"] is True
     counts = [sum(getattr(c, name) for r in held for c in r.cycles) for name in ("verified",)]
@@ -130,7 +136,7 @@ def test_off_reproduces_the_record(tmp_path: Path, seed: int) -> None:
         header = replace(HEADER, draft_stop=settings, rule=EasdRule(1.0, 1.0))
         held = list(simulated(header, stop, header.rule, seed=seed))
         path = write(tmp_path / f"trace-{id(settings)}", header, held)
-        found = replay(path, ["off"])["policies"]["off"]
+        found = replayed(path, ["off"])["off"]
         cycles = [c for r in held for c in r.cycles]
         for name in ("verified", "emitted"):
             total = sum(getattr(c, name) for c in cycles)
@@ -216,14 +222,14 @@ def test_an_engines_checks_and_fires_agree_with_its_rule(
     header = replace(HEADER, rule=rule)
     held = list(simulated(header, rule=rule, seed=seed))
     path = write(tmp_path / "trace", header, held)
-    policies = replay(path)["policies"]
+    policies = replayed(path)
     assert list(policies) == ["off (as recorded)", "easd (as recorded)"]
     found = policies["easd (as recorded)"]
     assert found["agrees"] is True
     assert found["fired"] == sum(c.fired is not None for r in held for c in r.cycles) > 5
     assert found["checked"] == sum(c.checked for r in held for c in r.cycles)
     assert found["emitted"]["recorded"] == found["emitted"]["under"]
-    higher = replay(path, ["easd:target_entropy=1.5"])["policies"]["easd:target_entropy=1.5"]
+    higher = replayed(path, ["easd:target_entropy=1.5"])["easd:target_entropy=1.5"]
     assert higher["agrees"] is None
     assert higher["beyond_the_record"] > 0
     assert "recorded under another rule" in higher["notes"][1]
@@ -267,6 +273,8 @@ def test_relaxed_acceptance_worked_out_by_hand(tmp_path: Path) -> None:
     assert found["tokens_gained"] == 4
     assert found["emitted"] == {"recorded": 2 + 1 + 1 + 1 + 5 + 1, "under": 4 + 3 + 1 + 1 + 5 + 1}
     assert found["fired"] == found["tokens_lost"] == 0
+    never = one(tmp_path, "strictness:below=0", cycle(1, target_prob=(0.9, 0.1, 0.1, 0.01)))
+    assert (never["relaxed_tokens"], never["tokens_gained"]) == (0, 0)
 
 
 def test_strictness_with_easd_above(tmp_path: Path) -> None:
@@ -306,7 +314,7 @@ def test_an_interval_of_paired_requests(tmp_path: Path) -> None:
     held = list(simulated(HEADER, count=40))
     path = write(tmp_path / "trace", HEADER, held)
     words = ["off", "svip", "svip:factor=0.15,limit=0.6"]
-    policies = replay(path, words, Costs(0.2))["policies"]
+    policies = replayed(path, words, Costs(0.2))
     assert policies["off"]["interval"] == [1.0, 1.0]
     for word in words[1:]:
         low, high = policies[word]["interval"]
@@ -314,7 +322,7 @@ def test_an_interval_of_paired_requests(tmp_path: Path) -> None:
     # The same requests on both sides: what they share cancels out.
     assert (
         policies[words[2]]["interval"]
-        == replay(path, words[2:], Costs(0.2))["policies"][words[2]]["interval"]
+        == replayed(path, words[2:], Costs(0.2))[words[2]]["interval"]
     )
     saved = [policies[word]["draft_steps_saved"] for word in words]
     assert saved[0] == 0

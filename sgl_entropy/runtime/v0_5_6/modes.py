@@ -183,7 +183,7 @@ def prepare(args: Any) -> None:
 
 
 def _prepare_easd(args: Any, calibration: Calibration | None) -> None:
-    rule = _rule(args, EasdRule() if calibration is None else calibration.rule())
+    rule = _rule(args, EasdRule() if calibration is None else calibration.rule)
     path, revision = args.speculative_draft_model_path, args.speculative_draft_model_revision
     # Refuses a reduced vocabulary without its map to the target's.
     load_tensors(local_folder(path, revision))

@@ -1,29 +1,24 @@
 """EASD at any thresholds, replayed: where it would check and fire, and what that costs.
 
 Exact: checks and fires at the recorded positions of each cycle by itself, up to the first fire.
-An estimate: everything behind a fire, since other text would have followed. Where the recorded
-rule fired and the replayed one does not, the rest of the chain is not known; ``beyond`` counts
-those cycles, which keep what they emitted. A token without alternative is kept in an engine, under
-a grammar say; a trace does not tell, so there a record may disagree.
+An estimate: everything after a fire, since other text would have followed. Where the recorded rule
+fired and the replayed one does not, the rest of the chain is not known: ``beyond_the_record``
+counts those cycles, which keep what they emitted. An engine keeps a token that has no alternative
+(under a grammar, say); a trace does not tell, so there a record may disagree.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger
-from sgl_entropy.verify.replay.policy import (
-    ROUNDING,
-    Agreement,
-    ReplayOptions,
-    ReplayReport,
-    column,
-    table,
-)
+from sgl_entropy.base.typed_json import FLAT
+from sgl_entropy.verify.positions import Positions, column
+from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger, LedgerFigures
+from sgl_entropy.verify.replay.policy import Agreement, ReplayOptions, ReplayReport
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
@@ -32,45 +27,34 @@ SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Positions:
-    """What EASD needs of a request's cycles, each [cycles, k].
+class ThresholdRow:
+    """Both thresholds at ``nats``."""
+
+    nats: float
+    checked: int
+    fired: int
+    fire_rate: float
+    tokens_per_cycle: float
+
+
+@dataclass(frozen=True)
+class EasdFigures:
+    """What the rule would have done.
 
     Attributes:
-        reached: bool, the positions that the recorded walk came to, and that the rule looks at.
+        checked: positions at which the rule is evaluated; fire_rate: the share that fires.
+        fired_on_accepted: fires on tokens that were accepted; None where the trace was recorded
+            under a rule, which hides that.
+        beyond_the_record: cycles that the recorded rule cut and this one would not.
     """
 
-    target_entropy: Tensor
-    draft_entropy: Tensor
-    overlap: Tensor
-    reached: Tensor
-
-    @classmethod
-    def of(cls, request: RequestTrace, header: TraceHeader, accepted_only: bool) -> Positions:
-        most, cycles = header.draft_tokens, request.cycles
-        at = torch.arange(most)
-        reached = at < column(cycles, "judged").unsqueeze(1)
-        if accepted_only:
-            # Whether a token that fired would have been accepted is not recorded: it is taken so.
-            taken = at < column(cycles, "accepted").unsqueeze(1)
-            reached &= taken | (at == column(cycles, "fired").unsqueeze(1))
-        share = table(cycles, "overlap", most)
-        # A share of whole tokens, whatever it was rounded to.
-        share = (share * (header.top_n or 1)).round() / (header.top_n or 1)
-        target = table(cycles, "target_entropy", most + 1)[:, :most]
-        return cls(target, table(cycles, "draft_entropy", most), share, reached)
-
-    def fires(self, rule: EasdRule, more: float = 0.0) -> Tensor:
-        """bool [cycles, k] where the three conditions hold; ``more`` nats are asked for."""
-
-        def limit(value: float) -> Tensor:
-            return torch.tensor(value, dtype=torch.float32)
-
-        return (
-            self.reached
-            & (self.target_entropy > limit(rule.target_entropy) + more)
-            & (self.draft_entropy > limit(rule.draft_entropy) + more)
-            & (self.overlap >= limit(rule.overlap))
-        )
+    ledger: LedgerFigures = field(metadata=FLAT)
+    checked: int
+    fired: int
+    fired_on_accepted: int | None
+    fire_rate: float
+    beyond_the_record: int
+    by_threshold: tuple[ThresholdRow, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +66,8 @@ class ReplayedOutcome:
 
     @classmethod
     def of(cls, fires: Tensor, reached: Tensor) -> ReplayedOutcome:
+        """Up to the first of ``fires``; both bool [cycles, k]."""
+        fires = fires & reached
         first = torch.where(fires.any(1), fires.int().argmax(1), -1)
         at = torch.arange(fires.shape[1])
         before = (first < 0).unsqueeze(1) | (at <= first.unsqueeze(1))
@@ -92,12 +78,25 @@ class ReplayedOutcome:
         return torch.where(self.fired < 0, recorded, torch.minimum(recorded, self.fired + 1))
 
 
-@dataclass
-class _Row:
-    rule: EasdRule
-    checked: int = 0
-    fired: int = 0
-    emitted: int = 0
+class RuleTally:
+    """Sums of one rule over a trace."""
+
+    def __init__(self, rule: EasdRule) -> None:
+        self.rule = rule
+        self.checked = self.fired = self.emitted = 0
+
+    def add(self, positions: Positions, reached: Tensor, emitted: Tensor) -> ReplayedOutcome:
+        """Takes in a request's cycles; [cycles, k] and, as recorded, [cycles]."""
+        outcome = ReplayedOutcome.of(positions.fires(self.rule), reached)
+        self.checked += int(outcome.checked.sum())
+        self.fired += int((outcome.fired >= 0).sum())
+        self.emitted += int(outcome.emitted(emitted).sum())
+        return outcome
+
+    @property
+    def fire_rate(self) -> float:
+        """Share of the checked positions."""
+        return round(self.fired / max(1, self.checked), 4)
 
 
 class EasdReplay:
@@ -116,89 +115,75 @@ class EasdReplay:
             raise ValueError(
                 f"easd: the trace holds the overlap of {header.top_n} tokens, not of {rule.top_n}"
             )
-        self.rule = rule
         self.header = header
         self.ledger = Ledger()
         self.agreement = Agreement(header.rule == rule)
-        self.checked = self.fired = self.on_accepted = self.beyond = self.cycles = 0
-        self.rows = [
-            _Row(dataclasses.replace(rule, target_entropy=nats, draft_entropy=nats))
+        self.on_accepted = self.beyond = 0
+        self.tally = RuleTally(rule)
+        self.sweep = [
+            RuleTally(dataclasses.replace(rule, target_entropy=nats, draft_entropy=nats))
             for nats in SWEEP
         ]
 
     def add(self, request: RequestTrace) -> None:
-        held = Positions.of(request, self.header, self.rule.accepted_only)
-        found = ReplayedOutcome.of(held.fires(self.rule), held.reached)
-        names = ("verified", "emitted", "accepted", "fired")
-        verified, emitted, accepted, fired = (column(request.cycles, name) for name in names)
-        self.cycles += len(request.cycles)
-        self.checked += int(found.checked.sum())
-        self.fired += int((found.fired >= 0).sum())
-        self.on_accepted += int(((found.fired >= 0) & (found.fired < accepted)).sum())
-        self.beyond += int(((fired >= 0) & (found.fired < 0)).sum())
-        self._check(request, held, found)
-        drafted = verified
-        if self.header.draft_stop is None:
-            drafted = torch.full_like(verified, self.header.draft_tokens)
-        before = CycleCounts(int(drafted.sum()), int(verified.sum()), int(emitted.sum()))
-        after = dataclasses.replace(before, emitted=int(found.emitted(emitted).sum()))
-        self.ledger.add(len(request.cycles), before, after)
-        for row in self.rows:
-            one = ReplayedOutcome.of(held.fires(row.rule), held.reached)
-            row.checked += int(one.checked.sum())
-            row.fired += int((one.fired >= 0).sum())
-            row.emitted += int(one.emitted(emitted).sum())
+        cycles, width = request.cycles, self.header.draft_tokens
+        positions = Positions.of(cycles, width, self.tally.rule.top_n)
+        names = ("emitted", "accepted", "fired", "checked", "judged")
+        emitted, accepted, fired, checked, judged = (column(cycles, name) for name in names)
+        at = torch.arange(width)
+        reached = at < judged.unsqueeze(1)
+        if self.tally.rule.accepted_only:
+            # A trace does not tell whether a token that fired would have been accepted: yes, say.
+            reached &= (at < accepted.unsqueeze(1)) | (at == fired.unsqueeze(1))
+        outcome = self.tally.add(positions, reached, emitted)
+        for row in self.sweep:
+            row.add(positions, reached, emitted)
+        self.on_accepted += int(((outcome.fired >= 0) & (outcome.fired < accepted)).sum())
+        self.beyond += int(((fired >= 0) & (outcome.fired < 0)).sum())
+        before = CycleCounts.recorded(cycles, self.header)
+        after = dataclasses.replace(before, emitted=int(outcome.emitted(emitted).sum()))
+        self.ledger.add(len(cycles), before, after)
 
-    def report(self, costs: Costs | None) -> ReplayReport:
-        figures = self.ledger.figures(costs)
-        figures |= {
-            "checked": self.checked,
-            "fired": self.fired,
-            "fired_on_accepted": self.on_accepted if self.header.rule is None else None,
-            "fire_rate": round(self.fired / max(1, self.checked), 4),
-            "beyond_the_record": self.beyond,
-            "by_threshold": [
-                {
-                    "nats": row.rule.target_entropy,
-                    "checked": row.checked,
-                    "fired": row.fired,
-                    "fire_rate": round(row.fired / max(1, row.checked), 4),
-                    "tokens_per_cycle": round(row.emitted / self.cycles, 4),
-                }
-                for row in self.rows
-            ],
-        }
-        notes = [f"by_threshold: both entropies at these nats, overlap {self.rule.overlap:g}"]
-        if self.header.rule is not None and not self.agreement.agrees:
-            notes.append("recorded under another rule: what stood behind its fires is not known")
-        if self.header.rule is not None:
-            notes.append("fired_on_accepted needs a trace without a rule (`policy record --exact`)")
-        return ReplayReport(
-            figures, self.agreement.agrees, self.agreement.disagreement, tuple(notes)
-        )
-
-    def _check(self, request: RequestTrace, held: Positions, found: ReplayedOutcome) -> None:
-        if self.agreement.agrees is None:
-            return
-        checked, fired = (column(request.cycles, name) for name in ("checked", "fired"))
-
-        def same(one: ReplayedOutcome) -> Tensor:
+        def same(more: float) -> Tensor:
+            one = ReplayedOutcome.of(positions.fires(self.tally.rule, more), reached)
             return (one.checked == checked) & (one.fired == fired)
 
-        if same(found).all():
-            return
-        either = [
-            ReplayedOutcome.of(held.fires(self.rule, more), held.reached)
-            for more in (-ROUNDING, ROUNDING)
-        ]
-        good = torch.stack([same(one) for one in (found, *either)]).any(0)
-        for at in (~good).nonzero().flatten().tolist():
-            what = (
-                f"the rule checks {int(found.checked[at])} positions and fires at "
-                f"{_place(found.fired[at])}, the record has {int(checked[at])} and "
-                f"{_place(fired[at])}"
+        def differs(cycle: int) -> str:
+            return (
+                f"the rule checks {int(outcome.checked[cycle])} positions and fires at "
+                f"{_place(outcome.fired[cycle])}, the record has {int(checked[cycle])} and "
+                f"{_place(fired[cycle])}"
             )
-            self.agreement.differs(request, at, what)
+
+        self.agreement.check(request, same, differs)
+
+    def report(self, costs: Costs | None) -> ReplayReport:
+        ledger, under_a_rule = self.ledger.figures(costs), self.header.rule is not None
+        figures = EasdFigures(
+            ledger,
+            self.tally.checked,
+            self.tally.fired,
+            None if under_a_rule else self.on_accepted,
+            self.tally.fire_rate,
+            self.beyond,
+            tuple(
+                ThresholdRow(
+                    row.rule.target_entropy,
+                    row.checked,
+                    row.fired,
+                    row.fire_rate,
+                    round(row.emitted / ledger.cycles, 4),
+                )
+                for row in self.sweep
+            ),
+        )
+        overlap = self.tally.rule.overlap
+        notes = [f"by_threshold: both entropies at these nats, overlap {overlap:g}"]
+        if under_a_rule and not self.agreement.agrees:
+            notes.append("recorded under another rule: what followed its fires is not known")
+        if under_a_rule:
+            notes.append("fired_on_accepted needs a trace without a rule (`policy record --exact`)")
+        return self.agreement.report(figures, notes)
 
 
 def make_easd(options: ReplayOptions, header: TraceHeader) -> EasdReplay:
@@ -207,7 +192,7 @@ def make_easd(options: ReplayOptions, header: TraceHeader) -> EasdReplay:
 
 
 def rule_of(options: ReplayOptions, header: TraceHeader) -> EasdRule:
-    """Reads the last of the options."""
+    """The rule that the options name; no option may be left after it."""
     base = header.rule or EasdRule(top_n=header.top_n or EasdRule.top_n)
     rule = dataclasses.replace(
         base,

@@ -1,21 +1,25 @@
 """What a trace's cycles cost and emitted, as recorded and under another policy.
 
-Exact: what was recorded, and what each recorded cycle would have drafted, verified and emitted had
-it begun at the same token. An estimate: the rest. Under another policy later cycles begin
-elsewhere; the estimate takes them to be like the recorded ones, so that with E tokens emitted as
-recorded and E' by the same C cycles under the policy, E tokens take C E / E' cycles, each of the
-mean cost. A token that a cycle loses is thus paid for with the cycles that it takes to make it at
-the policy's own E' / C tokens a cycle.
+Exact: what was recorded, and what each recorded cycle would have drafted, verified and emitted
+under the policy if it had begun at the same token. An estimate: speeds. Under another policy later
+cycles begin elsewhere; the estimate takes them to be like the recorded ones. If C cycles emit E
+tokens as recorded and E' under the policy, then E tokens take C E / E' cycles of the mean cost: a
+token that a cycle loses costs the cycles that make it at the policy's own E' / C tokens a cycle.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import Tensor
+
+from sgl_entropy.base.typed_json import FLAT
+from sgl_entropy.verify.positions import column
+from sgl_entropy.verify.resampling import interval, resampled_sums, seeded
+from sgl_entropy.verify.trace import CycleRecord, TraceHeader
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Costs:
     cycle: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in (("draft", self.draft), ("row", self.row), ("cycle", self.cycle)):
+        for name, value in vars(self).items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"--{name}-cost must be a number from 0, found {value}")
         if self.cycle == 0:
@@ -42,89 +46,97 @@ class Costs:
 
 @dataclass(frozen=True)
 class CycleCounts:
-    """Sums over cycles: tokens drafted, verified and emitted."""
+    """Sums over a request's cycles: tokens drafted, verified and emitted."""
 
-    drafted: float = 0
-    verified: float = 0
-    emitted: float = 0
+    drafted: int
+    verified: int
+    emitted: int
+
+    @classmethod
+    def recorded(cls, cycles: Sequence[CycleRecord], header: TraceHeader) -> CycleCounts:
+        """As recorded; without a draft stop every chain was drafted to its full length."""
+        verified = int(column(cycles, "verified").sum())
+        whole = header.draft_stop is None
+        drafted = len(cycles) * header.draft_tokens if whole else verified
+        return cls(drafted, verified, int(column(cycles, "emitted").sum()))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A figure as recorded, and under the policy in the same cycles."""
+
+    recorded: float
+    under: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Estimates.
+
+    Attributes:
+        speed_ratio: the policy's speed over the recorded one.
+        interval: 95 %, from a bootstrap of the requests, both sides together; None for one request.
+        speed_up: of each side over plain decoding.
+    """
+
+    speed_ratio: float
+    interval: tuple[float, float] | None
+    speed_up: Compared
+
+
+@dataclass(frozen=True)
+class LedgerFigures:
+    """Sums over the trace. ``speeds``: with costs alone."""
+
+    requests: int
+    cycles: int
+    drafted: Compared
+    verified: Compared
+    emitted: Compared
+    tokens_per_cycle: Compared
+    speeds: Speeds | None = field(default=None, metadata=FLAT)
 
 
 class Ledger:
     """Counts of each request, as recorded and under a policy; a few numbers a request."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[float, ...]] = []
+        self._rows: list[tuple[int, ...]] = []
 
     def add(self, cycles: int, recorded: CycleCounts, under: CycleCounts) -> None:
-        """One request's."""
+        """Those of one request."""
         self._rows.append((cycles, *astuple(recorded), *astuple(under)))
 
-    def figures(self, costs: Costs | None) -> dict[str, Any]:
-        """Sums, tokens a cycle, and with ``costs`` the ratio of speeds.
-
-        Returns:
-            ``cycles``, and of ``drafted``, ``verified``, ``emitted``, ``tokens_per_cycle`` the
-            values ``recorded`` and ``under`` the policy in these same cycles. With costs
-            ``speed_ratio``, the policy's over the recorded, with its ``interval`` (95 %; requests
-            are resampled, both sides together; None for one request), and each side's
-            ``speed_up`` over plain decoding.
-
-        Raises:
-            ValueError: no cycle.
-        """
+    def figures(self, costs: Costs | None) -> LedgerFigures:
+        """Raises ValueError without a cycle."""
         rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 7)
         total = rows.sum(0)
         if not total[0] > 0:
             raise ValueError("the trace holds no verify cycle")
-        cycles, before, after = float(total[0]), total[1:4].tolist(), total[4:7].tolist()
-        out: dict[str, Any] = {"requests": len(rows), "cycles": round(cycles)}
-        for at, name in enumerate(("drafted", "verified", "emitted")):
-            out[name] = {"recorded": _short(before[at]), "under": _short(after[at])}
-        out["tokens_per_cycle"] = {
-            "recorded": round(before[2] / cycles, 4),
-            "under": round(after[2] / cycles, 4),
-        }
-        if costs is not None:
-            out["speed_ratio"] = round(float(_ratio(total, costs)), 4)
-            out["interval"] = _interval(rows, costs)
-            out["speed_up"] = {
-                "recorded": round(float(total[3] / _time(total, 1, costs)), 4),
-                "under": round(float(total[6] / _time(total, 4, costs)), 4),
-            }
-        return out
+        cycles, *sums = map(int, total)
+        drafted, verified, emitted = map(Compared, sums[:3], sums[3:])
+        a_cycle = Compared(round(emitted.recorded / cycles, 4), round(emitted.under / cycles, 4))
+        speeds = None if costs is None else _speeds(rows, costs)
+        return LedgerFigures(len(rows), cycles, drafted, verified, emitted, a_cycle, speeds)
 
 
-def _time(sums: Tensor, first: int, costs: Costs) -> Tensor:
-    """[...] of [..., 7]: what the cycles took whose counts begin at column ``first``."""
-    return (
-        costs.cycle * sums[..., 0]
-        + costs.draft * sums[..., first]
-        + costs.row * sums[..., first + 1]
-    )
+def _speeds(rows: Tensor, costs: Costs) -> Speeds:
+    total = rows.sum(0)
+    ends = None
+    if len(rows) > 1:
+        sums = resampled_sums(rows, 2000, seeded(0))
+        # A resample without a single cycle says nothing.
+        low, high = interval(_ratio(sums[sums[:, 0] > 0], costs))
+        ends = (round(low, 4), round(high, 4))
+    recorded, under = (round(float(_speed(total, first, costs)), 4) for first in (1, 4))
+    return Speeds(round(float(_ratio(total, costs)), 4), ends, Compared(recorded, under))
+
+
+def _speed(sums: Tensor, first: int, costs: Costs) -> Tensor:
+    """[...] of [..., 7]: tokens a plain decode step, from the counts at column ``first``."""
+    drafted, verified, emitted = sums[..., first : first + 3].unbind(-1)
+    return emitted / (costs.cycle * sums[..., 0] + costs.draft * drafted + costs.row * verified)
 
 
 def _ratio(sums: Tensor, costs: Costs) -> Tensor:
-    before, after = (sums[..., first + 2] / _time(sums, first, costs) for first in (1, 4))
-    return after / before
-
-
-def _interval(
-    rows: Tensor, costs: Costs, resamples: int = 2000, seed: int = 0
-) -> list[float] | None:
-    count = len(rows)
-    if count < 2:
-        return None
-    chance = torch.Generator().manual_seed(seed)
-    drawn = []
-    for _ in range(resamples):
-        picked = torch.randint(count, (count,), generator=chance)
-        drawn.append(torch.bincount(picked, minlength=count).double() @ rows)
-    sums = torch.stack(drawn)
-    # A resample without a single cycle says nothing.
-    ratios = _ratio(sums[sums[:, 0] > 0], costs)
-    ends = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return [round(float(end), 4) for end in ends]
-
-
-def _short(value: float) -> float:
-    return int(value) if value == int(value) else round(value, 2)
+    return _speed(sums, 4, costs) / _speed(sums, 1, costs)

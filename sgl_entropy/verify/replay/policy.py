@@ -1,21 +1,21 @@
-"""What every replayed policy is: one small object that a trace's requests are given to.
+"""What every replayed policy is: one small object that takes in a trace's requests.
 
-A new policy is one module with a class of ``Replay``'s form and a function that makes it from
-``ReplayOptions``, and one line in ``replay.POLICIES``.
+A new policy is a module with a class of ``Replay``'s form, a function that makes it from
+``ReplayOptions``, and one line in ``run.POLICIES``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
+from sgl_entropy.base.typed_json import FLAT
 from sgl_entropy.verify.replay.ledger import Costs
-from sgl_entropy.verify.trace import CycleRecord, RequestTrace
+from sgl_entropy.verify.trace import RequestTrace
 
 # Servers write six decimals; float32 adds its own.
 ROUNDING = 2e-6
@@ -26,17 +26,17 @@ class ReplayReport:
     """What a policy would have done.
 
     Attributes:
-        figures: as JSON takes them: numbers, {recorded, under} pairs, lists of rows.
         agrees: whether the record's own counts are those of the same policy replayed; None where
             the trace was recorded under another one.
         disagreement: the first place where they are not.
+        figures: the policy's own dataclass.
         notes: what a reader must know to use the figures.
     """
 
-    figures: Mapping[str, Any]
-    agrees: bool | None = None
-    disagreement: str | None = None
-    notes: tuple[str, ...] = ()
+    agrees: bool | None
+    disagreement: str | None
+    figures: Any = field(metadata=FLAT)
+    notes: tuple[str, ...]
 
 
 class Replay(Protocol):
@@ -50,27 +50,50 @@ class Replay(Protocol):
 
 
 class Agreement:
-    """Whether a record and its own policy's replay say the same, and where they first do not."""
+    """Whether a record and its own policy's replay say the same, and where they first do not.
+
+    Args:
+        asked: False = the trace was recorded under another policy.
+    """
 
     def __init__(self, asked: bool) -> None:
         self.disagreement: str | None = None
         self._asked = asked
 
-    def differs(self, request: RequestTrace, cycle: int, what: str) -> None:
-        """At ``cycle``, counted from 0; ``what`` says what was expected and found."""
-        if self._asked and self.disagreement is None:
-            self.disagreement = f"request {request.rid}, cycle {cycle + 1}: {what}"
+    def check(
+        self,
+        request: RequestTrace,
+        same: Callable[[float], Tensor],
+        differs: Callable[[int], str],
+    ) -> None:
+        """Compare the cycles of one request.
+
+        Args:
+            same: bool [cycles] from a rounding error, nats. Values at a limit fall to either side
+                of it once they are written with six decimals.
+            differs: what was expected and found, from a cycle's number, from 0.
+        """
+        if not self._asked or self.disagreement is not None:
+            return
+        good = same(0.0)
+        if not good.all():
+            wrong = ~(good | same(-ROUNDING) | same(ROUNDING))
+            for cycle in wrong.nonzero().flatten().tolist()[:1]:
+                self.disagreement = f"request {request.rid}, cycle {cycle + 1}: {differs(cycle)}"
 
     @property
     def agrees(self) -> bool | None:
         return self.disagreement is None if self._asked else None
 
+    def report(self, figures: Any, notes: Sequence[str]) -> ReplayReport:
+        """A replay's report."""
+        return ReplayReport(self.agrees, self.disagreement, figures, tuple(notes))
+
 
 class ReplayOptions:
     """A policy's ``key=value`` settings: ``given``, as words or as JSON has them.
 
-    Raises:
-        ValueError: of every method, for values that are none and keys that nobody read.
+    Every method raises ValueError: for a value of the wrong kind, ``done`` for keys nobody read.
     """
 
     def __init__(self, name: str, given: Mapping[str, Any]) -> None:
@@ -94,7 +117,7 @@ class ReplayOptions:
         return cls(name, given)
 
     def number(self, key: str, default: float) -> float:
-        value = self._take(key, default)
+        value = self.raw(key, default)
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -104,7 +127,7 @@ class ReplayOptions:
         return number
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self._take(key, default)
+        value = self.raw(key, default)
         if isinstance(value, bool):
             return value
         if value not in ("true", "false"):
@@ -113,7 +136,7 @@ class ReplayOptions:
 
     def choice(self, key: str, among: tuple[str, ...]) -> str:
         """The first is the default."""
-        value = self._take(key, among[0])
+        value = self.raw(key, among[0])
         if value not in among:
             raise ValueError(
                 f"{self.name}: {key} must be one of {', '.join(among)}, found {value!r}"
@@ -121,10 +144,9 @@ class ReplayOptions:
         return str(value)
 
     def raw(self, key: str, default: Any = None) -> Any:
-        return self._take(key, default)
-
-    def has(self, key: str) -> bool:
-        return key in self.given
+        """As given."""
+        self._known.append(key)
+        return self.given.get(key, default)
 
     def done(self) -> None:
         """Nothing may be left over."""
@@ -132,23 +154,3 @@ class ReplayOptions:
         if unknown:
             known = f"its keys are {', '.join(self._known)}" if self._known else "it has none"
             raise ValueError(f"{self.name}: unknown key {', '.join(unknown)}; {known}")
-
-    def _take(self, key: str, default: Any) -> Any:
-        self._known.append(key)
-        return self.given.get(key, default)
-
-
-def table(cycles: tuple[CycleRecord, ...], name: str, width: int) -> Tensor:
-    """float32 [cycles, width] of one list of the cycles, NaN behind its end.
-
-    float32 as in the engine, so that comparisons with thresholds come out as they did there.
-    """
-    rows = [getattr(cycle, name) for cycle in cycles]
-    filled = [[*row, *[math.nan] * (width - len(row))] for row in rows]
-    return torch.tensor(filled, dtype=torch.float32).reshape(len(rows), width)
-
-
-def column(cycles: tuple[CycleRecord, ...], name: str) -> Tensor:
-    """int64 [cycles] of one count; None is -1."""
-    values = [getattr(cycle, name) for cycle in cycles]
-    return torch.tensor([-1 if value is None else value for value in values], dtype=torch.long)

@@ -6,15 +6,14 @@ The file is read once, a request at a time; a replay keeps sums and a few number
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy.verify.replay.easd import EasdReplay, make_easd
 from sgl_entropy.verify.replay.ledger import Costs
-from sgl_entropy.verify.replay.policy import Replay, ReplayOptions
-from sgl_entropy.verify.replay.stop import StopReplay, make_calibrated, make_off, make_svip, stop_of
+from sgl_entropy.verify.replay.policy import Replay, ReplayOptions, ReplayReport
+from sgl_entropy.verify.replay.stop import StopReplay, make_stop, stop_of
 from sgl_entropy.verify.replay.strictness import make_strictness
 from sgl_entropy.verify.replay.switch import make_switch
 from sgl_entropy.verify.trace import TraceHeader
@@ -30,10 +29,10 @@ class Policy:
 
 
 POLICIES = {
-    "off": Policy(make_off, "chains of full length: what was recorded"),
-    "svip": Policy(make_svip, "draft stop: sqrt(factor * H_draft) > limit; factor=0.15, limit=0.3"),
+    "off": Policy(make_stop, "chains of full length: what was recorded"),
+    "svip": Policy(make_stop, "draft stop: sqrt(factor * H_draft) > limit; factor=0.15, limit=0.3"),
     "calibrated": Policy(
-        make_calibrated,
+        make_stop,
         "draft stop: the next token does not pay; table=FILE, cost=TOKENS of a draft step",
     ),
     "easd": Policy(
@@ -49,6 +48,16 @@ POLICIES = {
         make_switch, "two drafters by mean target entropy: down=0.5, up=1.5, start=small|large"
     ),
 }
+
+
+@dataclass(frozen=True)
+class ReplayedTrace:
+    """Policies replayed over one trace; ``policies``: as each was asked for -> its report."""
+
+    trace: str
+    header: TraceHeader
+    policies: Mapping[str, ReplayReport]
+    costs: Costs | None = None
 
 
 def make(word: str, header: TraceHeader) -> Replay:
@@ -76,15 +85,12 @@ def recorded(header: TraceHeader) -> dict[str, Replay]:
     return out
 
 
-def replay(path: Path, words: Sequence[str] = (), costs: Costs | None = None) -> dict[str, Any]:
+def replay(path: Path, words: Sequence[str] = (), costs: Costs | None = None) -> ReplayedTrace:
     """Replay policies over one trace.
 
     Args:
         words: ``NAME:KEY=VALUE,...``; none = the policies that the trace was recorded under.
         costs: for ratios of speeds.
-
-    Returns:
-        ``trace``, its ``header``, and ``policies``: word -> the fields of a ``ReplayReport``.
 
     Raises:
         ValueError: a policy that is not one or does not fit the trace, or a broken trace.
@@ -95,16 +101,8 @@ def replay(path: Path, words: Sequence[str] = (), costs: Costs | None = None) ->
     for request in reader:
         for policy in policies.values():
             policy.add(request)
-    out: dict[str, Any] = {"trace": str(path), "header": reader.header.to_dict(), "policies": {}}
-    for word, policy in policies.items():
-        try:
-            report = policy.report(costs)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        out["policies"][word] = {
-            "agrees": report.agrees,
-            "disagreement": report.disagreement,
-            **report.figures,
-            "notes": list(report.notes),
-        }
-    return out
+    try:
+        reports = {word: policy.report(costs) for word, policy in policies.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return ReplayedTrace(str(path), reader.header, reports, costs)

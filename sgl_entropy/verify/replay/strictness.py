@@ -1,47 +1,72 @@
 """Strictness by regime, replayed: what relaxed acceptance would have taken, what EASD rejected.
 
-Exact: whether the first token that was not accepted would have stood. An estimate: the tokens
-behind it, which are taken to stand where typical acceptance takes them too, or where the target
-gives them more than half (its greedy choice for certain); and everything that follows, since the
-text would have been another.
+Typical acceptance where the target's entropy is below a limit, exact acceptance above it, and EASD
+where its rule fires. Exact: whether the first token that was not accepted would be kept. An
+estimate: the tokens after it, which are kept where typical acceptance takes them too, or where the
+target gives them more than half (its greedy choice for certain); and all later cycles, since the
+text would have been another. (The combination is ours.)
 """
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sgl_entropy.verify.easd import Uncertainty
-from sgl_entropy.verify.policies import Strictness, Typical
-from sgl_entropy.verify.replay.easd import EasdReplay, Positions, rule_of
-from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger
-from sgl_entropy.verify.replay.policy import ReplayOptions, ReplayReport, column, table
+from sgl_entropy.base.typed_json import FLAT
+from sgl_entropy.verify.policies import Typical
+from sgl_entropy.verify.positions import Positions, column, table
+from sgl_entropy.verify.replay.easd import EasdReplay, rule_of
+from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger, LedgerFigures
+from sgl_entropy.verify.replay.policy import ReplayOptions, ReplayReport
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
 
+@dataclass(frozen=True)
+class StrictnessFigures:
+    """What the regimes would have done.
+
+    Attributes:
+        cycles_that_go_on: past the token at which the recorded cycle ended.
+        relaxed_tokens: that typical acceptance alone takes; tokens_gained: those and what follows.
+        fired: EASD's fires; tokens_lost: what they cut.
+    """
+
+    ledger: LedgerFigures = field(metadata=FLAT)
+    cycles_that_go_on: int
+    relaxed_tokens: int
+    tokens_gained: int
+    fired: int
+    tokens_lost: int
+
+
 class StrictnessReplay:
-    """Typical acceptance below an entropy of the target, exact above, EASD where its rule fires.
+    """The regimes over a trace.
+
+    Args:
+        below: typical acceptance where the target's entropy is below so many nats.
+        rule: EASD's; None = off.
 
     Raises:
         ValueError: the trace was recorded with relaxed acceptance, or does not fit the rule.
     """
 
-    def __init__(self, policy: Strictness, rule: EasdRule | None, header: TraceHeader) -> None:
+    def __init__(
+        self, below: float, typical: Typical, rule: EasdRule | None, header: TraceHeader
+    ) -> None:
         if header.relaxed_below:
             raise ValueError(
                 f"strictness: acceptance was relaxed below {header.relaxed_below:g} nats when the "
-                "trace was recorded, so what stood exactly is not known: record it without"
+                "trace was recorded, so what exact acceptance takes is not known: record it without"
             )
-        if not policy.relaxed_below >= 0:
-            raise ValueError(f"strictness: below must be from 0, found {policy.relaxed_below}")
+        if not below >= 0:
+            raise ValueError(f"strictness: below must be from 0, found {below}")
         if rule is not None:
             EasdReplay(rule, header)  # refuses what a trace does not hold
-        self.policy = policy
-        self.rule = rule
-        self.header = header
+        self.below, self.typical, self.rule, self.header = below, typical, rule, header
         self.ledger = Ledger()
         self.first = self.relaxed = self.fired = self.lost = 0
 
@@ -53,7 +78,7 @@ class StrictnessReplay:
         relaxed = self._relaxed(request, prob)
         fires = self._fires(request, verified)
         ended = torch.tensor([cycle.ended for cycle in cycles], dtype=torch.bool)
-        # Behind a recorded end or fire nothing is known.
+        # After a recorded end or fire nothing is known.
         cut = ended | (recorded_fire >= 0)
         limit = torch.where(cut, accepted, verified)
         judged = torch.where(ended, accepted, torch.where(cut, accepted + 1, verified))
@@ -70,43 +95,27 @@ class StrictnessReplay:
             self.relaxed += int((more & relaxed[:, at]).sum())
         got = torch.where(ended, torch.minimum(got, emitted), got)
         self.lost += int((emitted - got).clamp_min(0).sum())
-        drafted = verified
-        if self.header.draft_stop is None:
-            drafted = torch.full_like(verified, most)
-        before = CycleCounts(int(drafted.sum()), int(verified.sum()), int(emitted.sum()))
+        before = CycleCounts.recorded(cycles, self.header)
         after = dataclasses.replace(before, emitted=int(got.sum()))
         self.ledger.add(len(cycles), before, after)
 
     def report(self, costs: Costs | None) -> ReplayReport:
-        figures = self.ledger.figures(costs)
-        gained = figures["emitted"]["under"] - figures["emitted"]["recorded"] + self.lost
-        figures |= {
-            "cycles_that_go_on": self.first,
-            "relaxed_tokens": self.relaxed,
-            "tokens_gained": gained,
-            "fired": self.fired,
-            "tokens_lost": self.lost,
-        }
-        return ReplayReport(
-            figures,
-            notes=(
-                "not lossless; tokens behind the first relaxed one and "
-                "behind a fire are an estimate",
-            ),
-        )
+        ledger = self.ledger.figures(costs)
+        gained = int(ledger.emitted.under - ledger.emitted.recorded) + self.lost
+        figures = StrictnessFigures(ledger, self.first, self.relaxed, gained, self.fired, self.lost)
+        note = "not lossless; tokens after the first relaxed one and after a fire are an estimate"
+        return ReplayReport(None, None, figures, (note,))
 
     def _relaxed(self, request: RequestTrace, prob: Tensor) -> Tensor:
         entropy = table(request.cycles, "target_entropy", prob.shape[1] + 1)[:, :-1]
-        nothing = Uncertainty(entropy, torch.empty(*entropy.shape, 0, dtype=torch.long))
-        return self.policy.decide(prob, nothing, nothing) == self.policy.RELAXED
+        return (entropy < self.below) & self.typical.accepts(prob, entropy)
 
     def _fires(self, request: RequestTrace, verified: Tensor) -> Tensor:
         most = self.header.draft_tokens
         if self.rule is None:
             return torch.zeros(len(request.cycles), most, dtype=torch.bool)
-        held = Positions.of(request, self.header, False)
-        known = torch.arange(most) < verified.unsqueeze(1)
-        return dataclasses.replace(held, reached=known).fires(self.rule)
+        fires = Positions.of(request.cycles, most, self.rule.top_n).fires(self.rule)
+        return fires & (torch.arange(most) < verified.unsqueeze(1))
 
 
 def make_strictness(options: ReplayOptions, header: TraceHeader) -> StrictnessReplay:
@@ -115,4 +124,4 @@ def make_strictness(options: ReplayOptions, header: TraceHeader) -> StrictnessRe
     below = options.number("below", 0.5)
     rule = rule_of(options, header) if options.flag("easd", header.rule is not None) else None
     options.done()
-    return StrictnessReplay(Strictness(below, typical), rule, header)
+    return StrictnessReplay(below, typical, rule, header)
