@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.evaluate.easd_decode import decode
-from sgl_entropy.evaluate.report import load_pair
+from sgl_entropy.evaluate.offline import load_pair
 
 
 class TracedServer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 
@@ -102,3 +103,14 @@ class Progress:
         left = self.left_s(done)
         known = f" (about {duration(left)} left)" if left < math.inf else ""
         return f"[{duration(elapsed)}] {text}{known}"
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """Tells "12 of 300 ``what``" and the time left: call it with how many are done and of all."""
+    progress = Progress(expected_s=0.0)
+
+    def told(done: int, total: int) -> None:
+        tell = progress.step if done >= total else progress.update
+        tell(f"{done:,} of {total:,} {what}", done / max(1, total))
+
+    return told

@@ -113,7 +113,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         each = named or (parts[:1] * len(value) if Ellipsis in parts else parts)
         if len(each) != len(value):
             raise ValueError(f"{where}: expected {len(each)} entries, found {_found(value)}")
-        items = [_value(*pair, f"{where}[{i}]") for i, pair in enumerate(zip(each, value))]
+        pairs = enumerate(zip(each, value, strict=True))
+        items = [_value(*pair, f"{where}[{i}]") for i, pair in pairs]
         return hint(*items) if named else tuple(items)
     if origin in (dict, Mapping) and isinstance(value, dict):
         return {name: _value(parts[1], held, f"{where}.{name}") for name, held in value.items()}

@@ -1,45 +1,23 @@
-"""Where ``calibrate`` has its verify cycles from: the plain models, or a server's traces."""
+"""Where ``calibrate`` gets its verify cycles: the plain models, or a server's traces."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from sgl_entropy.cli.devices import checked_device
-from sgl_entropy.cli.served import Served
+from sgl_entropy.cli.running_server import Asking, RunningServer
+from sgl_entropy.evaluate.calibrating import CycleSource
 from sgl_entropy.evaluate.easd_decode import decode
-from sgl_entropy.evaluate.report import load_pair
+from sgl_entropy.evaluate.offline import load_pair
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import CycleRecord
 
-# a prompt's token ids -> its cycles
-Measure = Callable[[list[int]], list[CycleRecord]]
 
-
-@dataclass(frozen=True)
-class Source:
-    """Two models and a way to decode by them, greedily and with ordinary verification.
-
-    Attributes:
-        target, drafter: their folders.
-        top_n: N of the overlaps.
-        depth: of a chain.
-        arithmetic: what computes, and in which numbers: other arithmetic, other entropies.
-    """
-
-    target: Path
-    drafter: Path
-    top_n: int
-    depth: int
-    arithmetic: str
-    measure: Measure
-
-
-def offline(args: argparse.Namespace) -> Source:
+def offline(args: argparse.Namespace) -> CycleSource:
     """The plain models. Raises DrafterError where they do not fit or are not read here."""
     top_n = EasdRule.top_n if args.top_n is None else args.top_n
     device = checked_device(args.device)
@@ -51,25 +29,36 @@ def offline(args: argparse.Namespace) -> Source:
             f"--top-n {top_n}: the drafter knows {drafter.config.draft_vocab_size} tokens"
         )
 
-    def measure(prompt: list[int]) -> list[CycleRecord]:
+    def measure(prompt: Sequence[int], number: int) -> Sequence[CycleRecord]:
         sizes = (args.depth, args.max_new_tokens)
-        (answer,) = decode(target, drafter, [prompt], [None], *sizes, layers, top_n)
+        try:
+            (answer,) = decode(target, drafter, [prompt], [None], *sizes, layers, top_n)
+        except ValueError as error:
+            raise ValueError(f"{error} (prompt {number + 1})") from None
         return answer.cycles
 
-    arithmetic = f"{args.dtype} on {torch.device(device).type}"
-    return Source(args.target, args.drafter, top_n, args.depth, arithmetic, measure)
+    return CycleSource(
+        args.target,
+        args.drafter,
+        top_n,
+        args.depth,
+        args.max_new_tokens,
+        args.dtype,
+        f"{args.dtype} on {torch.device(device).type}",
+        measure,
+    )
 
 
-def on_server(args: argparse.Namespace) -> Source:
+def on_server(args: argparse.Namespace) -> CycleSource:
     """A server's traces, a prompt at a time; what was not given is what it says of itself.
 
     Raises:
         ValueError: not there, or it serves nothing that can be calibrated; says what to do.
     """
-    served = Served.at(args.server)
-    where, info = served.where, served.info
-    if served.untraced:
-        raise ValueError(served.untraced)
+    server = RunningServer.at(args.server)
+    where, info = server.where, server.info
+    if server.untraced:
+        raise ValueError(server.untraced)
     rule = info.get("easd") or {}
     for flag, there in (
         ("--easd-normalised", rule.get("normalised")),
@@ -85,11 +74,15 @@ def on_server(args: argparse.Namespace) -> Source:
         _folder(where, flag, getattr(args, flag), info.get(key))
         for flag, key in (("target", "model_path"), ("drafter", "speculative_draft_model_path"))
     )
+    asking = Asking(args.max_new_tokens)
 
-    def measure(prompt: list[int]) -> list[CycleRecord]:
-        return served.cycles(served.ask(prompt, args.max_new_tokens, traced=True))
+    def measure(prompt: Sequence[int], number: int) -> Sequence[CycleRecord]:
+        ((_, answer),) = server.answers({f"prompt {number + 1}": prompt}, asking)
+        return answer.cycles
 
-    return Source(target, drafter, top_n, served.depth, "a server's", measure)
+    return CycleSource(
+        target, drafter, top_n, server.depth, args.max_new_tokens, None, "a server's", measure
+    )
 
 
 def _folder(where: str, flag: str, given: Path | None, served: object) -> Path:

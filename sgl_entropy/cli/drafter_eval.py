@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.plots import require_plots
-from sgl_entropy.base.texts import read_texts, text_files
+from sgl_entropy.base.texts import text_files
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.output import write_json
+from sgl_entropy.cli.prompt_groups import read_groups
 
 if TYPE_CHECKING:
     from sgl_entropy.cli.drafter_eval_server import ServedDrafter
-    from sgl_entropy.evaluate.report import Counted
-    from sgl_entropy.evaluate.uncertainty import FirstDrafts
+    from sgl_entropy.evaluate.report import DrafterReport, EvalSettings, EvalSubject, JudgedPrompt
 
 EPILOG = """examples:
   sgl-entropy drafter eval DRAFTER --target TARGET --texts mt_bench.jsonl gsm8k.jsonl
@@ -110,90 +111,92 @@ def run(args: argparse.Namespace) -> int:
     check_sizes(args)
     if args.plot is not None:
         require_plots(args.plot)
-    files = text_files(args.texts)
-    groups = {f.stem: [text.prompt for text in read_texts(f, args.max_prompts)] for f in files}
-    if len(groups) < len(files):
-        raise ValueError("two of the files have the same name: rename one, names are the groups")
+    groups = read_groups(args.texts, args.max_prompts)
 
     import torch
 
-    from sgl_entropy.evaluate.paired import paired_ratio, read_earlier
-    from sgl_entropy.evaluate.report import chat_prompts, report
-    from sgl_entropy.evaluate.uncertainty import FirstDrafts
+    from sgl_entropy.evaluate.offline import chat_prompts
 
     torch.set_num_threads(args.threads or 1)
     served = _served(args) if args.server else None
     prompts = chat_prompts(args.target, groups, args.max_prompt_tokens)
-    head = {
-        "drafter": str(args.drafter),
-        "target": str(args.target),
-        "source": args.server or "offline",
-        **_settings(args, served),
-        "texts": {f.stem: {"file": f.name, "sha256": file_sha256(f)} for f in files},
-        "provenance": _provenance(args, served),
-    }
-    earlier = read_earlier(args.against, head) if args.against is not None else None
-    found: list[tuple[int, Counted, FirstDrafts]] = []
-    interrupted: KeyboardInterrupt | ValueError | None = None
-    try:
-        asked = served.judged(prompts, args.max_new_tokens) if served else _offline(args, prompts)
-        for one in asked:
-            found.append(one)
-    except KeyboardInterrupt as error:
-        if not any(figures.cycles for _, (_, figures), _ in found):
-            raise
-        interrupted = error
-    except torch.OutOfMemoryError as error:
-        interrupted = ValueError(
-            f"{str(error).splitlines()[0]} Leave it more room (--dtype bfloat16, a smaller "
-            f"--max-prompt-tokens), or use --device cpu"
-        )
-        if not any(figures.cycles for _, (_, figures), _ in found):
-            raise interrupted from None
-    found.sort(key=lambda one: one[0])
-    counted = [one[1] for one in found]
-    told = served is None or served.untraced is None
-    drafts = FirstDrafts.joined([one[2] for one in found]) if told else None
-    of = sum(map(len, prompts.values()))
-    figures = {
-        **head,
-        **_settings(args, served),  # a server's facts grow with what it was asked
-        **({"partial": {"judged": len(found), "of": of}} if interrupted is not None else {}),
-        **report(counted, drafts),
-    }
-    if earlier is not None and interrupted is None:
-        figures["against"] = {
-            "drafter": earlier["drafter"],
-            **paired_ratio(figures["per_prompt"], earlier["per_prompt"]),
-        }
+    report, interruption = _measured(args, served, prompts)
     if args.plot is not None:
-        from sgl_entropy.evaluate.plot import draw
+        from sgl_entropy.evaluate.plot import draw_acceptance
 
-        draw(figures, args.plot)
-    if not write_json(figures, args.json):
-        print(_table(figures))
+        draw_acceptance(report, args.plot)
+    if not write_json(as_json(report), args.json):
+        print(report.table())
     if served is not None:
         served.warn()
-    if interrupted is not None:
-        raise interrupted
+    if interruption is not None:
+        raise interruption
     return 0
+
+
+def _measured(
+    args: argparse.Namespace,
+    served: ServedDrafter | None,
+    prompts: Mapping[str, list[list[int]]],
+) -> tuple[DrafterReport, BaseException | None]:
+    """The report, and what interrupted the measurement, if something did."""
+    from dataclasses import replace
+
+    from sgl_entropy.evaluate.offline import judged
+    from sgl_entropy.evaluate.paired import paired_ratio, read_earlier
+    from sgl_entropy.evaluate.report import AcceptanceReport, Against, DrafterReport, JudgedPart
+
+    subject = _subject(args, served)
+    earlier = None if args.against is None else read_earlier(args.against, subject)
+    if served is not None:
+        asked = served.judged(prompts, args.max_new_tokens)
+    else:
+        import torch
+
+        dtype, device = getattr(torch, args.dtype), checked_device(args.device)
+        sizes = (args.depth, args.max_new_tokens)
+        asked = judged(args.target, args.drafter, prompts, *sizes, dtype, _progress, device)
+    judgements, interruption = _until_interrupted(asked)
+    entropies = served is None or served.untraced is None
+    acceptance = AcceptanceReport.of(judgements, entropies)
+    partial = against = None
+    if interruption is not None:
+        partial = JudgedPart(len(judgements), sum(map(len, prompts.values())))
+    elif earlier is not None:
+        ratio = paired_ratio(acceptance.per_prompt, earlier.acceptance.per_prompt)
+        against = Against(earlier.subject.drafter, ratio)
+    # What a server has verified is known only now.
+    subject = replace(subject, settings=_settings(args, served))
+    return DrafterReport(subject, acceptance, partial, against), interruption
+
+
+def _until_interrupted(
+    asked: Iterable[JudgedPrompt],
+) -> tuple[list[JudgedPrompt], BaseException | None]:
+    """The judged prompts and what ended them early, if something did; that is raised where no
+    cycle was counted before."""
+    import torch
+
+    judgements: list[JudgedPrompt] = []
+    interruption: BaseException
+    try:
+        for one in asked:
+            judgements.append(one)
+        return judgements, None
+    except KeyboardInterrupt as error:
+        interruption = error
+    except torch.OutOfMemoryError as error:
+        interruption = ValueError(
+            f"{str(error).splitlines()[0]} Leave it more room (--dtype bfloat16, a smaller "
+            "--max-prompt-tokens), or use --device cpu"
+        )
+    if not any(one.figures.cycles for one in judgements):
+        raise interruption
+    return judgements, interruption
 
 
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _offline(
-    args: argparse.Namespace, prompts: Mapping[str, list[list[int]]]
-) -> Iterator[tuple[int, Counted, FirstDrafts]]:
-    import torch
-
-    from sgl_entropy.evaluate.report import judged
-
-    dtype = getattr(torch, args.dtype)
-    sizes = (args.depth, args.max_new_tokens)
-    device = checked_device(args.device)
-    return judged(args.target, args.drafter, prompts, *sizes, dtype, _progress, device)
 
 
 def _served(args: argparse.Namespace) -> ServedDrafter:
@@ -211,17 +214,33 @@ def _served(args: argparse.Namespace) -> ServedDrafter:
     return served
 
 
-def _settings(args: argparse.Namespace, served: ServedDrafter | None) -> dict[str, Any]:
-    """What the figures depend on beside models and texts."""
-    sizes = {
-        "max_new_tokens": args.max_new_tokens,
-        "max_prompts": args.max_prompts,
-        "max_prompt_tokens": args.max_prompt_tokens,
-    }
+def _subject(args: argparse.Namespace, served: ServedDrafter | None) -> EvalSubject:
+    from sgl_entropy.evaluate.report import EvalSubject, TextFile
+
+    texts = {file.stem: TextFile(file.name, file_sha256(file)) for file in text_files(args.texts)}
+    return EvalSubject(
+        str(args.drafter),
+        str(args.target),
+        args.server or "offline",
+        _settings(args, served),
+        texts,
+        _provenance(args, served),
+    )
+
+
+def _settings(args: argparse.Namespace, served: ServedDrafter | None) -> EvalSettings:
+    from sgl_entropy.evaluate.report import EvalSettings
+
     if served is not None:
-        return {"depth": served.depth, **sizes, **served.facts()}
-    device = checked_device(args.device)
-    return {"depth": args.depth, "dtype": args.dtype, "device": device, **sizes}
+        return served.settings(args.max_new_tokens, args.max_prompts, args.max_prompt_tokens)
+    return EvalSettings(
+        depth=args.depth,
+        dtype=args.dtype,
+        device=checked_device(args.device),
+        max_new_tokens=args.max_new_tokens,
+        max_prompts=args.max_prompts,
+        max_prompt_tokens=args.max_prompt_tokens,
+    )
 
 
 def _provenance(args: argparse.Namespace, served: ServedDrafter | None) -> dict[str, Any]:
@@ -230,39 +249,6 @@ def _provenance(args: argparse.Namespace, served: ServedDrafter | None) -> dict[
     if served is None:
         return provenance(args.threads, {"target": args.target, "drafter": args.drafter})
     # The server's threads are its own; its drafter was compared with this one.
-    held = next(args.drafter.glob("*.safetensors"), None) is not None
-    found = provenance(0, {"drafter": args.drafter} if held else None)
-    return {key: value for key, value in found.items() if key != "threads"}
-
-
-def _table(figures: dict[str, Any]) -> str:
-    rows = [("group", "prompts", "tau", "95 % interval", "acceptance by position")]
-    every = [*figures["groups"].items(), ("all, pooled", figures)]
-    for name, row in every:
-        rows.append(
-            (
-                name,
-                str(row["prompts"]),
-                f"{row['acceptance_length']:.3f}",
-                f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}",
-                " ".join(f"{a:.2f}" for a in row["by_position"]),
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    if partial := figures.get("partial"):
-        lines.append(f"partial: {partial['judged']} of {partial['of']} prompts")
-    lines.append(f"mean of the groups: {figures['mean_of_groups']:.3f}")
-    if against := figures.get("against"):
-        low, high = (100 * (one - 1) for one in against["interval"])
-        lines.append(
-            f"against {against['drafter']}: {100 * (against['ratio'] - 1):+.1f} % "
-            f"({low:+.1f} to {high:+.1f}){'' if against['differs'] else ', no difference'}"
-        )
-    if deciles := figures.get("by_target_entropy_decile"):
-        lines.append("first draft accepted, by target entropy (nats):")
-        for row in deciles:
-            low, high = row["entropy"]
-            bar = "#" * round(40 * row["acceptance"])
-            lines.append(f"  {low:6.3f} to {high:6.3f}  {row['acceptance']:.2f}  {bar}")
-    return "\n".join(line.rstrip() for line in lines)
+    here = next(args.drafter.glob("*.safetensors"), None) is not None
+    facts = provenance(0, {"drafter": args.drafter} if here else None)
+    return {key: value for key, value in facts.items() if key != "threads"}

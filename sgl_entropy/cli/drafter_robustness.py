@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.texts import read_texts, text_files
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import write_json, write_text
+from sgl_entropy.cli.prompt_groups import read_groups
 
 EPILOG = """examples:
   sgl-entropy drafter robustness edsd=DIR eagle3=DIR --target TARGET --texts FOLDER \\
@@ -55,19 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     check_sizes(args)
-    drafters: dict[str, Path] = {}
-    for word in args.drafters:
-        name, equals, folder = word.partition("=")
-        if not equals or not name or name in drafters:
-            raise ValueError(f"expected NAME=DIR, each name once, found {word!r}")
-        if not (Path(folder) / "model.safetensors").is_file():
-            raise ValueError(f"{name}: no drafter in {folder} (it has no model.safetensors)")
-        drafters[name] = Path(folder)
+    drafters = _named(args.drafters)
     systems = [text.prompt for text in read_texts(args.systems)]
-    groups = {
-        file.stem: [text.prompt for text in read_texts(file, args.max_prompts)]
-        for file in text_files(args.texts)
-    }
+    groups = read_groups(args.texts, args.max_prompts)
 
     import torch
 
@@ -88,23 +81,37 @@ def run(args: argparse.Namespace) -> int:
         args.max_prompt_tokens,
         args.dtype,
     )
-
-    def report(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    figures = robustness.measure(settings, records, report, checked_device(args.device))
-    figures |= {
-        "systems": len(systems),
-        "systems_sha256": file_sha256(args.systems),
-        "texts_sha256": {file.name: file_sha256(file) for file in text_files(args.texts)},
-        "depth": args.depth,
-        "max_new_tokens": args.max_new_tokens,
-        "dtype": args.dtype,
-        "provenance": provenance(args.threads, {"target": args.target, **drafters}),
-    }
-    taken = write_json(figures, args.json)
-    page = f"{robustness.page(figures)}\n\n{footer(figures['provenance'])}\n"
+    device = checked_device(args.device)
+    report = robustness.RobustnessReport(
+        figures=robustness.measure(settings, records, _progress, device),
+        systems=len(systems),
+        systems_sha256=file_sha256(args.systems),
+        texts_sha256={file.name: file_sha256(file) for file in text_files(args.texts)},
+        depth=args.depth,
+        max_new_tokens=args.max_new_tokens,
+        dtype=args.dtype,
+        provenance=provenance(args.threads, {"target": args.target, **drafters}),
+    )
+    taken = write_json(as_json(report), args.json)
+    page = f"{report.page()}\n\n{footer(dict(report.provenance))}\n"
     taken = write_text(page, args.page) or taken
     if not taken:
-        print(robustness.table(figures))
+        print(report.figures.table())
     return 0
+
+
+def _named(words: Sequence[str]) -> dict[str, Path]:
+    """From ``NAME=DIR``."""
+    drafters: dict[str, Path] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or not name or name in drafters:
+            raise ValueError(f"expected NAME=DIR, each name once, found {word!r}")
+        if not (Path(folder) / "model.safetensors").is_file():
+            raise ValueError(f"{name}: no drafter in {folder} (it has no model.safetensors)")
+        drafters[name] = Path(folder)
+    return drafters
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.tables import text_table
 from sgl_entropy.cli import policy_record
 from sgl_entropy.cli.output import write_json
 
@@ -76,53 +78,40 @@ def _replay(args: argparse.Namespace) -> int:
         costs = Costs(args.draft_cost, **{k: v for k, v in given.items() if v is not None})
     elif args.row_cost is not None or args.cycle_cost is not None:
         raise ValueError("--row-cost and --cycle-cost need --draft-cost")
-    found = replay(args.trace, args.policy, costs)
-    if costs is not None:
-        found["costs"] = {"draft": costs.draft, "row": costs.row, "cycle": costs.cycle}
-    if not write_json(found, args.json):
-        print("\n\n".join(_page(word, held) for word, held in found["policies"].items()))
-    return 1 if any(held["agrees"] is False for held in found["policies"].values()) else 0
+    replayed = replay(args.trace, args.policy, costs).to_dict()
+    policies = replayed["policies"]
+    if not write_json(replayed, args.json):
+        print("\n\n".join(_page(word, figures) for word, figures in policies.items()))
+    return 1 if any(figures["agrees"] is False for figures in policies.values()) else 0
 
 
-def _page(word: str, held: Mapping[str, Any]) -> str:
+def _page(word: str, figures: Mapping[str, Any]) -> str:
     """One policy's figures for people."""
     agrees = {
         None: "it was recorded under another policy",
         True: "it agrees: the recorded counts are this policy's",
-        False: f"IT DISAGREES: {held['disagreement']}",
-    }[held["agrees"]]
-    lines = [word, f"  the record: {agrees}"]
-    plain: list[Sequence[str]] = []
-    pairs: list[Sequence[str]] = [("", "recorded", "under the policy")]
-    tables: list[str] = []
-    for name, value in held.items():
+        False: f"IT DISAGREES: {figures['disagreement']}",
+    }[figures["agrees"]]
+    plain, pairs, tables = [], [], []
+    for name, value in figures.items():
         label = name.replace("_", " ")
         if name in ("agrees", "disagreement", "notes", "interval"):
             continue
         if isinstance(value, Mapping):
             pairs.append((label, *map(_cell, value.values())))
         elif isinstance(value, list):
-            rows = [[key.replace("_", " ") for key in value[0]]] if value else []
-            rows += [[_cell(cell) for cell in row.values()] for row in value]
-            tables += [f"  {label}", *_aligned(rows, "    ")]
+            header = [key.replace("_", " ") for key in value[0]]
+            cells = [[_cell(cell) for cell in row.values()] for row in value]
+            tables.append(f"{label}\n{text_table(header, cells)}")
         else:
-            more = ""
-            if name == "speed_ratio" and held["interval"]:
-                more = f" ({held['interval'][0]:g} to {held['interval'][1]:g})"
-            plain.append((label, _cell(value) + more))
-    lines += _aligned(plain, "  ")
-    if len(pairs) > 1:
-        lines += _aligned(pairs, "  ")
-    lines += tables + [f"  note: {note}" for note in held["notes"]]
-    return "\n".join(lines)
-
-
-def _aligned(rows: Sequence[Sequence[str]], indent: str) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        indent + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+            ends = figures["interval"] if name == "speed_ratio" else None
+            more = f" ({ends[0]:g} to {ends[1]:g})" if ends else ""
+            plain.append(f"{label}: {_cell(value)}{more}")
+    if pairs:
+        tables.insert(0, text_table(("", "recorded", "under the policy"), pairs))
+    notes = [f"note: {note}" for note in figures["notes"]]
+    lines = "\n".join([f"the record: {agrees}", *plain, *tables, *notes])
+    return word + "\n" + textwrap.indent(lines, "  ")
 
 
 def _cell(value: Any) -> str:

@@ -158,13 +158,13 @@ def _server(url: str, work: Workspace) -> Ask:
     """
     from sgl_entropy_bench.http.client import ServerError
 
-    from sgl_entropy.cli.served import Served
+    from sgl_entropy.cli.running_server import RunningServer
     from sgl_entropy.train.answers.from_server import Refused
     from sgl_entropy.train.answers.same_target import refuse_other_server
     from sgl_entropy.train.prompts.order import Prompt
 
-    served = Served.at(url)
-    client, info = served.client, served.info
+    server = RunningServer.at(url)
+    client, info = server.client, server.info
     _say(f"{url} serves {info.get('model_path')}; dtype {info.get('dtype')}")
     refuse_other_server(info, work.target, url, _say)
     most = work.settings.generate.max_new_tokens

@@ -1,175 +1,242 @@
 """What ``sgl-entropy drafter eval`` reports: tau with an interval, by position, by uncertainty.
 
-The counts come from the plain drafter (``judged``) or from a server's own counters
-(``sgl_entropy/cli/drafter_eval.py`` asks it); both end in ``report``, so that they can be compared.
+The counts come from the plain drafter (``offline``) or from a server's own counters
+(``sgl_entropy/cli/drafter_eval_server.py``); both end here, so that they can be compared.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from sgl_entropy.base.tables import text_table
+from sgl_entropy.base.typed_json import FLAT
+from sgl_entropy.evaluate.tau import PromptCounts, pooled_interval
+from sgl_entropy.evaluate.uncertainty import (
+    EntropyPart,
+    FirstDrafts,
+    HeatMap,
+    by_decile,
+    heat_map,
+)
+from sgl_entropy.evaluate.walk import ChainFigures
 
-from sgl_entropy.checkpoint.errors import DrafterError
-from sgl_entropy.drafter.config import default_eagle3_layer_ids
-from sgl_entropy.drafter.model import Drafter, load_drafter
-from sgl_entropy.evaluate.uncertainty import FirstDrafts, by_decile, heat_map, ratio_interval
-from sgl_entropy.evaluate.walk import ChainFigures, answered_together, draft_answer, greedy_answers
-from sgl_entropy.target.plain import PlainTarget
-from sgl_entropy.target.tokenizer import chat_tokenizer
 
-# (group, its figures) of one prompt
-Counted = tuple[str, ChainFigures]
+@dataclass(frozen=True)
+class JudgedPrompt:
+    """One prompt's counts.
 
-
-def chat_prompts(
-    target: Path,
-    groups: Mapping[str, Sequence[str]],
-    max_prompt_tokens: int,
-    system: str | None = None,
-) -> dict[str, list[list[int]]]:
-    """Token ids of each prompt as one user message in the target's own chat template.
-
-    Args:
-        groups: name -> prompts as text.
-        max_prompt_tokens: longer prompts are left out: cut ones would be other prompts.
-        system: a system message before each; None = what the template says by itself.
-
-    Raises:
-        ValueError: the tokenizer has no chat template or knows more tokens than the target, or a
-            group keeps no prompt.
+    Attributes:
+        number: of the prompt, over all groups, from 0.
+        drafts: the first of each cycle; empty where entropies are not known.
     """
-    tokenizer = chat_tokenizer(target)
-    before = [] if system is None else [{"role": "system", "content": system}]
-    out: dict[str, list[list[int]]] = {}
-    for name, texts in groups.items():
-        ids = [
-            list(
-                tokenizer.apply_chat_template(
-                    [*before, {"role": "user", "content": text}], add_generation_prompt=True
-                )
+
+    number: int
+    group: str
+    figures: ChainFigures
+    drafts: FirstDrafts
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Of some prompts together.
+
+    Attributes:
+        acceptance_length: tau, pooled.
+        interval: 95 %, over prompts.
+        by_position: acceptance of each draft given that all before it were accepted.
+    """
+
+    acceptance_length: float
+    interval: tuple[float, float]
+    by_position: tuple[float, ...]
+    cycles: int
+    tokens: int
+    prompts: int
+
+    @classmethod
+    def of(cls, judged: Sequence[JudgedPrompt]) -> Acceptance:
+        """Raises ValueError where no cycle was counted."""
+        pooled = judged[0].figures
+        for one in judged[1:]:
+            pooled = pooled + one.figures
+        low, high = pooled_interval([_counts(one) for one in judged])
+        return cls(
+            round(pooled.tau, 4),
+            (round(low, 4), round(high, 4)),
+            tuple(round(share, 4) for share in pooled.acceptance),
+            pooled.cycles,
+            pooled.tokens,
+            len(judged),
+        )
+
+
+@dataclass(frozen=True)
+class AcceptanceReport:
+    """Of all prompts and of each group; ``mean_of_groups``: of their taus."""
+
+    pooled: Acceptance = field(metadata=FLAT)
+    mean_of_groups: float
+    groups: Mapping[str, Acceptance]
+    per_prompt: tuple[PromptCounts, ...]
+    by_target_entropy_decile: tuple[EntropyPart, ...] | None = None
+    heat_map: HeatMap | None = None
+
+    @classmethod
+    def of(cls, judged: Sequence[JudgedPrompt], entropies: bool = True) -> AcceptanceReport:
+        """In the order of the prompts' numbers.
+
+        Args:
+            entropies: whether the first drafts are known.
+
+        Raises:
+            ValueError: no cycle was counted.
+        """
+        judged = sorted(judged, key=lambda one: one.number)
+        names = dict.fromkeys(one.group for one in judged)
+        pooled = Acceptance.of(judged)
+        groups = {n: Acceptance.of([one for one in judged if one.group == n]) for n in names}
+        mean = sum(one.acceptance_length for one in groups.values()) / len(groups)
+        drafts = FirstDrafts.joined([one.drafts for one in judged])
+        return cls(
+            pooled,
+            round(mean, 4),
+            groups,
+            tuple(_counts(one) for one in judged),
+            by_decile(drafts.target_entropy, drafts.accepted) if entropies else None,
+            heat_map(drafts) if entropies else None,
+        )
+
+
+@dataclass(frozen=True)
+class Unverified:
+    """A server verified fewer tokens than its whole chains have, and what changes that."""
+
+    verified: int
+    of: int
+    to_verify_all: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """What the figures depend on besides models and texts.
+
+    Attributes:
+        depth: of the chains.
+        dtype, device: of an offline measurement.
+        server: of a server, what it says of itself.
+    """
+
+    depth: int
+    dtype: str | None = None
+    device: str | None = None
+    max_new_tokens: int
+    max_prompts: int
+    max_prompt_tokens: int
+    server: Mapping[str, Any] | None = None
+    unverified: Unverified | None = None
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of prompts."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EvalSubject:
+    """What is measured, with what and on what.
+
+    Attributes:
+        drafter, target: their folders.
+        source: ``offline``, or the server's URL.
+        texts: group -> its file.
+        provenance: see ``base.provenance``.
+    """
+
+    drafter: str
+    target: str
+    source: str
+    settings: EvalSettings = field(metadata=FLAT)
+    texts: Mapping[str, TextFile]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class JudgedPart:
+    """An interrupted measurement: so many of the prompts were judged."""
+
+    judged: int
+    of: int
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """tau of one drafter over another's.
+
+    Attributes:
+        interval: 95 %, from a bootstrap of each group's prompts, the same for both.
+        differs: the interval excludes 1.
+    """
+
+    ratio: float
+    interval: tuple[float, float]
+    differs: bool
+
+
+@dataclass(frozen=True)
+class Against:
+    """The ratio to the drafter in that folder."""
+
+    drafter: str
+    paired: PairedRatio = field(metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class DrafterReport:
+    """All that ``drafter eval --json`` writes."""
+
+    subject: EvalSubject = field(metadata=FLAT)
+    acceptance: AcceptanceReport = field(metadata=FLAT)
+    partial: JudgedPart | None = None
+    against: Against | None = None
+
+    def table(self) -> str:
+        """For people."""
+        figures = self.acceptance
+        header = ("group", "prompts", "tau", "95 % interval", "acceptance by position")
+        rows = [
+            (
+                name,
+                str(row.prompts),
+                f"{row.acceptance_length:.3f}",
+                "{:.3f} to {:.3f}".format(*row.interval),
+                " ".join(f"{share:.2f}" for share in row.by_position),
             )
-            for text in texts
+            for name, row in [*figures.groups.items(), ("all, pooled", figures.pooled)]
         ]
-        out[name] = [one for one in ids if len(one) <= max_prompt_tokens]
-        if not out[name]:
-            raise ValueError(f"{name}: every prompt is longer than {max_prompt_tokens} tokens")
-    return out
+        lines = [text_table(header, rows)]
+        if self.partial is not None:
+            lines.append(f"partial: {self.partial.judged} of {self.partial.of} prompts")
+        lines.append(f"mean of the groups: {figures.mean_of_groups:.3f}")
+        if self.against is not None:
+            paired = self.against.paired
+            low, high = (100 * (one - 1) for one in paired.interval)
+            lines.append(
+                f"against {self.against.drafter}: {100 * (paired.ratio - 1):+.1f} % "
+                f"({low:+.1f} to {high:+.1f}){'' if paired.differs else ', no difference'}"
+            )
+        if figures.by_target_entropy_decile:
+            lines.append("first draft accepted, by target entropy (nats):")
+        for part in figures.by_target_entropy_decile or ():
+            low, high = part.entropy
+            bar = "#" * round(40 * part.acceptance)
+            lines.append(f"  {low:6.3f} to {high:6.3f}  {part.acceptance:.2f}  {bar}".rstrip())
+        return "\n".join(lines)
 
 
-def load_pair(
-    target_folder: Path,
-    drafter_folder: Path,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> tuple[PlainTarget, Drafter, tuple[int, ...]]:
-    """A target in ``dtype``, a drafter in float32, both on ``device``, and the layers it taps.
-
-    Raises:
-        DrafterError: they do not fit, or are not read here.
-    """
-    drafter = load_drafter(drafter_folder).to(device)
-    target = PlainTarget.from_folder(target_folder, dtype, device)
-    layers = drafter.config.target_layer_ids
-    if layers is None:
-        layers = default_eagle3_layer_ids(target.num_layers)
-    width = drafter.config.tap_width // len(layers)
-    vocab = target.embedding.shape[0]
-    if width != target.hidden_size or drafter.config.vocab_size != vocab:
-        raise DrafterError(
-            f"{drafter_folder} drafts for a target of hidden size {width} and "
-            f"{drafter.config.vocab_size} tokens; {target_folder} has {target.hidden_size} and "
-            f"{vocab}"
-        )
-    if max(layers) >= target.num_layers:
-        raise DrafterError(
-            f"{drafter_folder} taps layer {max(layers)}; {target_folder} has {target.num_layers}"
-        )
-    return target, drafter, tuple(layers)
-
-
-def judged(
-    target_folder: Path,
-    drafter_folder: Path,
-    prompts: Mapping[str, Sequence[Sequence[int]]],
-    depth: int,
-    max_new_tokens: int,
-    dtype: torch.dtype = torch.float32,
-    report: Callable[[str], None] | None = None,
-    device: torch.device | str = "cpu",
-) -> Iterator[tuple[int, Counted, FirstDrafts]]:
-    """Greedy chains of ``depth`` drafts by the plain drafter against the plain target, prompt by
-    prompt: (its number, its counts, its first drafts).
-
-    Prompts of similar length are answered together; such batches come in a seeded random order,
-    so that those before an interrupt are short and long ones.
-
-    Raises:
-        DrafterError: drafter and target do not fit, or are not read here.
-        ValueError: the target has too few positions.
-    """
-    target, drafter, layers = load_pair(target_folder, drafter_folder, dtype, device)
-    flat = [(group, prompt) for group, held in prompts.items() for prompt in held]
-    longest = max(len(prompt) for _, prompt in flat) + max_new_tokens
-    if longest > target.max_positions:
-        raise ValueError(
-            f"the longest prompt and {max_new_tokens} new tokens need {longest} positions; the "
-            f"target has {target.max_positions}"
-        )
-    batches = answered_together([len(prompt) for _, prompt in flat], target.device)
-    random.Random(0).shuffle(batches)
-    done = 0
-    for batch in batches:
-        asked = [flat[i][1] for i in batch]
-        answers = greedy_answers(target, asked, max_new_tokens, layers, len(batch))
-        for i, answer in zip(batch, answers, strict=True):
-            figures, drafts = draft_answer(drafter, target.embedding, answer, depth)
-            yield i, (flat[i][0], figures), drafts.to("cpu")
-        done += len(batch)
-        if report is not None:
-            report(f"offline: {done} of {len(flat)} prompts")
-
-
-def report(counted: Sequence[Counted], drafts: FirstDrafts | None = None) -> dict[str, Any]:
-    """The figures as JSON takes them.
-
-    Returns:
-        ``acceptance_length`` (pooled), its ``interval`` (95 %, over prompts), ``by_position``
-        (acceptance given that all before it were accepted), ``cycles``, ``tokens``, the same of
-        each of the ``groups``, ``mean_of_groups``, ``per_prompt`` (group, tokens, cycles); with
-        ``drafts``, also ``by_target_entropy_decile`` and ``heat_map``.
-
-    Raises:
-        ValueError: no cycle was counted.
-    """
-    names = list(dict.fromkeys(group for group, _ in counted))
-    groups = {name: _figures([one for group, one in counted if group == name]) for name in names}
-    means = [group["acceptance_length"] for group in groups.values()]
-    out: dict[str, Any] = {
-        **_figures([one for _, one in counted]),
-        "mean_of_groups": round(sum(means) / len(means), 4),
-        "groups": groups,
-        "per_prompt": [[group, one.tokens, one.cycles] for group, one in counted],
-    }
-    if drafts is not None:
-        out["by_target_entropy_decile"] = by_decile(drafts.target_entropy, drafts.accepted)
-        out["heat_map"] = heat_map(drafts)
-    return out
-
-
-def _figures(parts: Sequence[ChainFigures]) -> dict[str, Any]:
-    pooled = parts[0]
-    for one in parts[1:]:
-        pooled = pooled + one
-    low, high = ratio_interval([p.tokens for p in parts], [p.cycles for p in parts])
-    return {
-        "acceptance_length": round(pooled.tau, 4),
-        "interval": [round(low, 4), round(high, 4)],
-        "by_position": [round(a, 4) for a in pooled.acceptance],
-        "cycles": pooled.cycles,
-        "tokens": pooled.tokens,
-        "prompts": len(parts),
-    }
+def _counts(one: JudgedPrompt) -> PromptCounts:
+    return PromptCounts(one.group, one.figures.tokens, one.figures.cycles)

@@ -1,10 +1,10 @@
 """tau of a drafter offline: greedy chains against the target's own greedy answers.
 
-Greedy speculation never changes what the target writes, and a chain that starts behind a verified
-token sees the target's features of verified tokens and its own drafts alone. So the answers are
-generated once, every position's chain is drafted at once (``unroll``), and the verify loop walks
-over the answer: it emits a chain's accepted tokens plus one, and goes on behind them. The result
-is what a row-by-row loop counts; a test compares the two.
+Greedy speculation never changes what the target writes, and a chain that starts after a verified
+token sees only the target's features of verified tokens and its own drafts. So the answers are
+generated once, the chains of all positions are drafted at once (``unroll``), and the verify loop
+walks over the answer: it emits a chain's accepted tokens plus one, and continues after them. The
+result is what a row-by-row loop counts; a test compares the two.
 """
 
 from __future__ import annotations
@@ -151,13 +151,6 @@ def greedy_answers(
         if report is not None:
             report(f"answers: {len(answers)} of {len(prompts)}")
     return [answers[i] for i in range(len(prompts))]
-
-
-def chain_figures(
-    drafter: Drafter, embedding: Tensor, answer: GreedyAnswer, depth: int
-) -> ChainFigures:
-    """``draft_answer`` without the uncertainties."""
-    return draft_answer(drafter, embedding, answer, depth)[0]
 
 
 @torch.inference_mode()

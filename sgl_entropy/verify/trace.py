@@ -174,6 +174,11 @@ class RequestTrace:
     benchmark: str | None
     cycles: tuple[CycleRecord, ...]
 
+    def __post_init__(self) -> None:
+        for number, cycle in enumerate(self.cycles[:-1], 1):
+            if cycle.ended:
+                _refuse(f"cycle {number} ends the request, but others follow")
+
     def to_dict(self, draft_tokens: int) -> dict[str, Any]:
         return {
             "rid": self.rid,
@@ -200,8 +205,6 @@ class RequestTrace:
                 cycles.append(CycleRecord.from_dict(cycle, draft_tokens))
             except ValueError as error:
                 _refuse(f"cycle {number}: {error}")
-            if cycles[-1].ended and number < len(given):
-                _refuse(f"cycle {number} ends the request, but others follow")
         return cls(rid, benchmark, tuple(cycles))
 
 

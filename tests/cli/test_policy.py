@@ -15,6 +15,7 @@ from sgl_entropy_bench.http.replies import MetaInfo
 
 from sgl_entropy.cli import main
 from sgl_entropy.cli.policy_record import header_of, request_of
+from sgl_entropy.cli.running_server import TracedAnswer
 from sgl_entropy.verify.policies import Svip
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
@@ -32,10 +33,6 @@ INFO = {
     "easd": RULE.to_dict(),
     "easd_relaxed_below": None,
 }
-
-
-def info(meta: dict[str, Any]) -> MetaInfo:
-    return MetaInfo.of({"meta_info": meta})
 
 
 def meta_of(request: RequestTrace) -> dict[str, Any]:
@@ -156,7 +153,7 @@ def test_a_servers_traces_become_a_file(
     assert capsys.readouterr().out.count("it agrees") == 2
 
 
-def test_an_interrupted_record_is_gone_on_with(
+def test_an_interrupted_record_is_continued(
     folder: Path, server: TinyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "trace"
@@ -165,11 +162,11 @@ def test_an_interrupted_record_is_gone_on_with(
     error = capsys.readouterr().err
     assert "math-2" in error
     assert "no more" in error
-    assert "go on with --resume" in error
+    assert "continue with --resume" in error
     assert [request.rid for request in TraceReader(out)] == ["math-0", "math-1"]
     server.refuse_from = None
     assert record(folder, server, out) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert record(folder, server, out, "--resume", "--temperature", "1") == 2
     assert "temperature differ" in capsys.readouterr().err
     assert record(folder, server, out, "--resume") == 0
@@ -222,27 +219,31 @@ def test_what_a_server_says_of_itself() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             header_of(plain | change, 0)
-    with pytest.raises(ValueError, match="serves no drafter"):
-        header_of(None, 0)
 
 
 def test_what_a_server_says_of_a_request() -> None:
+    def traced(meta: dict[str, Any]) -> RequestTrace:
+        return request_of(TracedAnswer.of(MetaInfo.of({"meta_info": meta}), 4), "r0", None, HEADER)
+
     (request,) = requests([cycle(2), cycle(0), cycle(4, emitted=4)])
-    assert request_of(info(meta_of(request)), "r0", None, HEADER) == request
-    # A SGLang of before counts nothing; an answer of one token has no cycle.
+    assert traced(meta_of(request)) == request
+    # A SGLang without our counters counts nothing; an answer of one token has no cycle.
     bare = {"completion_tokens": 9, "spec_trace": meta_of(request)["spec_trace"]}
-    assert request_of(info(bare), "r0", None, HEADER) == request
-    assert request_of(info({"completion_tokens": 1}), "r0", None, HEADER).cycles == ()
+    assert traced(bare) == request
+    assert traced({"completion_tokens": 1}).cycles == ()
+    ended = [cycle(1, emitted=1).to_dict(4), cycle(1).to_dict(4)]
     for name, wrong, message in (
         ("spec_trace", None, "returned no spec_trace"),
-        ("spec_trace", [{}], "cycle 1: missing key"),
-        ("spec_trace", {}, "cycles must be a list"),
-        ("spec_drafted", 11, "spec_drafted is 11, the trace has 12"),
-        ("spec_emitted", 9, "spec_emitted is 9, the trace has 8"),
-        ("easd_fires", 1, "easd_fires is 1, the trace has 0"),
+        ("spec_trace", [{}], "spec_trace, cycle 1: missing key"),
+        ("spec_trace", {}, "returned no spec_trace"),
+        ("spec_trace", ended, "cycle 1 ends the request, but others follow"),
+        ("spec_drafted", 11, "drafted is 11, the trace has 12"),
+        ("spec_emitted", 9, "emitted is 9, the trace has 8"),
+        ("easd_fires", 1, "fires is 1, the trace has 0"),
     ):
+        counted = bare if wrong is ended else meta_of(request)
         with pytest.raises(ValueError, match=message):
-            request_of(info(meta_of(request) | {name: wrong}), "r0", None, HEADER)
+            traced(counted | {name: wrong})
 
 
 def test_records_that_cannot_be_made(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sgl_entropy.evaluate.easd_decode import EasdAnswer, decode
-from sgl_entropy.evaluate.report import load_pair
+from sgl_entropy.evaluate.offline import load_pair
 from sgl_entropy.verify.policies import Svip
 from sgl_entropy.verify.replay.stop import StopReplay
 from sgl_entropy.verify.rule import EasdRule

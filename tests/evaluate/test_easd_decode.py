@@ -11,7 +11,7 @@ import torch
 
 from sgl_entropy.drafter.model import Drafter
 from sgl_entropy.evaluate.easd_decode import EasdAnswer, decode
-from sgl_entropy.evaluate.walk import ChainFigures, chain_figures, greedy_answers
+from sgl_entropy.evaluate.walk import ChainFigures, draft_answer, greedy_answers
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.verify.rule import EasdRule
 from tests.drafter.test_model import ARMS, make
@@ -38,7 +38,7 @@ def test_a_rule_that_cannot_fire_is_plain_speculation(arm: str, end: bool) -> No
             answer = greedy_answers(target, prompts, NEW, layers)[0]
         found, plain = decode(target, drafter, prompts * 2, [NEVER, None], DEPTH, NEW)
         assert found.tokens == plain.tokens == answer.tokens[answer.prompt_length :].tolist()
-        assert figures(found) == chain_figures(drafter, target.embedding, answer, DEPTH)
+        assert figures(found) == draft_answer(drafter, target.embedding, answer, DEPTH)[0]
         assert all(cycle.fired is None for cycle in found.cycles)
         assert [cycle.checked for cycle in found.cycles] == [c.judged for c in found.cycles]
         assert sum(cycle.checked for cycle in plain.cycles) == 0

@@ -17,7 +17,7 @@ from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.http.replies import MetaInfo
 
 from sgl_entropy.cli import main
-from sgl_entropy.evaluate import report
+from sgl_entropy.evaluate import offline
 from tests.engine import pair
 from tests.traced_server import TracedServer, running
 
@@ -114,7 +114,7 @@ def test_an_interrupt_keeps_what_was_judged(
 ) -> None:
     """The figures are those of the judged prompts alone, and say so."""
     done = 0
-    draft = report.draft_answer
+    draft = offline.draft_answer
 
     def interrupted(*given: Any) -> Any:
         nonlocal done
@@ -123,7 +123,7 @@ def test_an_interrupt_keeps_what_was_judged(
         done += 1
         return draft(*given)
 
-    monkeypatch.setattr(report, "draft_answer", interrupted)
+    monkeypatch.setattr(offline, "draft_answer", interrupted)
     out = folder / f"partial-{judged}.json"
     words = ["drafter", "eval", str(folder / "edsd"), "--target", str(folder / "target")]
     words += ["--texts", str(folder / "chat.jsonl"), str(folder / "lines.txt")]

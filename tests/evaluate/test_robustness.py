@@ -11,43 +11,55 @@ from typing import Any
 import pytest
 import torch
 
+from sgl_entropy.base.typed_json import as_json, from_json
 from sgl_entropy.cli import main
 from sgl_entropy.evaluate import robustness
-from sgl_entropy.evaluate.report import chat_prompts, judged
+from sgl_entropy.evaluate.offline import chat_prompts, judged
+from sgl_entropy.evaluate.tau import PromptCounts
 from tests.engine import pair
 
-Rows = list[tuple[str, int, int]]
+Rows = list[PromptCounts]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def rows(tokens: int, groups: str = "xy") -> Rows:
     """Ten prompts a group of 100 cycles each; every third prompt is twice as easy."""
-    return [(g, tokens * (2 if i % 3 == 0 else 1), 100) for g in groups for i in range(10)]
+    easy = [tokens * (2 if i % 3 == 0 else 1) for i in range(10)]
+    return [PromptCounts(group, one, 100) for group in groups for one in easy]
 
 
 def test_a_drop_is_relative_to_the_own_system_prompt() -> None:
     counts = {"edsd": [rows(200), rows(190), rows(180)]}
-    found = robustness.summarise(counts)["drafters"]["edsd"]
-    assert found["tau"] == pytest.approx(2.0 * 1.4)
-    assert found["tau_by_system"] == pytest.approx([1.9 * 1.4, 1.8 * 1.4])
-    assert found["mean_drop"] == pytest.approx(0.075)
-    assert found["worst_drop"] == pytest.approx(0.1)
+    found = robustness.summarise(counts).drafters["edsd"]
+    assert found.tau == pytest.approx(2.0 * 1.4)
+    assert found.tau_by_system == pytest.approx([1.9 * 1.4, 1.8 * 1.4])
+    assert found.mean_drop == pytest.approx(0.075)
+    assert found.worst_drop == pytest.approx(0.1)
     # Each prompt drops by the same fraction: resampling prompts cannot change it.
-    assert found["interval"] == pytest.approx([0.075, 0.075], abs=1e-4)
+    assert found.interval == pytest.approx([0.075, 0.075], abs=1e-4)
 
 
 def test_differences_are_paired_over_prompts_and_systems() -> None:
     counts = {"edsd": [rows(200), rows(198)], "eagle3": [rows(220), rows(209)]}
     found = robustness.summarise(counts)
-    assert found["differences"]["edsd - eagle3"]["mean_drop"] == pytest.approx(-0.04)
-    assert found["differences"]["edsd - eagle3"]["interval"] == pytest.approx([-0.04] * 2, abs=1e-4)
-    assert "edsd - eagle3: -4.0%" in robustness.table(found)
+    assert found.differences["edsd - eagle3"].mean_drop == pytest.approx(-0.04)
+    assert found.differences["edsd - eagle3"].interval == pytest.approx([-0.04] * 2, abs=1e-4)
+    assert "edsd - eagle3: -4.0%" in found.table()
 
 
 def test_groups_weigh_alike() -> None:
-    own: Rows = [("x", 400, 100), *[("y", 200, 100)] * 9]
-    foreign: Rows = [("x", 200, 100), *[("y", 200, 100)] * 9]
-    found = robustness.summarise({"edsd": [own, foreign]})["drafters"]["edsd"]
-    assert found["mean_drop"] == pytest.approx(1 / 3, abs=1e-4)
+    own = [PromptCounts("x", 400, 100), *[PromptCounts("y", 200, 100)] * 9]
+    foreign = [PromptCounts("x", 200, 100), *[PromptCounts("y", 200, 100)] * 9]
+    found = robustness.summarise({"edsd": [own, foreign]}).drafters["edsd"]
+    assert found.mean_drop == pytest.approx(1 / 3, abs=1e-4)
+
+
+def test_a_committed_report_is_read_and_its_page_written_as_it_is() -> None:
+    results = ROOT / "bench" / "results" / "training"
+    raw = json.loads((results / "robustness.json").read_text())
+    report = from_json(robustness.RobustnessReport, raw)
+    assert as_json(report) == raw
+    assert (results / "robustness.md").read_text().startswith(report.page())
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +116,11 @@ def test_a_measurement_goes_on_after_an_interrupt(
         for index, system in enumerate([None, "Be brief.", "0 1 2 3"]):
             prompts = chat_prompts(folder / "target", groups, 1536, system)
             parts = judged(folder / "target", folder / name, prompts, 4, 30)
-            counted = [one[1] for one in sorted(parts, key=lambda one: one[0])]
+            counted = sorted(parts, key=lambda one: one.number)
             line = next(h for h in held if (h["system"], h["drafter"]) == (index, name))
-            assert line["prompts"] == [[g, f.tokens, f.cycles] for g, f in counted]
+            assert line["prompts"] == [
+                [c.group, c.figures.tokens, c.figures.cycles] for c in counted
+            ]
     monkeypatch.setattr(robustness, "greedy_answers", None)
     page = folder / "out.md"
     assert main(words(folder, "--json", str(out), "--page", str(page))) == 0

@@ -16,7 +16,7 @@ from sgl_entropy.evaluate.walk import (
     ChainFigures,
     GreedyAnswer,
     answered_together,
-    chain_figures,
+    draft_answer,
     greedy_answers,
     walk,
 )
@@ -98,7 +98,7 @@ def test_offline_counts_equal_a_verify_loop(arm: str) -> None:
     some_accepted = False
     for prompt, answer in zip(prompts, answers, strict=True):
         _teach(drafter, target, answer)
-        found = chain_figures(drafter, target.embedding, answer, depth)
+        found = draft_answer(drafter, target.embedding, answer, depth)[0]
         assert found == _verify_loop(target, drafter, prompt, layers, depth, new)
         some_accepted |= found.accepted_at[1] > 0
         assert found.tokens == new - 1

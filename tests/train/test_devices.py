@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_entropy.evaluate import report
+from sgl_entropy.evaluate import offline
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data
 from sgl_entropy.train.stages import drafter as pipeline
@@ -26,7 +26,7 @@ def test_tau_is_measured_where_a_drafter_is_fitted(
 
     monkeypatch.setattr(pipeline, "device_of", lambda number: "meta")
     monkeypatch.setattr(pipeline, "benchmark_prompts", lambda settings: {})
-    monkeypatch.setattr(report, "load_pair", load_pair)
+    monkeypatch.setattr(offline, "load_pair", load_pair)
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "config.json").write_text("{}")
     settings = load_settings(None, [f"target={tmp_path / 'target'}"])

@@ -61,7 +61,7 @@ def test_offline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["rates"]["acceptance_length_easd"] < found["rates"]["acceptance_length"]
     out, err = capsys.readouterr()
     assert f"{found['rule']['target_entropy']:.3f}" in out
-    assert "6 of 6 prompts, 0 s left" in err
+    assert "6 of 6 prompts (about 0:00 left)" in err
     assert "warning: only" in err
 
 
@@ -204,8 +204,8 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> st
         ({"draft_stop": {"name": "svip"}}, {}, "without --speculative-draft-stop"),
         ({"easd": {"top_n": 7}}, {}, "no share of 7: another top_n"),
         ({"model_path": "org/model"}, {}, "serves org/model"),
-        ({}, {"spec_trace": None}, "returned no spec_trace: it records chains alone"),
-        ({}, {"spec_trace": [{}]}, "spec_trace: missing key"),
+        ({}, {"spec_trace": None}, "returned no spec_trace"),
+        ({}, {"spec_trace": [{}]}, "spec_trace, cycle 1: missing key"),
         ({"speculative_num_draft_tokens": 3}, {}, "must be"),
         ({}, {"spec_trace": []}, "answers are too short"),
     ],

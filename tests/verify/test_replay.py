@@ -32,7 +32,7 @@ STOPS: list[tuple[DraftStop, dict[str, Any] | None]] = [
 
 def replayed(path: Path, words: list[str] | None = None, costs: Costs | None = None) -> Any:
     """The reports as `policy replay --json` writes them."""
-    return as_json(replay(path, words or (), costs))["policies"]
+    return replay(path, words or (), costs).to_dict()["policies"]
 
 
 def one(

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from sgl_entropy.base.disk import write_whole
 from sgl_entropy.base.texts import read_texts, text_files
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.drafter.model import build_drafter, load_drafter
-from sgl_entropy.evaluate.report import chat_prompts, judged
-from sgl_entropy.evaluate.report import report as figures_of
-from sgl_entropy.evaluate.uncertainty import FirstDrafts
+from sgl_entropy.evaluate.offline import chat_prompts, judged
+from sgl_entropy.evaluate.report import AcceptanceReport
 from sgl_entropy.target.config import end_tokens
 from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.target.rotary import rotary_of
@@ -208,9 +208,9 @@ def benchmark_prompts(work: Workspace) -> dict[str, list[list[int]]]:
 
 def evaluate(work: Workspace, folder: Path, report: Report = print) -> dict[str, Any]:
     """Acceptance of the drafter in ``folder`` on the benchmarks of ``evaluate.benchmarks``, as
-    `drafter eval` reports it (``evaluate.report``): on this machine's first GPU, or the CPU."""
+    `drafter eval` reports it (``AcceptanceReport``): on this machine's first GPU, or the CPU."""
     given = work.settings.evaluate
-    measured = judged(
+    prompts = judged(
         work.target,
         folder,
         benchmark_prompts(work),
@@ -220,5 +220,5 @@ def evaluate(work: Workspace, folder: Path, report: Report = print) -> dict[str,
         report,
         device_of(0),
     )
-    parts = sorted(measured, key=lambda one: one[0])
-    return figures_of([one[1] for one in parts], FirstDrafts.joined([one[2] for one in parts]))
+    figures: dict[str, Any] = as_json(AcceptanceReport.of(list(prompts)))
+    return figures

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.verify.replay.easd import EasdReplay, make_easd
 from sgl_entropy.verify.replay.ledger import Costs
 from sgl_entropy.verify.replay.policy import Replay, ReplayOptions, ReplayReport
@@ -57,7 +59,13 @@ class ReplayedTrace:
     trace: str
     header: TraceHeader
     policies: Mapping[str, ReplayReport]
-    costs: Costs | None = None
+    costs: Costs | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``--json`` writes it."""
+        out = {"trace": self.trace, "header": self.header.to_dict()}
+        out["policies"] = as_json(self.policies)
+        return out if self.costs is None else {**out, "costs": as_json(self.costs)}
 
 
 def make(word: str, header: TraceHeader) -> Replay:

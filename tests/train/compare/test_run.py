@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sgl_entropy.cli import main
-from sgl_entropy.evaluate.report import chat_prompts, judged
+from sgl_entropy.evaluate.offline import chat_prompts, judged
 from sgl_entropy.train.compare.comparison_report import page, table
 from sgl_entropy.train.compare.file import load_comparison
 from sgl_entropy.train.compare.records import FitRecord, JudgedBy, JudgedFit

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sgl_entropy.drafter.model import load_drafter
-from sgl_entropy.evaluate.walk import chain_figures, greedy_answers
+from sgl_entropy.evaluate.walk import draft_answer, greedy_answers
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.fit.export import export_drafter, fold_tap_scale
 from sgl_entropy.train.fit.loop import run_fit
@@ -220,7 +220,7 @@ def test_export_reloads_and_drafts_the_same(
     # Folded and exported, it still drafts what the target writes far better than chance.
     prompts = [p.tokens for p in tiny_prompts()]
     answers = greedy_answers(tiny_target, prompts, 20, arm[1])
-    figures = [chain_figures(half, tiny_target.embedding, a, 3) for a in answers]
+    figures = [draft_answer(half, tiny_target.embedding, a, 3)[0] for a in answers]
     assert sum(f.accepted_at[0] for f in figures) / sum(f.cycles for f in figures) > 0.1
 
 
