@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -44,17 +43,6 @@ class Identity:
             raise ValueError(f"{folder}: holds no *.safetensors, by which a model is known")
         parts = [name.encode() + b"\0" + tensors[name] for name in sorted(tensors)]
         return cls(_name(folder), hashlib.sha256(b"".join(parts)).hexdigest())
-
-    @classmethod
-    def from_dict(cls, raw: Any) -> Identity:
-        """Raises ValueError for anything but two strings, ``name`` and ``sha256``."""
-        if (
-            not isinstance(raw, Mapping)
-            or set(raw) != {"name", "sha256"}
-            or not all(isinstance(value, str) and value for value in raw.values())
-        ):
-            raise ValueError(f"expected an object with name and sha256, found {raw!r:.80}")
-        return cls(**raw)
 
 
 def _name(folder: Path) -> str:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from sgl_entropy.drafter.config import DrafterError
 from sgl_entropy.drafter.model import DraftCache, Drafter, build_drafter, draft_chain
 from sgl_entropy.drafter.unroll import Unroll
-from sgl_entropy.evaluate.report import report
+from sgl_entropy.evaluate.report import AcceptanceReport, JudgedPrompt
+from sgl_entropy.evaluate.uncertainty import FirstDrafts
 from sgl_entropy.evaluate.walk import (
     ChainFigures,
     GreedyAnswer,
@@ -79,11 +80,15 @@ def test_walk_counts_a_loop_done_by_hand() -> None:
 
 
 def test_a_report_means_groups_and_pools_tokens() -> None:
-    even = report([("a", ChainFigures(30, 10, (20,))), ("b", ChainFigures(10, 10, (0,)))])
-    assert even["mean_of_groups"] == even["acceptance_length"] == 2.0
-    uneven = report([("a", ChainFigures(90, 30, (60,))), ("b", ChainFigures(10, 10, (0,)))])
-    assert uneven["mean_of_groups"] == 2.0
-    assert uneven["acceptance_length"] == 2.5
+    def report(*groups: tuple[str, ChainFigures]) -> AcceptanceReport:
+        judged = [JudgedPrompt(at, *one, FirstDrafts.of([])) for at, one in enumerate(groups)]
+        return AcceptanceReport.of(judged)
+
+    even = report(("a", ChainFigures(30, 10, (20,))), ("b", ChainFigures(10, 10, (0,))))
+    assert even.mean_of_groups == even.pooled.acceptance_length == 2.0
+    uneven = report(("a", ChainFigures(90, 30, (60,))), ("b", ChainFigures(10, 10, (0,))))
+    assert uneven.mean_of_groups == 2.0
+    assert uneven.pooled.acceptance_length == 2.5
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -157,7 +157,8 @@ def test_lines_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     good = json.dumps(requests([cycle(1)])[0].to_dict(4)).encode()
     header = json.dumps(HEADER.to_dict()).encode()
-    ended = requests([cycle(1, emitted=1), cycle(1)])[0].to_dict(4)
+    cycles = [cycle(1, emitted=1).to_dict(4), cycle(1).to_dict(4)]
+    ended = {"rid": "r1", "benchmark": None, "cycles": cycles}
     for line, message in (
         (good, "line 3: rid r0 comes twice"),
         (b"", "line 3: not JSON"),
