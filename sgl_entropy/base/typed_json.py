@@ -16,6 +16,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 # Metadata of a field whose value is written into the object of its parent.
 FLAT = {"flat": True}
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    dict: "an object",
+    Mapping: "an object",
+}
 
 
 def as_json(value: Any) -> Any:
@@ -122,8 +130,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if origin is None and isinstance(value, hint) and (hint is bool or type(value) is not bool):
         return value
-    name = getattr(origin or hint, "__name__", str(hint)) if origin is not Literal else str(parts)
-    raise ValueError(f"{where}: expected {name}, found {_found(value)}")
+    words = f"one of {parts}" if origin is Literal else _WORDS.get(origin or hint, "a list")
+    raise ValueError(f"{where}: expected {words}, found {_found(value)}")
 
 
 def _before(where: str) -> str:

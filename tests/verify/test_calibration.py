@@ -204,13 +204,13 @@ def test_a_committed_file_is_read_and_written_as_it_is() -> None:
         (["kind"], "drafter", "expected an object with"),
         (["format"], 2, "format 2 is not known; this version reads 1"),
         (["format"], True, "format True is not known"),
-        (["colour"], 1, "unknown key colour"),
-        (["rule", "colour"], 1, "rule: unknown key colour"),
+        (["colour"], 1, "unknown keys: colour"),
+        (["rule", "colour"], 1, "rule: unknown keys: colour"),
         (["rule", "target_entropy"], -1, "target_entropy must be a number from 0"),
         (["rule"], [], "rule: expected an object"),
-        (["target", "sha256"], 3, "target.sha256: expected a string, found 3"),
+        (["target", "sha256"], 3, "target: sha256: expected a string, found int 3"),
         (["draft_stop", "edges"], [1.5, 0.5], "edges must rise"),
-        (["draft_stop", "edges"], ["1", "2"], "draft_stop.edges.0.: expected a number"),
+        (["draft_stop", "edges"], ["1", "2"], "draft_stop: edges.0.: expected a number"),
         (["draft_stop", "acceptance"], [0.9, 0.6], "one acceptance more than edges"),
         (["draft_stop", "acceptance"], [0.9, 0.6, 2], "must be shares"),
         (["positions"], 0, "positions must be at least 1"),
@@ -256,7 +256,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
     held = calibration().to_dict()
     for key in held:
         path.write_text(json.dumps({name: value for name, value in held.items() if name != key}))
-        with pytest.raises(ValueError, match=f"missing key {key}|format None|expected an object"):
+        with pytest.raises(ValueError, match=f"lacks {key}|format None|expected an object"):
             Calibration.load(path)
 
 
