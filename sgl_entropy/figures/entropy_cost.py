@@ -1,6 +1,7 @@
-"""What EASD computes at a position costs, against the softmax that sampling takes anyway (ours).
+"""The cost of what EASD computes at a position, against the softmax that sampling needs anyway
+(ours).
 
-Logits of two vocabularies: the small target's, and the largest that the papers' models have.
+Logits of two vocabularies: the small target's, and the largest of the papers' models.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def measure(
     """Milliseconds of each way by vocabulary and rows, taken in turn.
 
     Args:
-        tries: of each way, behind one that is not counted.
+        tries: of each way, after one that is not counted.
 
     Returns:
         ``tries`` and ``cases``: ``vocabulary``, ``rows``, and by way ``median_ms``,
@@ -79,9 +80,9 @@ def page(data: Mapping[str, Any]) -> str:
         "# What entropy and the likeliest tokens cost",
         "",
         "Milliseconds, median (quartiles), for float32 logits on a CPU with "
-        f"{data['threads']} thread(s), {data['tries']} times each and taken in turn; in brackets "
-        "behind, over a plain softmax of the same logits. both: as EASD computes them at a "
-        "checked position, of the drafter's logits and of the target's.",
+        f"{data['threads']} thread(s), {data['tries']} times each and taken in turn; in brackets, "
+        "the ratio to a plain softmax of the same logits. both: as EASD computes them at a checked "
+        "position, from the drafter's logits and from the target's.",
         "",
         "| vocabulary | rows | " + " | ".join(names) + " |",
         "| ---: | ---: |" + " ---: |" * len(names),

@@ -1,8 +1,8 @@
-"""What the matmuls of one forward cost on this core, by rows: why verification costs what it does.
+"""Time of the matmuls of one forward on this core, by rows: it explains what verification costs.
 
 A plain decode step of a batch of 8 multiplies every weight with 8 rows, a verification with 40.
-Where 8 rows are bound by reading the weights and 40 by arithmetic, no kernel makes the second as
-cheap as the first: 40 rows at the core's peak are a floor. (Ours.)
+If reading the weights bounds 8 rows and arithmetic bounds 40, no kernel makes the second as cheap
+as the first: 40 rows at the core's peak are a floor. (Ours.)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def measure(target: Path, tries: int = 7) -> dict[str, Any]:
     """Milliseconds of all linear layers of ``target`` in float32, and the core's peak.
 
     Raises:
-        ValueError: the served path is off here, so that nothing would be compared.
+        ValueError: the served path is off here: there is nothing to compare.
 
     Returns:
         ``flops_per_row``; ``peak_gflops``, of large square matmuls; ``rows``: for each number of

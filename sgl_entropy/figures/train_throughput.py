@@ -131,15 +131,15 @@ class Throughput:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Throughput:
         """From a committed file, whatever else it holds."""
-        held = {one.name: data[one.name] for one in fields(cls)}
+        known = {one.name: data[one.name] for one in fields(cls)}
         arms = {}
-        for name, arm in held["arms"].items():
+        for name, arm in data["arms"].items():
             kept = {one.name: arm[one.name] for one in fields(LoopFigures)}
             kept |= {"by_batch": Spread(**arm["by_batch"]), "memory": Memory(**arm["memory"])}
             arms[name] = LoopFigures(**kept)
-        losses = {name: Losses(**one) for name, one in held["losses"].items()}
-        held |= {"arms": arms, "losses": losses, "storage": Storage.from_json(held["storage"])}
-        return cls(**held)
+        losses = {name: Losses(**one) for name, one in data["losses"].items()}
+        known |= {"arms": arms, "losses": losses, "storage": Storage.from_json(data["storage"])}
+        return cls(**known)
 
 
 def layers_of(work: Workspace) -> dict[str, tuple[int, ...]]:

@@ -3,8 +3,8 @@
 ``python -m sgl_entropy.figures.transformers_greedy --target DIR --prompts IN.jsonl --out
 OUT.jsonl``: a process of its own, so that the measuring side needs no torch. Rows in: ``{"id",
 "messages"}``; rows out: ``{"id", "prompt_ids", "output_ids"}`` in float32, one prompt at a time
-(padding would change the sums' order and with it near-ties). Rows that the output already holds
-are skipped.
+(padding would change the sums' order and with it near-ties). Rows that are in the output
+already are skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """A JSONL file's rows; a last line that was cut short is left out."""
+    """The rows of a JSONL file, without a last line that was cut short."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -31,7 +31,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def run(target: Path, prompts: Path, out: Path, limit: int, tokens_only: bool) -> None:
     """Append a row to ``out`` for each prompt that it lacks; progress goes to stderr.
 
-    ``tokens_only``: only the prompts' token ids, ``output_ids`` is left out.
+    ``tokens_only``: write the prompts' token ids alone, without ``output_ids``.
     """
     have = {row["id"] for row in read_rows(out)} if out.is_file() else set()
     todo = [row for row in read_rows(prompts) if row["id"] not in have]
@@ -46,7 +46,7 @@ def run(target: Path, prompts: Path, out: Path, limit: int, tokens_only: bool) -
         model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
     begun = time.monotonic()
     with out.open("a") as handle, torch.inference_mode():
-        # Harmless where the file ends with a whole line: empty lines are skipped.
+        # Ends a line that was cut short; empty lines are skipped.
         handle.write("\n" if have else "")
         for index, row in enumerate(todo):
             ids = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True)

@@ -45,7 +45,7 @@ def page(summary: ComparisonSummary, runs: Sequence[JudgedFit], title: str, at_o
         markdown_table(*_costs(summary)),
     ]
     positions = [(name, arm.by_position) for name, arm in summary.arms.items()]
-    rows = [[name, *(f"{one:.3f}" for one in found)] for name, found in positions if found]
+    rows = [[name, *(f"{one:.3f}" for one in places)] for name, places in positions if places]
     if len(rows) == len(positions):
         depth = len(rows[0]) - 1
         parts.append(markdown_table(["acceptance of draft", *map(str, range(1, depth + 1))], rows))

@@ -90,7 +90,7 @@ def counted(work: Workspace, config: DrafterConfig, lengths: Lengths) -> Counts:
 
 
 def trial_of(work: Workspace, config: DrafterConfig, lengths: Lengths) -> Trial:
-    """What has to be tried to tell the seconds and the memory of the stages."""
+    """What is to be tried, to measure the seconds and the memory of the stages."""
     device = device_of(0) if work.settings.fit.online else "cpu"
     dtype = resolve_dtype(work.settings.generate.dtype, made_with(work.store_folder), device)
     return Trial(work, config, lengths, dtype)
@@ -136,9 +136,9 @@ def _notes(work: Workspace, config: DrafterConfig, lengths: Lengths, cost: Cost)
     return tuple(notes)
 
 
-def table(found: TrainingPlan) -> str:
+def table(one: TrainingPlan) -> str:
     """The plan for people."""
-    lengths, counts = found.lengths, found.counts
+    lengths, counts = one.lengths, one.counts
     stored = counts.store_bytes
     made = counts.generate_flops + counts.feature_flops
     learned = counts.fit_flops + counts.online_flops + counts.optimizer_flops
@@ -152,17 +152,17 @@ def table(found: TrainingPlan) -> str:
             f"{stored / 1e9:.2f} GB" if stored else "none: features are computed online",
         ),
         ("", f"{stored / counts.tokens:.0f} bytes a token" if stored else ""),
-        ("answers + features", f"{made:.2e} FLOPs, {_duration(found.data.seconds)}"),
-        ("", f"{found.data.memory / 1e9:.2f} GB of memory" if made else ""),
+        ("answers + features", f"{made:.2e} FLOPs, {_duration(one.data.seconds)}"),
+        ("", f"{one.data.memory / 1e9:.2f} GB of memory" if made else ""),
         ("fit", f"{learned:.2e} FLOPs, {counts.fit_rows:,} rows"),
         ("", _part(counts.online_flops, "by the target, online")),
         ("", _part(counts.optimizer_flops, "by Muon, in float32")),
-        ("", f"{counts.optimizer_steps:,} steps, {_duration(found.fit.seconds)}"),
-        ("", f"{found.fit.memory / 1e9:.2f} GB of memory"),
+        ("", f"{counts.optimizer_steps:,} steps, {_duration(one.fit.seconds)}"),
+        ("", f"{one.fit.memory / 1e9:.2f} GB of memory"),
     ]
-    head = f"{found.algorithm} on this machine ({found.basis})"
+    head = f"{one.algorithm} on this machine ({one.basis})"
     lines = [f"  {name:<20} {value}" for name, value in rows if value]
-    return "\n".join([head, *lines, *(f"note: {note}" for note in found.notes)])
+    return "\n".join([head, *lines, *(f"note: {note}" for note in one.notes)])
 
 
 def _part(flops: float, what: str) -> str:

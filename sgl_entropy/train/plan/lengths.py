@@ -1,4 +1,4 @@
-"""How long the sequences of a training are: as stored, or drawn before anything is. (Ours.)"""
+"""Lengths of a training's sequences: of the stored ones, and drawn for those to come. (Ours.)"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sgl_entropy.train.samples.store import Entry, Store
 from sgl_entropy.train.settings.file import GenerateSettings
 from sgl_entropy.train.settings.fit import FitSettings
 
-# Where a sequence lies that is answered, but has no features in the store.
+# The place of a sequence that is answered, but has no features in the store.
 ANSWERED = Path("answers.jsonl")
 
 # How many of the small target's greedy answers end before so many tokens: to 16,384 of our
@@ -35,9 +35,9 @@ class Lengths:
     """What a training is made of.
 
     Attributes:
-        entries: the sequences that are answered, held-out ones included, in the order of their
-            prompt ids. Those that are not stored yet lie nowhere; their answers are drawn.
-            Answers without stored features lie in ``ANSWERED``.
+        entries: all sequences, with those that validate, in the order of their prompt ids. Those
+            still to be answered have no shard, and drawn lengths; those that are answered, but
+            have no features yet, have ``ANSWERED`` as their shard.
         origin: where the answers' lengths come from.
         shared: tokens that all prompts begin with (a chat template's head), at least 1.
     """
@@ -91,8 +91,8 @@ class Lengths:
                 f"fit.validation_every is {fit.validation_every}: it holds out all "
                 f"{self.sequences} sequences"
             )
-        held = sum(entry.length - entry.prompt_length for entry in kept)
-        return first_tokens(kept, min(fit.answer_tokens, held))
+        there = sum(entry.length - entry.prompt_length for entry in kept)
+        return first_tokens(kept, min(fit.answer_tokens, there))
 
     def held_out(self, fit: FitSettings) -> list[Entry]:
         """The sequences that validate."""
@@ -117,11 +117,10 @@ def expected_lengths(
     store: Store | None,
     answered: Sequence[Answered] = (),
 ) -> Lengths:
-    """The stored sequences, the answered ones, and those of the prompts that workers will still
-    answer.
+    """The sequences that are stored or answered, and those that workers will still answer.
 
-    Their answers are drawn, with a fixed seed: of the known ones' lengths; where nothing is
-    known, as the small target's, cut at the longest allowed.
+    The lengths of answers to come are drawn with a fixed seed: from those of the known answers, or
+    else as the small target's are, cut at the longest allowed.
     """
     stored = list(store.entries) if store is not None else []
     done = {entry.prompt_id for entry in stored}
@@ -134,24 +133,7 @@ def expected_lengths(
     answers = [entry.length - entry.prompt_length for entry in known]
     done |= {one.prompt_id for one in answered}
     todo = [prompt for prompt in prompts if prompt.prompt_id not in done]
-    chance = random.Random(0)
-
-    def answer_to(prompt: int) -> int:
-        if answers:
-            return chance.choice(answers)
-        length = _answer_length(_TO_LONG if prompt > 512 else _TO_SHORT, chance.random())
-        return min(length, given.max_new_tokens)
-
-    workers = min(given.workers, len(todo))
-    more = []
-    for number in range(workers):
-        left = -(-(given.answer_tokens - sum(answers)) // workers)
-        for prompt in worker_queue(todo, number, workers):
-            if left <= 0:
-                break
-            answer = answer_to(len(prompt.tokens))
-            more.append(drawn(prompt.prompt_id, len(prompt.tokens), answer))
-            left -= answer
+    more = _to_come(todo, given, answers)
     origin = f"{len(stored)} stored answers"
     if unread:
         origin = f"{len(stored)} stored answers, {len(unread)} more in {ANSWERED}"
@@ -161,9 +143,35 @@ def expected_lengths(
     return Lengths(tuple(entries), origin, _shared([prompt.tokens for prompt in prompts]))
 
 
+def _to_come(
+    todo: Sequence[Prompt], given: GenerateSettings, answers: Sequence[int]
+) -> list[Entry]:
+    """What workers will answer, in their order, until there are enough tokens.
+
+    Args:
+        answers: the lengths of known answers.
+    """
+    chance = random.Random(0)
+    workers = min(given.workers, len(todo))
+    out = []
+    for number in range(workers):
+        left = -(-(given.answer_tokens - sum(answers)) // workers)
+        for prompt in worker_queue(todo, number, workers):
+            if left <= 0:
+                break
+            if answers:
+                answer = chance.choice(answers)
+            else:
+                ended = _TO_LONG if len(prompt.tokens) > 512 else _TO_SHORT
+                answer = min(_answer_length(ended, chance.random()), given.max_new_tokens)
+            out.append(drawn(prompt.prompt_id, len(prompt.tokens), answer))
+            left -= answer
+    return out
+
+
 def _answer_length(ended: Sequence[float], share: float) -> int:
-    """Tokens of an answer that is longer than a share of all: between the measured lengths, and
-    beyond them as if answers ended as steadily as over the last quarter of what was measured."""
+    """Tokens of an answer that is longer than a share of all. Beyond the measured lengths, answers
+    are assumed to end as steadily as over their last quarter."""
     if share < ended[-1]:
         return round(float(np.interp(share, ended, _TOKENS)))
     quarter = math.log((1 - ended[-3]) / (1 - ended[-1])) / (_TOKENS[-1] - _TOKENS[-3])
@@ -171,6 +179,7 @@ def _answer_length(ended: Sequence[float], share: float) -> int:
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all begin with, at least 1. Between the first and the last in order lie all."""
+    """How many tokens all prompts begin with, at least 1: as many as the first and the last in
+    sorted order."""
     pairs = zip(min(prompts), max(prompts), strict=False)
     return max(1, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
