@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.train.answers.decode import Decoding
 from sgl_entropy.train.answers.file import Answered, in_batches
 from sgl_entropy.train.answers.slots import Pace, Slots
 from sgl_entropy.train.fit.trainer import Fit
@@ -90,13 +91,21 @@ def answers_cost(trial: Trial) -> Cost:
     new = trial.lengths.new
     if not new:
         return Cost()
-    workers = min(trial.work.settings.generate.workers, len(new))
-    found = in_own_processes(
-        _slots, _answer_rate, [(trial, number, workers) for number in range(workers)]
-    )
-    slowest = min(one.result for one in found)
+    workers, device = min(trial.work.settings.generate.workers, len(new)), "cpu"
+    if trial.fit.online:  # one process decodes them
+        workers, device = 1, device_of(0)
+    jobs = [_AnswerJob(trial, number, workers, device) for number in range(workers)]
+    rates = in_own_processes(_ready_slots, _answer_rate, jobs, device)
     answer_tokens = sum(entry.length - entry.prompt_length for entry in new)
-    return Cost(answer_tokens / workers / slowest, sum(one.memory.needed for one in found))
+    slowest = min(one.result.tokens_per_s for one in rates)
+    # The slots grow with what they hold, the target does not.
+    memory = sum(
+        one.memory.held
+        - one.memory.bare
+        + (one.memory.peak - one.memory.held) * one.result.longest_over_tried
+        for one in rates
+    )
+    return Cost(answer_tokens / workers / slowest, round(memory))
 
 
 def features_cost(trial: Trial, entries: Sequence[Entry], workers: int) -> Cost:
@@ -105,10 +114,10 @@ def features_cost(trial: Trial, entries: Sequence[Entry], workers: int) -> Cost:
         return Cost()
     workers = min(workers, len(entries))
     jobs = [(trial, tuple(entries), device_of(number)) for number in range(workers)]
-    found = in_own_processes(_reader, _feature_rate, jobs, device_of(0))
-    slowest = min(one.result for one in found)
+    rates = in_own_processes(_reader, _feature_rate, jobs, device_of(0))
+    slowest = min(one.result for one in rates)
     tokens = sum(entry.length for entry in entries)
-    return Cost(tokens / workers / slowest, sum(one.memory.needed for one in found))
+    return Cost(tokens / workers / slowest, sum(one.memory.needed for one in rates))
 
 
 def fit_cost(trial: Trial) -> Cost:
@@ -118,12 +127,12 @@ def fit_cost(trial: Trial) -> Cost:
         ValueError: the largest batch does not fit on the GPU.
     """
     try:
-        (found,) = in_own_processes(_noise_fit, _fit_seconds, [trial], device_of(0))
+        (one,) = in_own_processes(_noise_fit, _fit_seconds, [trial], device_of(0))
     except torch.cuda.OutOfMemoryError:
         raise ValueError(
             f"a largest batch does not fit on {torch.cuda.get_device_name()}: lower fit.rows"
         ) from None
-    cost = Cost(found.result, found.memory.needed)
+    cost = Cost(one.result, one.memory.needed)
     lengths, fit = trial.lengths, trial.fit
     if fit.online and keeps_features(trial.config, lengths, fit):
         seen = [*lengths.learned(fit), *lengths.held_out(fit)]
@@ -152,44 +161,88 @@ def _seconds(work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> fl
     return time.perf_counter() - began
 
 
-def _slots(job: tuple[Trial, int, int]) -> tuple[Slots[Sample], list[Prompt], Trial]:
-    """Empty slots of worker ``number`` of ``workers``, and its prompts, whose tokens are zeros."""
-    trial, number, workers = job
+@dataclass(frozen=True)
+class _AnswerJob:
+    """The part of worker ``number`` of ``workers``."""
+
+    trial: Trial
+    number: int
+    workers: int
+    device: str
+
+
+@dataclass(frozen=True)
+class _ReadySlots:
+    """Empty slots, when they will be refilled, and the prompts to answer, whose tokens are zeros;
+    the length of each answer by prompt id."""
+
+    slots: Slots[Any]
+    pace: Pace
+    queue: list[Prompt]
+    answers: dict[int, int]
+
+
+@dataclass(frozen=True)
+class _AnswerRate:
+    """``longest_over_tried``: the most tokens of a sequence, over those that slots held here."""
+
+    tokens_per_s: float
+    longest_over_tried: float
+
+
+def _ready_slots(job: _AnswerJob) -> _ReadySlots:
+    trial, given = job.trial, job.trial.work.settings.generate
+    answers = {e.prompt_id: e.length - e.prompt_length for e in trial.lengths.new}
     prompts = [Prompt(e.prompt_id, (0,) * e.prompt_length) for e in trial.lengths.new]
-    queue = worker_queue(prompts, number, workers)
-    given, target = trial.work.settings.generate, trial.target_on("cpu")
-    longest = max(len(prompt.tokens) for prompt in queue)
-    count, most = min(given.slots, len(queue)), given.max_new_tokens + _DECODE_STEPS + 2
-    slots = recording_slots(target, count, longest, most, trial.work.stored_layers)
-    return slots, queue, trial
+    queue = worker_queue(prompts, job.number, job.workers)
+    target, most = trial.target_on(job.device), given.max_new_tokens + _DECODE_STEPS + 2
+    if trial.fit.online:
+        decoding = Decoding(most, given.slots)
+        slots = decoding.slots_for(target, queue)
+        return _ReadySlots(slots, decoding.pace(target.device), queue, answers)
+    longest, count = max(len(prompt.tokens) for prompt in queue), min(given.slots, len(queue))
+    recording = recording_slots(target, count, longest, most, trial.work.stored_layers)
+    return _ReadySlots(recording, Pace(), queue, answers)
 
 
-def _answer_rate(ready: tuple[Slots[Sample], list[Prompt], Trial]) -> float:
+def _answer_rate(ready: _ReadySlots) -> _AnswerRate:
     """Answer tokens a second, from a few prefills and decode steps of full slots."""
-    batch, queue, trial = ready
-    slots = len(batch.prompts)
+    slots, queue, count = ready.slots, ready.queue, len(ready.slots)
     prefills, left = [], list(queue)
     while left:
-        prefills.append(next_prefill(left, slots))
+        prefills.append(next_prefill(left, count, ready.pace.prefill_rows))
     parts = _spread(prefills, _PREFILLS, _padded)
-    batch.admit(parts[0], range(len(parts[0])))  # makes kernels
-    took = sum(_seconds(batch.admit, part, range(len(part))) for part in parts)
+    slots.admit(parts[0], range(len(parts[0])))  # makes kernels
+    took = sum(_seconds(slots.admit, part, range(len(part))) for part in parts)
     prefill = took / sum(map(_padded, parts)) * sum(map(_padded, prefills))
-    # From here on all slots are taken, by whatever they hold. A step attends over the longest one:
-    # neighbours are of similar prompts, and some answer is always near its end.
-    answers = {e.prompt_id: e.length - e.prompt_length for e in trial.lengths.new}
-    wanted = sum(answers[prompt.prompt_id] for prompt in queue)
-    prompt = sum(answers[one.prompt_id] * len(one.tokens) for one in queue) / wanted
-    batch.prompts = [parts[0][0]] * slots
-    batch.cache = batch.target.new_cache(slots)
-    batch.lengths.fill_(round(prompt + max(answers.values()) - _DECODE_STEPS / 2))
-    batch.step()  # makes room
-    step = statistics.median(_seconds(batch.step) for _ in range(_DECODE_STEPS))
+    # From here on all slots are taken. A step attends over the longest one: neighbours are of
+    # similar prompts, and some answer is always near its end.
+    own = [ready.answers[prompt.prompt_id] for prompt in queue]
+    prompt = sum(n * len(one.tokens) for n, one in zip(own, queue, strict=True)) / sum(own)
+    length = round(prompt + max(own))
+    _fill(slots, length)
+    slots.step()  # makes kernels
+    step = statistics.median(_seconds(slots.step) for _ in range(_DECODE_STEPS))
     # Slots wait until several are idle before they are filled again, at most as long as the
-    # longest answer is under way.
-    waiting = (min(Pace().refilled, slots) - 1) / 2
-    busy = max(slots - waiting, slots * wanted / len(queue) / max(answers.values()))
-    return wanted / (prefill + wanted / busy * step)
+    # longest answer is under way; and for the next look.
+    waiting = (min(ready.pace.refilled, count) - 1) / 2
+    busy = max(count - waiting, count * statistics.fmean(own) / max(own))
+    steps = sum(own) / busy * (1 + (ready.pace.look - 1) / 2 / statistics.fmean(own))
+    longest = max(len(one.tokens) for one in queue) + max(own)
+    return _AnswerRate(sum(own) / (prefill + steps * step), longest / length)
+
+
+def _fill(slots: Slots[Any], length: int) -> None:
+    """Sequences of ``length`` tokens in all slots. They are written: zeros that were never written
+    take no memory, and no time to read."""
+    slots.lengths.fill_(length - _DECODE_STEPS // 2)
+    slots.running.fill_(True)
+    slots.cache.resize(length + _DECODE_STEPS)
+    for tensor in (*slots.cache.keys, *slots.cache.values):
+        tensor.fill_(0.01)
+    for kept in vars(slots.writer).values():
+        if isinstance(kept, torch.Tensor):
+            kept[:, :length] = 0
 
 
 def _padded(part: Sequence[Prompt]) -> int:
