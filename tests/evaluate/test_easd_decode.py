@@ -52,6 +52,7 @@ def figures(answer: EasdAnswer) -> ChainFigures:
     return ChainFigures(sum(cycle.emitted for cycle in cycles), len(cycles), at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("end", [[], [5]])
 def test_it_equals_a_loop_without_caches(arm: str, end: list[int]) -> None:

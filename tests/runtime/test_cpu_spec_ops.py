@@ -16,6 +16,7 @@ from sgl_entropy.serving.trees import build_tree
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_equal_to_upstreams_triton_kernels() -> None:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

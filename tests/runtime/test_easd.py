@@ -102,6 +102,7 @@ def one_batch(seed: int, rule: EasdRule) -> list[tuple[Walk, list[int], CheckCou
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [

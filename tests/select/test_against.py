@@ -72,6 +72,7 @@ def test_scores_are_those_of_the_pair() -> None:
     assert "probe" not in against(trained, curvature, lidar, None)["spearman"]
 
 
+@pytest.mark.slow
 def test_the_command_holds_scores_against_drafters(
     target_folder: Path, texts_file: Texts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -333,6 +333,7 @@ def test_targets_that_do_not_do(
     refused(capsys, run(texts, target=narrow), "up to token 256", "embeds 256 tokens")
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_one_line(target_folder: Path, texts_file: Texts, tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     words = ["select", str(target_folder), "--texts", str(texts_file(300)), "--count", "300"]

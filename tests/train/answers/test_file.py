@@ -205,6 +205,7 @@ def from_store(store: Store) -> list[Answered]:
     ]
 
 
+@pytest.mark.slow
 def test_features_of_given_answers_are_those_of_generation(
     tiny_store: Store, tiny_target: PlainTarget
 ) -> None:
@@ -258,6 +259,7 @@ def work(tmp_path: Path, target: Path, answers: Sequence[Answered]) -> TrainSett
     )
 
 
+@pytest.mark.slow
 def test_the_features_stage_stores_given_answers_and_goes_on(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -276,6 +278,7 @@ def test_the_features_stage_stores_given_answers_and_goes_on(
         data.generate(Workspace.of(settings), quiet)
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_of_given_answers_is_made_again_as_the_hint_says(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -318,6 +321,7 @@ def test_generated_answers_that_are_not_the_targets_are_found(
         check_generated(Store(tmp_path), tiny_target)
 
 
+@pytest.mark.slow
 def test_training_without_a_store_equals_training_from_it(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -186,6 +186,7 @@ def _judged_anew(judge: object) -> None:
     raise RuntimeError("judged anew")
 
 
+@pytest.mark.slow
 def test_a_comparison_from_end_to_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

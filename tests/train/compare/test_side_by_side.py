@@ -71,6 +71,7 @@ def kept(work: Path, arm: str, said: str) -> None:
     assert f"{arm}, seed 0: stopped at step {step} of " in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True], ids=["the parent", "all, as a terminal does"])
 def test_an_interrupted_comparison_ends_with_its_workers(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path, whole: bool
@@ -90,6 +91,7 @@ def test_an_interrupted_comparison_ends_with_its_workers(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_comparison_and_the_others_keep_their_steps(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def killed(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
@@ -89,6 +90,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(
     ]
 
 
+@pytest.mark.slow
 def test_all_processes_end_after_the_same_step(
     tiny_store: Store, tiny_folder: Path, unbroken: Path, tmp_path: Path
 ) -> None:

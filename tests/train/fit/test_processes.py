@@ -61,6 +61,7 @@ def validations(work: Path) -> list[dict[str, object]]:
     return [row for row in map(json.loads, lines) if "validation" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("fit.reached_only=true",)], ids=["all", "reached"])
 def test_two_processes_learn_what_one_learns(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path, more: tuple[str, ...]

@@ -32,6 +32,7 @@ def settings_of(work: Path, target: Path, more: list[str]) -> list[str]:
     return [*base, *sizes, *lengths, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

@@ -36,6 +36,7 @@ def trial_on(folder: Path, fit: FitSettings, lengths: Lengths, slots: int = 5) -
     return Trial(Workspace.of(settings), tiny_config("EDSD", (1, 2)), lengths, "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [EDTRAIN, ["fit.online=true", "fit.hold_gb=1", "fit.optimizer=muon"]],

@@ -190,6 +190,7 @@ def test_a_killed_parent_leaves_no_worker_and_loses_no_answer(
     assert not list((tmp_path / "store").glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_the_command_keeps_finished_shards(
     tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def die(plan: Plan) -> None:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_once_and_what_is_finished_stays(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
