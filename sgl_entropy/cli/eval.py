@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from sgl_entropy.cli.output import check_folder, write_json
 
 if TYPE_CHECKING:
+    from sgl_entropy_bench.quality.eval_report import EvalReport
     from sgl_entropy_bench.quality.run import Evaluation
     from sgl_entropy_bench.quality.sandbox import Sandbox
+    from sgl_entropy_bench.quality.tasks import Task, Tools
 
 EPILOG = """examples:
   sgl-entropy eval --task gsm8k=gsm8k.jsonl --arms none=http://h:30000,edsd=http://h:30001
@@ -20,9 +22,13 @@ EPILOG = """examples:
       --arms 'easd=http://h:30000;{"easd": {"target_entropy": 1.0}}'
   sgl-entropy eval --task humaneval=humaneval.jsonl --launch arms.toml --allow-code-execution
   sgl-entropy eval --task mine.jsonl --arms a=http://h:30000 --temperature 0.7 --samples 4
+  sgl-entropy eval --task gsm8k=gsm8k.jsonl --rescore eval-20260101-120000
 
-exit codes: 0 all asked, 3 asked with failed requests among them (counted as wrong), 1 could not
-go on, 2 wrong arguments, 130 interrupted (answers are kept; --resume goes on)."""
+GSM8K and MATH are scored by math-verify, and HumanEval's programs run under bubblewrap:
+pip install 'sgl-entropy[quality]' brings both.
+
+exit codes: 0 all asked; 3 asked, but some requests failed (they count as wrong); 1 could not go
+on; 2 wrong arguments; 130 interrupted (answers are kept, --resume goes on)."""
 EXIT_ERRORS = 3
 
 
@@ -49,6 +55,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="an arms file as of `bench`; each arm may have custom_params and temperature, and a "
         "url instead of being started",
+    )
+    arms.add_argument(
+        "--rescore",
+        type=Path,
+        metavar="DIR",
+        help="ask nothing: score the answers of a finished evaluation anew, and write its results",
     )
     add(
         "--api",
@@ -88,14 +100,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask, score, print; see EPILOG for exit codes."""
+    from sgl_entropy_bench.quality.tasks import parse_task
+
+    check_folder("--out", args.out)
+    task, source = parse_task(args.task)
+    if args.rescore is not None:
+        return _rescore(args, task, source)
+    return _ask(args, _prepared(args, task, source))
+
+
+def _ask(args: argparse.Namespace, evaluation: Evaluation) -> int:
     from sgl_entropy_bench.http.client import ServerError
-    from sgl_entropy_bench.quality.eval_page import text
-    from sgl_entropy_bench.quality.eval_report import baseline_of, result_of, write_result
+    from sgl_entropy_bench.quality.eval_report import baseline_of, report_of
+    from sgl_entropy_bench.quality.mathematics import MathVerifyError
     from sgl_entropy_bench.quality.sandbox import SandboxError
     from sgl_entropy_bench.server.launch import StartError
 
-    check_folder("--out", args.out)
-    evaluation = _prepared(args)
     baseline = baseline_of(evaluation.arms, args.baseline)
     interrupted: KeyboardInterrupt | None = None
     failed = False
@@ -103,39 +123,56 @@ def run(args: argparse.Namespace) -> int:
         evaluation.run()
     except KeyboardInterrupt as error:
         interrupted = error
-    except (ServerError, StartError, SandboxError, OSError) as error:
+    except (ServerError, StartError, SandboxError, MathVerifyError, OSError) as error:
         print(f"sgl-entropy eval: {error}", file=sys.stderr)
         failed = True
         if not evaluation.answers:
             return 1
-    report = result_of(evaluation, baseline)
-    write_result(report, evaluation.out)
-    if not write_json(report, args.json):
-        print(text(report))
-        print(f"\nanswers: {evaluation.out}", file=sys.stderr)
+    report = report_of(evaluation, baseline)
+    _tell(args, report, evaluation.out)
     if interrupted is not None:
         raise interrupted
     if failed:
         return 1
-    return EXIT_ERRORS if report["errors"] else 0
+    return EXIT_ERRORS if report.errors else 0
 
 
-def _prepared(args: argparse.Namespace) -> Evaluation:
-    """The evaluation that the arguments ask for. Raises ValueError, OSError, SandboxError."""
+def _rescore(args: argparse.Namespace, task: Task, source: str) -> int:
+    from sgl_entropy_bench.quality.rescore import rescore
+    from sgl_entropy_bench.quality.tasks import load_questions
+
+    questions = load_questions(task, source, None, args.seed, args.instruction)
+    report, changed = rescore(args.rescore, task, questions, _tools(args, task))
+    _tell(args, report, args.rescore)
+    print(f"{changed} answers became right or wrong", file=sys.stderr)
+    return 0
+
+
+def _tell(args: argparse.Namespace, report: EvalReport, folder: Path) -> None:
+    from sgl_entropy_bench.quality.eval_page import text, write_result
+
+    write_result(report, folder)
+    if not write_json(report.to_json(), args.json):
+        print(text(report))
+        print(f"\nanswers: {folder}", file=sys.stderr)
+
+
+def _prepared(args: argparse.Namespace, task: Task, source: str) -> Evaluation:
+    """The evaluation that the arguments ask for.
+
+    Raises:
+        ValueError: wrong arguments, or rows that the task cannot read.
+        SandboxError, MathVerifyError: what the task needs cannot be used here.
+        OSError: a file cannot be read.
+    """
     from sgl_entropy_bench.quality.eval_arms import parse_eval_arms, read_eval_arms
     from sgl_entropy_bench.quality.eval_plan import EvalPlan
     from sgl_entropy_bench.quality.eval_report import baseline_of
     from sgl_entropy_bench.quality.run import Evaluation
-    from sgl_entropy_bench.quality.tasks import load_questions, parse_task
+    from sgl_entropy_bench.quality.tasks import load_questions
 
-    task, source = parse_task(args.task)
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, found {args.limit}")
-    if task.runs_code and not args.allow_code_execution:
-        raise ValueError(
-            f"{task.name} runs programs that a model wrote, under bubblewrap and with limits; what "
-            "that guarantees is in bench/README.md, Quality. Give --allow-code-execution to do it"
-        )
     arms = parse_eval_arms(args.arms) if args.arms else read_eval_arms(args.launch)
     baseline_of(arms, args.baseline)
     plan = EvalPlan(
@@ -148,10 +185,26 @@ def _prepared(args: argparse.Namespace) -> Evaluation:
         args.concurrency,
         args.seed,
         args.timeout,
-        _sandbox(args) if task.runs_code else None,
+        _tools(args, task),
     )
     out = args.out or Path(f"eval-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     return Evaluation(plan, arms, out, args.api, args.tokenizer, args.resume)
+
+
+def _tools(args: argparse.Namespace, task: Task) -> Tools:
+    """What judging this task needs, seen to work."""
+    from sgl_entropy_bench.quality.mathematics import MathVerifier
+    from sgl_entropy_bench.quality.tasks import Tools
+
+    if task.runs_code and not args.allow_code_execution:
+        raise ValueError(
+            f"{task.name} runs programs that a model wrote, under bubblewrap and with limits; what "
+            "that guarantees is in bench/README.md, Quality. Give --allow-code-execution to do it"
+        )
+    return Tools(
+        _sandbox(args) if task.runs_code else None,
+        MathVerifier() if task.compares_mathematics else None,
+    )
 
 
 def _sandbox(args: argparse.Namespace) -> Sandbox:

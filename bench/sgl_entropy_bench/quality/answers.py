@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,28 @@ Place = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """The score of one answer.
+
+    Attributes:
+        found: what was taken from the answer; empty = nothing of the form that was asked for.
+        outcome: how the generated program ended, or why a comparison was not made.
+    """
+
+    found: str
+    right: bool
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
 class ScoredAnswer:
-    """What one arm answered to one question.
+    """One arm's answer to one question, with its score.
 
     Attributes:
         key: of the settings and the question that it was given under; see ``run``.
         sample: which of the question's.
         text: the whole answer; empty where the request failed.
-        found, right, outcome: its judgement.
+        found, right, outcome: its ``Judgement``.
         error: why the request failed; empty = it did not.
         finish: the server's reason to end; ``length``: cut by the token limit.
         seconds: from sending to the reply.
@@ -48,6 +63,10 @@ class ScoredAnswer:
     def place(self) -> Place:
         return self.arm, self.question, self.sample
 
+    def judged(self, judgement: Judgement) -> ScoredAnswer:
+        """The same answer with another score."""
+        return replace(self, **asdict(judgement))
+
     @property
     def cut(self) -> bool:
         return self.finish == "length"
@@ -57,6 +76,10 @@ class ScoredAnswer:
         held = {k: v for k, v in asdict(self).items() if v is not None and v != ""}
         held["seconds"] = round(self.seconds, 4)
         return json.dumps(held, ensure_ascii=False, separators=(",", ":"))
+
+    def line(self) -> bytes:
+        """``to_json`` as a line of the file."""
+        return self.to_json().encode(errors="backslashreplace") + b"\n"
 
     @classmethod
     def from_json(cls, line: str) -> ScoredAnswer:
@@ -95,6 +118,15 @@ def read_answers(path: Path) -> dict[Place, ScoredAnswer]:
     return found
 
 
+def write_answers(path: Path, answers: Iterable[ScoredAnswer]) -> None:
+    """A file of these answers, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        for answer in answers:
+            file.write(answer.line())
+    partial.replace(path)
+
+
 class AnswerWriter:
     """Appends answers to a file from several threads, each whole before the next begins.
 
@@ -109,7 +141,7 @@ class AnswerWriter:
 
     def write(self, answer: ScoredAnswer) -> None:
         """Raises OSError when the disk is full; what was written before stays readable."""
-        line = answer.to_json().encode(errors="backslashreplace") + b"\n"
+        line = answer.line()
         with self._lock:
             while line:
                 line = line[os.write(self._file, line) :]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sgl_entropy_bench.quality.sandbox import Sandbox
-from sgl_entropy_bench.quality.tasks import Question, Task
+from sgl_entropy_bench.quality.tasks import Question, Task, Tools
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class EvalPlan:
         source: of the questions, for captions.
         samples: answers to each question.
         concurrency: requests at a time, over all arms.
-        sandbox: of a task that runs code.
+        tools: those that the task's judge needs.
     """
 
     task: Task
@@ -28,7 +27,7 @@ class EvalPlan:
     concurrency: int = 8
     seed: int = 0
     timeout_s: float = 600.0
-    sandbox: Sandbox | None = None
+    tools: Tools = field(default_factory=Tools)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "samples", "concurrency"):

@@ -1,23 +1,170 @@
-"""What the answers come to: each arm's accuracy, and each arm beside the baseline."""
+"""What the answers come to: each arm's accuracy, and each arm compared with the baseline."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sgl_entropy.base.intervals import Interval
 from sgl_entropy.base.provenance import provenance
 from sgl_entropy_bench.quality import proportions
-from sgl_entropy_bench.quality.answers import ScoredAnswer
+from sgl_entropy_bench.quality.answers import Place, ScoredAnswer
 from sgl_entropy_bench.quality.eval_arms import EvalArm
-from sgl_entropy_bench.quality.run import Evaluation
+from sgl_entropy_bench.quality.eval_plan import EvalPlan
+from sgl_entropy_bench.quality.run import Evaluation, ServerFacts
+from sgl_entropy_bench.quality.tasks import Question, Tools
 
-Json = dict[str, Any]
 FORMAT = 1
 LEVEL = 0.05
+# The answers of one arm, by question: those questions to which it has all its samples.
+ByQuestion = Mapping[str, Sequence[ScoredAnswer]]
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How the questions were asked and scored.
+
+    Attributes:
+        sandbox, scoring: what ran generated code, or compared mathematics; None = the task needs
+            none (``scoring``: also in results that are older than math-verify).
+    """
+
+    source: str
+    questions: int
+    samples: int
+    temperature: float
+    max_tokens: int
+    concurrency: int
+    seed: int
+    example_prompt: str
+    sandbox: str | None
+    scoring: str | None = None
+
+    @classmethod
+    def of(cls, plan: EvalPlan) -> EvalSettings:
+        tools = plan.tools
+        return cls(
+            plan.source,
+            len(plan.questions),
+            plan.samples,
+            plan.temperature,
+            plan.max_tokens,
+            plan.concurrency,
+            plan.seed,
+            plan.questions[0].text,
+            tools.sandbox.isolation if tools.sandbox else None,
+            tools.mathematics.version if tools.mathematics else None,
+        )
+
+
+@dataclass(frozen=True)
+class ArmScore:
+    """One arm's result.
+
+    Attributes:
+        interval: Wilson's, 95 %; None without answers.
+        nothing_found: answers without anything of the form that was asked for.
+        cut: answers that the token limit ended.
+        error_texts: the three most frequent, with their counts.
+        outcomes: of generated programs, or of comparisons that were not made.
+        tokens_per_s: of a request, on average.
+    """
+
+    arm: str
+    custom_params: Mapping[str, Any]
+    temperature: float
+    questions: int
+    answers: int
+    right: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    nothing_found: int
+    cut: int
+    errors: int
+    error_texts: Mapping[str, int]
+    outcomes: Mapping[str, int]
+    tokens: int
+    tokens_per_s: float | None
+    tau: float | None
+    easd_checks: int | None
+    easd_fires: int | None
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """An arm against the baseline, over the questions that both have answered.
+
+    Attributes:
+        could_show: whether any difference could show, were all uneven questions on one side.
+        uneven: questions that tell the arms apart.
+        identical: share of answers with the same text.
+        p_holm: ``p`` adjusted for the number of pairs.
+    """
+
+    arm: str
+    baseline: str
+    questions: int
+    both_right: int
+    only_arm: int
+    only_baseline: int
+    neither: int
+    difference: float
+    interval: tuple[float, float]
+    test: str
+    p: float
+    could_show: bool
+    uneven: int
+    identical: float | None
+    p_holm: float = 1.0
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """A whole result, as ``result.json`` holds it.
+
+    Attributes:
+        provenance: of the answers; ``rescored``: of their scores, where those are younger.
+    """
+
+    task: str
+    partial: bool
+    errors: int
+    baseline: str
+    settings: EvalSettings
+    servers: Mapping[str, ServerFacts]
+    arms: tuple[ArmScore, ...]
+    pairs: tuple[PairScore, ...]
+    notes: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    rescored: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        held = {"format": FORMAT, "kind": "sgl-entropy eval", **asdict(self)}
+        if self.rescored is None:
+            del held["rescored"]
+        return held
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any]) -> EvalReport:
+        """The reverse of ``to_json``.
+
+        Raises:
+            ValueError: no result of this kind.
+        """
+        if held.get("kind") != "sgl-entropy eval" or held.get("format") != FORMAT:
+            raise ValueError(f"expected a result of `sgl-entropy eval` in format {FORMAT}")
+        fields = {name: value for name, value in held.items() if name not in ("format", "kind")}
+        try:
+            fields["settings"] = EvalSettings(**held["settings"])
+            fields["servers"] = {k: ServerFacts(**v) for k, v in held["servers"].items()}
+            fields["arms"] = tuple(ArmScore(**arm) for arm in held["arms"])
+            fields["pairs"] = tuple(PairScore(**pair) for pair in held["pairs"])
+            return cls(**fields)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a whole result: {error}") from None
 
 
 def baseline_of(arms: Sequence[EvalArm], wanted: str | None) -> str:
@@ -32,70 +179,57 @@ def baseline_of(arms: Sequence[EvalArm], wanted: str | None) -> str:
     return wanted or ("none" if "none" in names else names[0])
 
 
-def result_of(evaluation: Evaluation, baseline: str) -> Json:
-    """The whole result, as ``result.json`` holds it."""
+def report_of(evaluation: Evaluation, baseline: str) -> EvalReport:
+    """The result of an evaluation, as far as it came."""
     plan = evaluation.plan
-    held = {arm.name: _by_question(evaluation, arm.name) for arm in evaluation.arms}
-    arms = [_arm(evaluation, arm, held[arm.name]) for arm in evaluation.arms]
-    pairs = [
-        _pair(arm.name, held[arm.name], baseline, held[baseline], plan.samples)
+    held = {
+        arm.name: by_question(evaluation.answers, plan.questions, arm.name, plan.samples)
         for arm in evaluation.arms
-        if arm.name != baseline and held[arm.name].keys() & held[baseline].keys()
-    ]
-    for pair, adjusted in zip(pairs, proportions.holm([p["p"] for p in pairs]), strict=True):
-        pair["p_holm"] = adjusted
-    errors = sum(arm["errors"] for arm in arms)
-    return {
-        "format": FORMAT,
-        "kind": "sgl-entropy eval",
-        "task": plan.task.name,
-        "partial": evaluation.partial,
-        "errors": errors,
-        "baseline": baseline,
-        "settings": {
-            "source": plan.source,
-            "questions": len(plan.questions),
-            "samples": plan.samples,
-            "temperature": plan.temperature,
-            "max_tokens": plan.max_tokens,
-            "concurrency": plan.concurrency,
-            "seed": plan.seed,
-            "example_prompt": plan.questions[0].text,
-            "sandbox": plan.sandbox.isolation if plan.sandbox else None,
-        },
-        "servers": evaluation.servers,
-        "arms": arms,
-        "pairs": pairs,
-        "notes": _notes(evaluation, arms),
-        "provenance": provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
     }
+    arms = [
+        arm_score(
+            arm.name,
+            arm.custom_params,
+            evaluation.temperature(arm),
+            held[arm.name],
+            plan.samples,
+        )
+        for arm in evaluation.arms
+    ]
+    return EvalReport(
+        plan.task.name,
+        evaluation.partial,
+        sum(arm.errors for arm in arms),
+        baseline,
+        EvalSettings.of(plan),
+        evaluation.servers,
+        tuple(arms),
+        pair_scores(held, baseline, plan.samples),
+        notes(arms, evaluation.servers, plan.tools),
+        provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
+    )
 
 
-def write_result(report: Json, out: Path) -> None:
-    """``result.json`` and ``report.md``, each whole or not at all."""
-    from sgl_entropy_bench.quality.eval_page import markdown
-
-    for name, text in (
-        ("result.json", json.dumps(report, indent=1) + "\n"),
-        ("report.md", markdown(report)),
-    ):
-        partial = out / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out / name)
-
-
-def _by_question(evaluation: Evaluation, arm: str) -> dict[str, list[ScoredAnswer]]:
-    """The questions that an arm has all its answers to."""
-    found = {}
-    for question in evaluation.plan.questions:
-        places = [(arm, question.id, sample) for sample in range(evaluation.plan.samples)]
-        if all(place in evaluation.answers for place in places):
-            found[question.id] = [evaluation.answers[place] for place in places]
-    return found
+def by_question(
+    answers: Mapping[Place, ScoredAnswer], questions: Sequence[Question], arm: str, samples: int
+) -> dict[str, list[ScoredAnswer]]:
+    """The questions to which an arm has all its answers."""
+    complete = {}
+    for question in questions:
+        places = [(arm, question.id, sample) for sample in range(samples)]
+        if all(place in answers for place in places):
+            complete[question.id] = [answers[place] for place in places]
+    return complete
 
 
-def _arm(evaluation: Evaluation, arm: EvalArm, held: dict[str, list[ScoredAnswer]]) -> Json:
-    samples = evaluation.plan.samples
+def arm_score(
+    name: str,
+    custom_params: Mapping[str, Any],
+    temperature: float,
+    held: ByQuestion,
+    samples: int,
+) -> ArmScore:
+    """One arm's result from its answers."""
     answers = [answer for one in held.values() for answer in one]
     shares = [sum(answer.right for answer in one) / samples for one in held.values()]
     accuracy = proportions.accuracy(shares, samples) if shares else None
@@ -104,102 +238,114 @@ def _arm(evaluation: Evaluation, arm: EvalArm, held: dict[str, list[ScoredAnswer
     errors = Counter(answer.error for answer in answers if answer.error)
     cycles = sum(answer.cycles or 0 for answer in answers)
     outcomes = Counter(answer.outcome.partition(":")[0] for answer in answers if answer.outcome)
-    return {
-        "arm": arm.name,
-        "custom_params": dict(arm.custom_params),
-        "temperature": evaluation.temperature(arm),
-        "questions": len(held),
-        "answers": len(answers),
-        "right": sum(answer.right for answer in answers),
-        "accuracy": accuracy.value if accuracy else None,
-        "interval": [accuracy.low, accuracy.high] if accuracy else None,
-        "nothing_found": sum(not answer.found and not answer.error for answer in answers),
-        "cut": sum(answer.cut for answer in answers),
-        "errors": sum(errors.values()),
-        "error_texts": dict(errors.most_common(3)),
-        "outcomes": dict(outcomes),
-        "tokens": tokens,
-        "tokens_per_s": tokens / seconds if seconds > 0 else None,
-        "tau": sum(answer.emitted or 0 for answer in answers) / cycles if cycles else None,
-        "easd_checks": _total([answer.easd_checks for answer in answers]),
-        "easd_fires": _total([answer.easd_fires for answer in answers]),
-    }
+    return ArmScore(
+        name,
+        dict(custom_params),
+        temperature,
+        len(held),
+        len(answers),
+        sum(answer.right for answer in answers),
+        accuracy.value if accuracy else None,
+        _ends(accuracy) if accuracy else None,
+        sum(not answer.found and not answer.error for answer in answers),
+        sum(answer.cut for answer in answers),
+        sum(errors.values()),
+        dict(errors.most_common(3)),
+        dict(outcomes),
+        tokens,
+        tokens / seconds if seconds > 0 else None,
+        sum(answer.emitted or 0 for answer in answers) / cycles if cycles else None,
+        _total([answer.easd_checks for answer in answers]),
+        _total([answer.easd_fires for answer in answers]),
+    )
+
+
+def _ends(interval: Interval) -> tuple[float, float]:
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low, interval.high
 
 
 def _total(values: Sequence[int | None]) -> int | None:
     """None where no answer has one."""
-    found = [value for value in values if value is not None]
-    return sum(found) if found else None
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
-def _pair(
-    arm: str,
-    here: dict[str, list[ScoredAnswer]],
-    baseline: str,
-    there: dict[str, list[ScoredAnswer]],
-    samples: int,
-) -> Json:
-    """An arm beside the baseline, over the questions that both have answered."""
+def pair_scores(
+    held: Mapping[str, ByQuestion], baseline: str, samples: int
+) -> tuple[PairScore, ...]:
+    """Every arm that shares a question with the baseline against it, with Holm's adjustment."""
+    there = held[baseline]
+    pairs = [
+        _pair(arm, here, baseline, there, samples)
+        for arm, here in held.items()
+        if arm != baseline and here.keys() & there.keys()
+    ]
+    adjusted = proportions.holm([pair.p for pair in pairs])
+    return tuple(replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True))
+
+
+def _pair(arm: str, here: ByQuestion, baseline: str, there: ByQuestion, samples: int) -> PairScore:
     both = [(here[name], there[name]) for name in here if name in there]
     differences = [sum(a.right for a in one) - sum(b.right for b in two) for one, two in both]
-    cells = Counter((a.right, b.right) for one, two in both for a, b in zip(one, two, strict=True))
+    answers = [pair for one, two in both for pair in zip(one, two, strict=True)]
+    cells = Counter((a.right, b.right) for a, b in answers)
     only, other = cells[True, False], cells[False, True]
-    whole = [
-        (a.text, b.text)
-        for one, two in both
-        for a, b in zip(one, two, strict=True)
-        if not a.error and not b.error
-    ]
+    whole = [(a.text, b.text) for a, b in answers if not a.error and not b.error]
     estimate = proportions.difference([d / samples for d in differences])
     uneven = sum(d != 0 for d in differences)
-    return {
-        "arm": arm,
-        "baseline": baseline,
-        "questions": len(both),
-        "both_right": cells[True, True],
-        "only_arm": only,
-        "only_baseline": other,
-        "neither": cells[False, False],
-        "difference": estimate.value,
-        "interval": [estimate.low, estimate.high],
-        "test": "McNemar, exact" if samples == 1 else "sign flips by question, exact",
-        "p": proportions.mcnemar(only, other)
-        if samples == 1
-        else proportions.sign_flips(differences),
+    return PairScore(
+        arm,
+        baseline,
+        len(both),
+        cells[True, True],
+        only,
+        other,
+        cells[False, False],
+        estimate.value,
+        _ends(estimate),
+        "McNemar, exact" if samples == 1 else "sign flips by question, exact",
+        proportions.mcnemar(only, other) if samples == 1 else proportions.sign_flips(differences),
         # Were all of them on one side, p would still be 2 / 2 ** uneven.
-        "could_show": 2.0 ** (1 - uneven) < LEVEL,
-        "uneven": uneven,
-        "identical": sum(a == b for a, b in whole) / len(whole) if whole else None,
-    }
+        2.0 ** (1 - uneven) < LEVEL,
+        uneven,
+        sum(a == b for a, b in whole) / len(whole) if whole else None,
+    )
 
 
-def _notes(evaluation: Evaluation, arms: Sequence[Json]) -> list[str]:
-    notes = []
-    for arm in arms:
-        name, easd = arm["arm"], arm["custom_params"].get("easd", False)
-        checks, fires = arm["easd_checks"], arm["easd_fires"]
-        if not arm["answers"] or arm["errors"] == arm["answers"]:
-            continue
-        api = evaluation.servers.get(name, {}).get("api")
-        if easd is not False and checks is None:
-            why = (
-                f"the {api} route does not report it"
-                if api != "generate"
-                else "does its server know EASD, and speculate?"
-            )
-            notes.append(f"{name} asks for EASD, and no answer says that it was checked: {why}")
-        elif easd is not False and not fires:
-            notes.append(f"{name}: EASD never fired: it answered as ordinary verification would")
-        elif easd is False and checks:
-            notes.append(
-                f"{name} does not ask for EASD, and its server checked by it all the same: give it "
-                '{"easd": false}'
-            )
-        if arm["nothing_found"] > arm["answers"] / 2:
-            notes.append(f"{name}: most answers hold nothing of the form that was asked for")
-        if arm["cut"] > arm["answers"] / 4:
-            notes.append(f"{name}: over a quarter of the answers were cut: raise --max-tokens")
-    sandbox = evaluation.plan.sandbox
+def notes(
+    arms: Sequence[ArmScore], servers: Mapping[str, ServerFacts], tools: Tools
+) -> tuple[str, ...]:
+    """What a reader should know before believing the numbers, one sentence each."""
+    told = [note for arm in arms for note in _arm_notes(arm, servers.get(arm.arm))]
+    sandbox = tools.sandbox
     if sandbox is not None and sandbox.bwrap is None:
-        notes.append(f"generated code ran in {sandbox.isolation}")
-    return notes
+        told.append(f"generated code ran in {sandbox.isolation}")
+    return tuple(told)
+
+
+def _arm_notes(arm: ArmScore, server: ServerFacts | None) -> list[str]:
+    name, easd = arm.arm, arm.custom_params.get("easd", False)
+    if not arm.answers or arm.errors == arm.answers:
+        return []
+    told = []
+    if easd is not False and arm.easd_checks is None:
+        why = (
+            "does its server know EASD, and speculate?"
+            if server and server.api == "generate"
+            else f"the {server.api if server else 'unknown'} route does not report it"
+        )
+        told.append(f"{name} asks for EASD, and no answer says that it was checked: {why}")
+    elif easd is not False and not arm.easd_fires:
+        told.append(f"{name}: EASD never fired: it answered as ordinary verification would")
+    elif easd is False and arm.easd_checks:
+        told.append(
+            f"{name} does not ask for EASD, and its server checked by it all the same: give it "
+            '{"easd": false}'
+        )
+    if arm.nothing_found > arm.answers / 2:
+        told.append(f"{name}: most answers hold nothing of the form that was asked for")
+    if arm.cut > arm.answers / 4:
+        told.append(f"{name}: over a quarter of the answers were cut: raise --max-tokens")
+    return told

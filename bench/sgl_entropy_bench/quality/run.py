@@ -13,7 +13,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,18 @@ from sgl_entropy_bench.quality.ask import ask, sampling_of, seed_of
 from sgl_entropy_bench.quality.eval_arms import EvalArm
 from sgl_entropy_bench.quality.eval_plan import EvalPlan
 from sgl_entropy_bench.quality.tasks import Question
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """What an arm's server said of itself, and how it was started (empty = it ran already)."""
+
+    model: str
+    version: str
+    api: str
+    caption: str
+    arguments: Mapping[str, Any]
+    command: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Evaluation:
     tokenizer: Path | None = None
     resume: bool = False
     answers: dict[Place, ScoredAnswer] = field(default_factory=dict)
-    servers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    servers: dict[str, ServerFacts] = field(default_factory=dict)
     partial: bool = True
 
     def __post_init__(self) -> None:
@@ -121,14 +133,14 @@ class Evaluation:
             yield target
 
     def _told(self, arm: EvalArm, target: Endpoint) -> None:
-        self.servers[arm.name] = {
-            "model": Path(target.model).name,
-            "version": target.version(),
-            "api": target.api,
-            "caption": target.caption,
-            "arguments": target.arguments(),
-            "command": arm.server.shown(),
-        }
+        self.servers[arm.name] = ServerFacts(
+            Path(target.model).name,
+            target.version(),
+            target.api,
+            target.caption,
+            target.arguments(),
+            arm.server.shown(),
+        )
 
     def _jobs(self, served: Sequence[tuple[EvalArm, Endpoint]]) -> list[_EvalJob]:
         """What is to be asked; each question to all arms before the next, arms in turn first."""
@@ -162,7 +174,7 @@ class Evaluation:
             self.plan.max_tokens,
             self.plan.seed if self.temperature(arm) else None,
             [target.api, target.version(), target.model, target.arguments()],
-            str(self.plan.sandbox.limits) if self.plan.sandbox else "",
+            str(self.plan.tools.sandbox.limits) if self.plan.tools.sandbox else "",
         ]
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -256,7 +268,7 @@ class Evaluation:
             )
         counts = reply.counts
         cut = counts.finish == "length"
-        judged = self.plan.task.judge(question, reply.text, cut, self.plan.sandbox)
+        judged = self.plan.task.judge(question, reply.text, cut, self.plan.tools)
         return ScoredAnswer(
             arm.name,
             question.id,

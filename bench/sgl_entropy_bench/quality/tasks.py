@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy_bench.load.schedule.arrivals import stream_seed
-from sgl_entropy_bench.quality import finals, latex, programs
-from sgl_entropy_bench.quality.numerals import number
+from sgl_entropy_bench.quality import finals, programs
+from sgl_entropy_bench.quality.answers import Judgement
+from sgl_entropy_bench.quality.mathematics import MathVerifier
 from sgl_entropy_bench.quality.rows import Row, read_rows
 from sgl_entropy_bench.quality.sandbox import Sandbox
 
@@ -41,13 +42,11 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """``found``: what was taken from the answer; empty = nothing of the right form. ``outcome``:
-    how the generated program ended."""
+class Tools:
+    """What judging needs besides the answer's text; None where the task does not need it."""
 
-    found: str
-    right: bool
-    outcome: str = ""
+    sandbox: Sandbox | None = None
+    mathematics: MathVerifier | None = None
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,21 @@ class Task:
 
     Attributes:
         read: (where, row, instruction) -> question without its id.
-        judge: (question, answer, whether the token limit cut it, sandbox) -> judgement.
+        judge: (question, answer, whether the token limit cut it, tools) -> judgement.
         instruction: follows the question, a blank line between; of a programming task: precedes.
         hub: where the data set is when no file is named.
         max_tokens: of an answer, unless told otherwise.
-        runs_code: needs a sandbox.
+        runs_code, compares_mathematics: which tools it needs.
     """
 
     name: str
     read: Callable[[str, Row, str], Question]
-    judge: Callable[[Question, str, bool, Sandbox | None], Judgement]
+    judge: Callable[[Question, str, bool, Tools], Judgement]
     instruction: str
     hub: str = ""
     max_tokens: int = 512
     runs_code: bool = False
+    compares_mathematics: bool = False
 
 
 def _field(where: str, row: Row, *names: str) -> str:
@@ -93,32 +93,39 @@ def _asked(question: str, instruction: str) -> str:
 def _read_gsm8k(where: str, row: Row, instruction: str) -> Question:
     question = _asked(_field(where, row, "question", "turns"), instruction)
     written = _field(where, row, "answer", "reference")
-    final = finals.final_number(written)
-    if number(final) is None:
+    final = finals.marked(written) or written.strip()
+    if not any(sign.isdigit() for sign in final):
         raise ValueError(f"{where}: the reference answer ends in no number: {written[-80:]!r}")
     return Question("", question, question, (final,))
 
 
-def _judge_number(question: Question, text: str, cut: bool, _: Sandbox | None) -> Judgement:
-    found = finals.final_number(finals.without_thoughts(text), cut)
-    value = number(found)
-    return Judgement(found, value is not None and value == number(question.references[0]))
+def _judge_number(question: Question, text: str, cut: bool, tools: Tools) -> Judgement:
+    """Behind the last ``####``, else wherever math-verify looks for it."""
+    assert tools.mathematics is not None
+    text = finals.without_thoughts(text)
+    final = finals.marked(text)
+    return tools.mathematics.judge(question.references, final or text, cut and not final)
 
 
 def _read_math(where: str, row: Row, instruction: str) -> Question:
     question = _asked(_field(where, row, "problem", "question"), instruction)
     if isinstance(row.get("answer"), (str, int, float)):
-        reference = _field(where, row, "answer")
+        reference = _field(where, row, "answer").strip()
     else:
-        reference = latex.boxed(_field(where, row, "answer", "solution"))
-    if not latex.normalised(reference):
+        reference = _field(where, row, "answer", "solution")
+        reference *= "\\boxed" in reference or "\\fbox" in reference
+    if not any(sign.isalnum() for sign in reference):
         raise ValueError(f"{where}: expected answer, or a solution with \\boxed{{}}")
     return Question("", question, question, (reference,))
 
 
-def _judge_math(question: Question, text: str, cut: bool, _: Sandbox | None) -> Judgement:
-    found = finals.final_box(finals.without_thoughts(text))
-    return Judgement(found, any(latex.equal(found, one) for one in question.references))
+def _judge_math(question: Question, text: str, cut: bool, tools: Tools) -> Judgement:
+    assert tools.mathematics is not None
+    references = [
+        one if "\\boxed" in one or "\\fbox" in one else f"\\boxed{{{one.rstrip('.')}}}"
+        for one in question.references
+    ]
+    return tools.mathematics.judge(references, finals.without_thoughts(text), cut)
 
 
 def _read_program(where: str, row: Row, instruction: str) -> Question:
@@ -140,15 +147,15 @@ def _read_program(where: str, row: Row, instruction: str) -> Question:
     return Question("", text, prompt, (), (prompt, test, entry))
 
 
-def _judge_program(question: Question, text: str, _: bool, sandbox: Sandbox | None) -> Judgement:
-    assert sandbox is not None
+def _judge_program(question: Question, text: str, _: bool, tools: Tools) -> Judgement:
+    assert tools.sandbox is not None
     prompt, test, entry = question.parts
     source = programs.program(prompt, finals.without_thoughts(text), test, entry)
     if not source:
         return Judgement("", False, "no code")
-    verdict = sandbox.run(source)
-    found = programs.code_of(finals.without_thoughts(text), entry)
-    return Judgement(found, verdict.passed, verdict.shown())
+    verdict = tools.sandbox.run(source)
+    code = programs.code_of(finals.without_thoughts(text), entry)
+    return Judgement(code, verdict.passed, verdict.shown())
 
 
 def _read_plain(where: str, row: Row, instruction: str) -> Question:
@@ -161,9 +168,9 @@ def _read_plain(where: str, row: Row, instruction: str) -> Question:
     return Question("", question, question, references)
 
 
-def _judge_plain(question: Question, text: str, cut: bool, _: Sandbox | None) -> Judgement:
-    found = finals.final_line(finals.without_thoughts(text), cut)
-    return Judgement(found, any(finals.same_words(found, one) for one in question.references))
+def _judge_plain(question: Question, text: str, cut: bool, _: Tools) -> Judgement:
+    final = finals.final_line(finals.without_thoughts(text), cut)
+    return Judgement(final, any(finals.same_words(final, one) for one in question.references))
 
 
 TASKS = {
@@ -174,6 +181,7 @@ TASKS = {
         "Solve this step by step. End with one line that holds nothing but the final answer, a "
         "plain number, in the form\n#### NUMBER",
         "hf:openai/gsm8k:test:main",
+        compares_mathematics=True,
     ),
     "math500": Task(
         "math500",
@@ -182,6 +190,7 @@ TASKS = {
         "Solve this step by step and put the final answer in \\boxed{}.",
         "hf:HuggingFaceH4/MATH-500:test",
         1024,
+        compares_mathematics=True,
     ),
     "humaneval": Task(
         "humaneval",

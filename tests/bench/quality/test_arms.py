@@ -104,7 +104,7 @@ def test_tasks_by_name_and_file(tmp_path: Path) -> None:
         ("gsm8k", {"question": "q", "answer": "2 + 2 = <<2+2=4>>4\n#### 1,004"}, ("1,004",)),
         ("gsm8k", {"turns": ["q"], "reference": ["#### 4"]}, ("4",)),
         ("math500", {"problem": "q", "answer": "\\frac{1}{2}"}, ("\\frac{1}{2}",)),
-        ("math500", {"problem": "q", "solution": "so \\boxed{5}"}, ("5",)),
+        ("math500", {"problem": "q", "solution": "so \\boxed{5}"}, ("so \\boxed{5}",)),
         ("file", {"prompt": "q", "answer": 4}, ("4",)),
         (
             "file",

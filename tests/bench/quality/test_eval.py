@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_entropy_bench.quality.answers import AnswerWriter, ScoredAnswer, read_answers
+from sgl_entropy_bench.quality.answers import (
+    AnswerWriter,
+    Judgement,
+    ScoredAnswer,
+    read_answers,
+    write_answers,
+)
 from sgl_entropy_bench.quality.sandbox import Limits, SandboxError, open_sandbox
 
 from sgl_entropy.cli import main
@@ -266,6 +272,39 @@ def test_the_server_is_gone(rows: Path, tmp_path: Path, capsys: Any) -> None:
     assert report["partial"] is False
     evaluate(*words, "--arms", f"a={held.url}", out=tmp_path / "none", code=1)
     assert "no server answers" in capsys.readouterr().err
+
+
+def test_answers_are_scored_anew_without_asking(rows: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    with ScriptedServer(answer, checked) as server:
+        first = evaluate(
+            *("--task", f"gsm8k={rows}", "--arms", f"standard={server.url}", "--limit", 15),
+            *("--arms", f"easd={server.url};{EASD}", "--api", "generate"),
+            out=out,
+        )
+    file = out / "answers.jsonl"
+    before = read_answers(file)
+    # As scored by something that found nothing at all.
+    write_answers(file, (one.judged(Judgement("", False)) for one in before.values()))
+    words = ["eval", "--task", f"gsm8k={rows}", "--rescore", str(out)]
+    assert main(words) == 0
+    assert "answers became right or wrong" in capsys.readouterr().err
+    assert read_answers(file) == before
+    second = json.loads((out / "result.json").read_text())
+    assert second.pop("rescored")["commit"] == first["provenance"]["commit"]
+    assert second == first
+    assert "Scored anew" in (out / "report.md").read_text()
+    # Other questions, another task, no evaluation: each is refused, and nothing is written.
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "Who?", "answer": "#### 1"}\n')
+    for task, message in (
+        (f"gsm8k={other}", "holds answers to questions that --task lacks"),
+        (str(rows), "holds answers of gsm8k, not of file"),
+    ):
+        assert main(["eval", "--task", task, "--rescore", str(out)]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["eval", "--task", f"gsm8k={rows}", "--rescore", str(tmp_path)]) == 2
+    assert read_answers(file) == before
 
 
 def heeding_interrupts() -> None:
