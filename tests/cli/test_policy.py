@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 from sgl_entropy.verify.trace_file import TraceReader
 from tests.drafter.tiny import write_tokenizer
+from tests.scripted_server import Reply, Request, ScriptedServer, generated
 from tests.verify.traces import HEADER, cycle, requests, simulated, write
 
 RULE = EasdRule(1.0, 0.8, overlap=0.3)
@@ -58,40 +58,23 @@ class TinyServer:
     def __init__(self, info: dict[str, Any], held: list[RequestTrace]) -> None:
         self.asked: list[dict[str, Any]] = []
         self.refuse_from: int | None = None
-        lock = threading.Lock()
-        outer = self
+        self._info, self._held = info, held
+        self._lock = threading.Lock()
+        self._http = ScriptedServer(script=self._reply).__enter__()
+        self.url = self._http.url
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.answer(200, json.dumps(info).encode())
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(outer.asked)
-                    if outer.refuse_from is not None and number >= outer.refuse_from:
-                        self.answer(400, b'{"error": {"message": "no more"}}')
-                        return
-                    outer.asked.append(body)
-                event = {"text": "", "meta_info": meta_of(held[number])}
-                self.answer(200, f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode())
-
-            def answer(self, status: int, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+    def _reply(self, request: Request) -> Reply:
+        if request.method == "GET":
+            return Reply.json(self._info)
+        with self._lock:
+            number = len(self.asked)
+            if self.refuse_from is not None and number >= self.refuse_from:
+                return Reply.error(400, "no more")
+            self.asked.append(request.body)
+        return generated([], meta_of(self._held[number]))
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._http.stop()
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import cast
 
 from sgl_entropy_bench.fakeserver.wire import STREAM_END, Json, Refused, dumps, head
 
+Serve = Callable[[str, str, bytes], None]
 MAX_HEAD = 64 * 2**10
 MAX_BODY = 64 * 2**20
 
@@ -91,11 +93,14 @@ class Connection(asyncio.Protocol, ABC):
             if request is None:
                 return
             self._answering = True
-            method, path, body = request
-            try:
-                self.serve(method, path, body)
-            except Refused as error:
-                self.refuse(error, path)
+            self.attempt(self.serve, *request)
+
+    def attempt(self, serve: Serve, method: str, path: str, body: bytes) -> None:
+        """Serve a request; one that is refused is answered so."""
+        try:
+            serve(method, path, body)
+        except Refused as error:
+            self.refuse(error, path)
 
     def _take(self) -> tuple[str, str, bytes] | None:
         """Method, path and body of the next request; None while it is not all there."""

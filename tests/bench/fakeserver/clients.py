@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.http.client import Client
+
+from tests.scripted_server import ScriptedServer
 
 Json = dict[str, Any]
 
@@ -21,7 +22,7 @@ GENERATE = {"text": "a prompt", "sampling_params": {"max_new_tokens": 12, "ignor
 CHAT = {"messages": MESSAGES, "max_tokens": 12, "stream_options": {"include_usage": True}}
 
 
-def client_of(server: FakeServer) -> Client:
+def client_of(server: ScriptedServer) -> Client:
     return Client.from_url(server.url, timeout_s=10.0)
 
 
@@ -31,7 +32,7 @@ def request_bytes(path: str, body: Json) -> bytes:
     return head.encode() + data
 
 
-def opened(server: FakeServer, path: str = "/generate", **fields: Any) -> socket.socket:
+def opened(server: ScriptedServer, path: str = "/generate", **fields: Any) -> socket.socket:
     """A connection that has sent a streamed request and read nothing."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
     body = GENERATE if path == "/generate" else CHAT

@@ -10,7 +10,6 @@ from http.client import HTTPConnection
 from typing import Any
 
 import pytest
-from sgl_entropy_bench.fakeserver import FakeServer
 
 from tests.bench.fakeserver.clients import (
     AT_ONCE,
@@ -23,12 +22,13 @@ from tests.bench.fakeserver.clients import (
     read,
     request_bytes,
 )
+from tests.scripted_server import ScriptedServer
 
 
 @pytest.fixture(scope="module")
-def plain() -> Iterator[FakeServer]:
+def plain() -> Iterator[ScriptedServer]:
     """A quick server without faults, for tests that leave nothing behind."""
-    with FakeServer(*QUICK) as server:
+    with ScriptedServer(*QUICK) as server:
         yield server
 
 
@@ -51,7 +51,7 @@ def plain() -> Iterator[FakeServer]:
     ],
 )
 def test_bad_requests_are_refused(
-    plain: FakeServer, path: str, body: Any, status: int, message: str
+    plain: ScriptedServer, path: str, body: Any, status: int, message: str
 ) -> None:
     connection = HTTPConnection("127.0.0.1", plain.port, timeout=10)
     connection.request("POST", path, json.dumps(body))
@@ -67,7 +67,7 @@ def test_bad_requests_are_refused(
     connection.close()
 
 
-def test_what_is_not_http_is_refused_and_closed(plain: FakeServer) -> None:
+def test_what_is_not_http_is_refused_and_closed(plain: ScriptedServer) -> None:
     for request, status in (
         (b"hello\r\n\r\n", b"400"),
         (b"GET / HTTP/1.0\r\n\r\n", b"505"),
@@ -82,7 +82,7 @@ def test_what_is_not_http_is_refused_and_closed(plain: FakeServer) -> None:
             assert connection.recv(1) == b""
 
 
-def test_a_connection_serves_many_requests(plain: FakeServer) -> None:
+def test_a_connection_serves_many_requests(plain: ScriptedServer) -> None:
     """One after the other, two sent at once, and one in many pieces."""
     stream = request_bytes("/generate", {**GENERATE, "stream": True})
     with socket.create_connection(("127.0.0.1", plain.port), timeout=10) as connection:
@@ -102,7 +102,7 @@ def test_a_connection_serves_many_requests(plain: FakeServer) -> None:
 
 def test_a_client_that_does_not_read_gets_fewer_events() -> None:
     """Written out in full, the events of this stream would be hundreds of megabytes."""
-    with FakeServer(*AT_ONCE) as server:
+    with ScriptedServer(*AT_ONCE) as server:
         parameters = {"max_new_tokens": 20000, "ignore_eos": True}
         with opened(server, sampling_params=parameters) as connection:
             assert reaches(client_of(server), [0])

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.fakeserver.settings import FAULTS
 from sgl_entropy_bench.http.client import ServerError
 
@@ -22,6 +21,7 @@ from tests.bench.fakeserver.clients import (
     reaches,
     read,
 )
+from tests.scripted_server import ScriptedServer
 
 # fault -> status, whether the connection closes, [DONE], HTTP's end, lines that are not JSON
 SEEN: dict[str, tuple[bytes, bool, bool, bool, int]] = {
@@ -37,15 +37,15 @@ SEEN: dict[str, tuple[bytes, bool, bool, bool, int]] = {
 
 
 @pytest.fixture(scope="module")
-def faulty() -> Iterator[Callable[[str], FakeServer]]:
+def faulty() -> Iterator[Callable[[str], ScriptedServer]]:
     """``faulty("drop")``: a server that breaks every second request so, the first not."""
-    servers: dict[str, FakeServer] = {}
+    servers: dict[str, ScriptedServer] = {}
     with ExitStack() as stack:
 
-        def get(fault: str) -> FakeServer:
+        def get(fault: str) -> ScriptedServer:
             if fault not in servers:
                 servers[fault] = stack.enter_context(
-                    FakeServer(*QUICK, "--fault", fault, "--fault-every", "2")
+                    ScriptedServer(*QUICK, "--fault", fault, "--fault-every", "2")
                 )
             client_of(servers[fault]).generate(text="a prompt that is served as it should be")
             return servers[fault]
@@ -55,7 +55,7 @@ def faulty() -> Iterator[Callable[[str], FakeServer]]:
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults(faulty: Callable[[str], FakeServer], fault: str, path: str) -> None:
+def test_faults(faulty: Callable[[str], ScriptedServer], fault: str, path: str) -> None:
     """As a client sees them that knows nothing but sockets."""
     server = faulty(fault)
     with opened(server, path) as connection:
@@ -108,7 +108,7 @@ def test_faults(faulty: Callable[[str], FakeServer], fault: str, path: str) -> N
     ],
 )
 def test_faults_are_errors_of_the_client(
-    faulty: Callable[[str], FakeServer], fault: str, message: str
+    faulty: Callable[[str], ScriptedServer], fault: str, message: str
 ) -> None:
     with pytest.raises(ServerError, match=message):
         client_of(faulty(fault)).generate(text="a prompt", max_new_tokens=12)
@@ -125,7 +125,7 @@ def test_faults_are_errors_of_the_client(
     ],
 )
 def test_faults_of_answers_in_one_piece(
-    faulty: Callable[[str], FakeServer], fault: str, message: str
+    faulty: Callable[[str], ScriptedServer], fault: str, message: str
 ) -> None:
     client = client_of(faulty(fault))
     with pytest.raises(ServerError, match=message):
@@ -133,7 +133,7 @@ def test_faults_of_answers_in_one_piece(
     assert reaches(client, [0])
 
 
-def test_broken_and_bare_answers_in_one_piece(faulty: Callable[[str], FakeServer]) -> None:
+def test_broken_and_bare_answers_in_one_piece(faulty: Callable[[str], ScriptedServer]) -> None:
     assert client_of(faulty("broken-sse")).post("/generate", GENERATE) is None
     bare = client_of(faulty("no-usage")).post("/v1/chat/completions", CHAT)
     assert bare["choices"]

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.http.client import Client, ServerError
 
 from tests.bench.fakeserver.clients import (
@@ -24,12 +23,13 @@ from tests.bench.fakeserver.clients import (
     read,
     until,
 )
+from tests.scripted_server import ScriptedServer
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """Of a quick server without faults, for tests that leave nothing behind."""
-    with FakeServer(*QUICK) as server:
+    with ScriptedServer(*QUICK) as server:
         yield client_of(server)
 
 
@@ -104,7 +104,7 @@ def test_chat_without_usage_asked_for_has_none(client: Client) -> None:
 
 def test_an_abort_by_id_ends_running_and_waiting_requests() -> None:
     """SGLang takes the id for a prefix, and so has to be asked for whole ones."""
-    with FakeServer("--slots", "1", "--ttft", "0.01", "--cycle", "60") as server:
+    with ScriptedServer("--slots", "1", "--ttft", "0.01", "--cycle", "60") as server:
         client = client_of(server)
         with opened(server, rid="run-1") as running, opened(server, rid="run-10") as waiting:
             assert reaches(client, [2])
@@ -129,7 +129,7 @@ def test_the_cache_knows_prompts_since_the_last_flush() -> None:
         assert meta["prompt_tokens"] == 9
         return int(meta["cached_tokens"])
 
-    with FakeServer(*QUICK) as server, FakeServer(*QUICK, "--no-cache") as without:
+    with ScriptedServer(*QUICK) as server, ScriptedServer(*QUICK, "--no-cache") as without:
         client = client_of(server)
         assert [cached(client), cached(client)] == [0, 8]
         assert len(client.get("/fake_arrivals")) == 2
@@ -142,7 +142,7 @@ def test_the_cache_knows_prompts_since_the_last_flush() -> None:
 
 def test_health_waits_for_the_start() -> None:
     begun = time.monotonic()
-    with FakeServer("--start-delay", "1") as server:
+    with ScriptedServer("--start-delay", "1") as server:
         client = client_of(server)
         with pytest.raises(ServerError) as caught:
             client.get("/health")

@@ -22,10 +22,11 @@ from tests.bench.fakeserver.clients import (
     reaches,
     request_bytes,
 )
+from tests.scripted_server import ScriptedServer
 
 
 def test_an_answer_ends_by_itself_before_the_limit() -> None:
-    with FakeServer(*AT_ONCE, "--output-tokens", "gamma:20:0.5", "--depth", "0") as server:
+    with ScriptedServer(*AT_ONCE, "--output-tokens", "gamma:20:0.5", "--depth", "0") as server:
         client = client_of(server)
         lengths = []
         for index in range(40):
@@ -53,7 +54,7 @@ def test_a_prompt_has_one_text_on_every_arm() -> None:
     with ExitStack() as stack:
         found = {}
         for name, flags in arms.items():
-            server = FakeServer(*AT_ONCE, "--output-tokens", "exponential:60", *flags)
+            server = ScriptedServer(*AT_ONCE, "--output-tokens", "exponential:60", *flags)
             client = client_of(stack.enter_context(server))
             found[name] = [
                 client.generate(text=text, max_new_tokens=500) for text in ("one", "two")
@@ -72,7 +73,7 @@ def test_a_prompt_has_one_text_on_every_arm() -> None:
 
 
 def test_tokens_a_cycle_are_as_expected() -> None:
-    with FakeServer(*AT_ONCE, "--easd", "0.25") as server:
+    with ScriptedServer(*AT_ONCE, "--easd", "0.25") as server:
         client = client_of(server)
         body = {"max_new_tokens": 3000, "ignore_eos": True}
         metas = [
@@ -100,7 +101,7 @@ def test_tokens_a_cycle_are_as_expected() -> None:
 
 
 def test_an_end_inside_the_draft_is_counted_as_sglang_does() -> None:
-    with FakeServer(*AT_ONCE, "--acceptance", "1", "--easd", "1") as server:
+    with ScriptedServer(*AT_ONCE, "--acceptance", "1", "--easd", "1") as server:
         # 1 + 5 + 2: the second cycle accepts four and emits two
         meta = client_of(server).generate(text="a", max_new_tokens=8).raw
         short = client_of(server).generate(text="a", max_new_tokens=1).raw
@@ -122,7 +123,7 @@ def test_an_end_inside_the_draft_is_counted_as_sglang_does() -> None:
 
 def test_a_queue_is_served_in_order() -> None:
     endless = {"max_new_tokens": 30000, "ignore_eos": True}
-    with FakeServer("--slots", "1", "--ttft", "0.15", "--cycle", "0.001") as server:
+    with ScriptedServer("--slots", "1", "--ttft", "0.15", "--cycle", "0.001") as server:
         client = client_of(server)
         with opened(server, sampling_params=endless) as first, ThreadPoolExecutor(4) as pool:
             assert reaches(client, [1])
@@ -148,7 +149,7 @@ def test_a_queue_is_served_in_order() -> None:
 def test_requests_are_dealt_to_the_rank_with_the_fewest() -> None:
     with (
         ExitStack() as stack,
-        FakeServer("--ranks", "3", "--slots", "2", "--ttft", "60") as server,
+        ScriptedServer("--ranks", "3", "--slots", "2", "--ttft", "60") as server,
     ):
         client = client_of(server)
 
@@ -175,7 +176,7 @@ def test_requests_are_dealt_to_the_rank_with_the_fewest() -> None:
 def test_full_ranks_are_slower() -> None:
     """At 20 tokens, 19 cycles of 10 ms alone; four times that with four."""
     flags = ("--depth", "0", "--ttft", "0.05", "--cycle", "0.01", "--slowdown", "1")
-    with FakeServer(*flags) as server:
+    with ScriptedServer(*flags) as server:
         client = client_of(server)
 
         def latency(index: int) -> float:

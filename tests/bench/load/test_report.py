@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.http.record import CUT, RequestRecord, read_records
 from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.judge import compare, metrics, verdict
@@ -32,6 +31,7 @@ from sgl_entropy_bench.load.schedule.workload import Workload, WorkloadPrompt
 
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli import main as command
+from tests.scripted_server import ScriptedServer
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                None)  # fmt: skip
@@ -700,17 +700,14 @@ def test_merge_overwrites_nothing_that_was_measured(tmp_path: Path) -> None:
         report.main("merge", folders, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_real_run(tmp_path: Path) -> None:
     """What the load tester writes today can be reported, whatever the helpers here build."""
     run = tmp_path / "run"
-    with FakeServer("--ttft", "0.004", "--cycle", "0.002", "--output-tokens", "12") as server:
-        words = ["--arms", f"edsd={server.url}", "--qps", "40,80"]
-        done = subprocess.run(
-            [sys.executable, "-m", "sgl_entropy", "bench", "latency", *words, "--out", str(run),
-             "--num-requests", "20", "--warmup", "0"],
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-    assert done.returncode in (0, 3), done.stderr
+    with ScriptedServer("--ttft", "0.004", "--cycle", "0.002", "--output-tokens", "12") as server:
+        words = ["--arms", f"edsd={server.url}", "--qps", "40,80", "--out", str(run)]
+        words += ["--num-requests", "20", "--warmup", "0"]
+        assert command(["bench", "latency", *words]) in (0, 3)
     parsed = reported(tmp_path / "page", run)
     assert {"latency-rate", "cdf", "acceptance", "timeline-edsd-qps-80"} <= set(parsed.figures)
 

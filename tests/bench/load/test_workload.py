@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sgl_entropy_bench.fakeserver import FakeServer
 from sgl_entropy_bench.http.client import ServerError
 from sgl_entropy_bench.load.run.endpoint import Endpoint, tau_of_counters
 from sgl_entropy_bench.load.schedule.workload import WorkloadPrompt, load_workload, read_prompts
+
+from tests.scripted_server import ScriptedServer
 
 KINDS = {"code", "conversation", "instruction", "maths", "summary"}
 
@@ -134,7 +135,7 @@ def test_templates_are_named_and_never_guessed(tmp_path: Path) -> None:
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     prompt = WorkloadPrompt("p", "b", "hi")
-    with FakeServer("--ranks", "3") as server:
+    with ScriptedServer("--ranks", "3") as server:
         plain = Endpoint.connect("a", server.url)
         assert (plain.api, plain.text(prompt), plain.ranks) == ("generate", "hi", 3)
         assert plain.arguments() == {"dp_size": 3, "model_path": "fake", "fake": True}
@@ -150,7 +151,7 @@ def test_templates_are_named_and_never_guessed(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_emptied_once_the_server_lets_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    with FakeServer() as server:
+    with ScriptedServer() as server:
         target = Endpoint.connect("a", server.url)
     answers = iter([ServerError("busy", 400), ServerError("busy", 400), None])
     monkeypatch.setattr("time.sleep", lambda seconds: None)

@@ -24,8 +24,7 @@ from sgl_entropy_bench.quality.answers import (
 from sgl_entropy_bench.quality.sandbox import Limits, SandboxError, open_sandbox
 
 from sgl_entropy.cli import main
-from tests.bench.odd_server import OddServer
-from tests.bench.scripted_server import Json, ScriptedServer
+from tests.scripted_server import Json, ScriptedServer, answering, every
 
 EASD = '{"easd": {"target_entropy": 1.0}}'
 
@@ -72,7 +71,7 @@ def answer(prompt: str, sampling: Json) -> str:
 
 
 def test_scores_pairs_and_what_is_sent(rows: Path, tmp_path: Path) -> None:
-    with ScriptedServer(answer, checked) as server:
+    with ScriptedServer(script=answering(answer, checked)) as server:
         report = evaluate(
             *("--task", f"gsm8k={rows}", "--arms", f"standard={server.url}"),
             *("--arms", f"easd={server.url};{EASD}", "--api", "generate", "--max-tokens", 77),
@@ -92,7 +91,7 @@ def test_scores_pairs_and_what_is_sent(rows: Path, tmp_path: Path) -> None:
     assert pair["could_show"] is True
     assert (report["partial"], report["errors"], report["notes"]) == (False, 0, [])
     assert len(server.asked) == 40
-    for path, body in server.asked:
+    for path, body in ((one.path, one.body) for one in server.asked):
         assert path == "/generate"
         assert (body["stream"], body["sampling_params"]["max_new_tokens"]) == (False, 77)
         assert body["sampling_params"]["temperature"] == 0
@@ -109,7 +108,7 @@ def test_a_difference_that_is_there(rows: Path, tmp_path: Path, capsys: Any) -> 
         number = number_in(prompt)
         return f"#### {2 * number if number < (15 if asks_easd(sampling) else 5) else 0}"
 
-    with ScriptedServer(better) as server:
+    with ScriptedServer(script=answering(better)) as server:
         report = evaluate(
             *("--task", f"gsm8k={rows}", "--arms", f"a={server.url}"),
             *("--arms", f"b={server.url};{EASD}", "--api", "generate"),
@@ -128,7 +127,7 @@ def test_few_pairs_that_differ_are_said_to_show_nothing(
         number = number_in(prompt)
         return f"#### {2 * number if number < (15 if asks_easd(sampling) else 10) else 0}"
 
-    with ScriptedServer(near) as server:
+    with ScriptedServer(script=answering(near)) as server:
         evaluate(
             *("--task", f"gsm8k={rows}", "--arms", f"a={server.url}"),
             *("--arms", f"b={server.url};{EASD}", "--api", "generate"),
@@ -147,7 +146,7 @@ def test_failed_requests_are_wrong_and_asked_again_on_resume(
         return 500 if broken and number in (3, 4) else f"#### {2 * number}"
 
     words = ("--task", f"gsm8k={rows}", "--api", "generate", "--concurrency", 3)
-    with ScriptedServer(failing) as server:
+    with ScriptedServer(script=answering(failing)) as server:
         arms = ("--arms", f"a={server.url}")
         report = evaluate(*words, *arms, out=tmp_path / "out", code=3)
         (arm,) = report["arms"]
@@ -168,7 +167,7 @@ def test_failed_requests_are_wrong_and_asked_again_on_resume(
 
 
 def test_more_questions_and_arms_join_an_evaluation(rows: Path, tmp_path: Path) -> None:
-    with ScriptedServer(answer) as server:
+    with ScriptedServer(script=answering(answer)) as server:
         words = ("--task", f"gsm8k={rows}", "--api", "generate", "--arms", f"a={server.url}")
         report = evaluate(*words, "--limit", 5, out=tmp_path / "out")
         assert (report["arms"][0]["questions"], len(server.asked)) == (5, 5)
@@ -191,7 +190,7 @@ def test_samples_are_drawn_with_one_seed_for_all_arms(rows: Path, tmp_path: Path
             return f"#### {2 * number_in(prompt) if count % 2 else 0}"
 
     words = ("--task", f"gsm8k={rows}", "--samples", 2, "--limit", 6, "--seed", 5)
-    with ScriptedServer(now_and_then) as server:
+    with ScriptedServer(script=answering(now_and_then)) as server:
         arms = ("--arms", f"a={server.url}", "--arms", f"b={server.url};{EASD}")
         report = evaluate(
             *words, *arms, "--temperature", 0.7, "--api", "chat", out=tmp_path / "out"
@@ -200,7 +199,7 @@ def test_samples_are_drawn_with_one_seed_for_all_arms(rows: Path, tmp_path: Path
     assert [arm["answers"] for arm in report["arms"]] == [12, 12]
     assert report["pairs"][0]["test"].startswith("sign flips")
     seeds: dict[bool, set[tuple[str, int]]] = {True: set(), False: set()}
-    for path, body in server.asked:
+    for path, body in ((one.path, one.body) for one in server.asked):
         assert (path, body["temperature"]) == ("/v1/chat/completions", 0.7)
         seeds[asks_easd(body)].add((body["messages"][0]["content"], body["seed"]))
     assert seeds[True] == seeds[False]
@@ -216,7 +215,7 @@ def test_samples_are_drawn_with_one_seed_for_all_arms(rows: Path, tmp_path: Path
 def test_odd_replies_are_failed_requests(api: str, text: str, rows: Path, tmp_path: Path) -> None:
     usage = '"usage": {"prompt_tokens": 1, "completion_tokens": 1}'
     odd = text if text != '{"text": 1}' else f'{{"choices": [1], "text": 1, {usage}}}'
-    with OddServer(odd.encode(), b"", every=1) as server:
+    with ScriptedServer(script=every(1, odd.encode(), b"")) as server:
         words = ("--task", f"gsm8k={rows}", "--arms", f"a={server.url}", "--api", api)
         report = evaluate(*words, "--limit", 2, out=tmp_path / "out", code=3)
     assert (report["arms"][0]["errors"], report["arms"][0]["answers"]) == (2, 2)
@@ -237,7 +236,7 @@ def test_odd_replies_are_failed_requests(api: str, text: str, rows: Path, tmp_pa
 def test_an_arm_that_is_not_what_it_seems_is_noted(
     counted: Json, asked: str, note: str, rows: Path, tmp_path: Path
 ) -> None:
-    with ScriptedServer(lambda *_: "who knows", lambda _: counted) as server:
+    with ScriptedServer(script=answering(lambda *_: "who knows", lambda _: counted)) as server:
         report = evaluate(
             *("--task", f"gsm8k={rows}", "--arms", f"a={server.url};{asked}", "--limit", 2),
             *("--api", "generate"),
@@ -248,7 +247,7 @@ def test_an_arm_that_is_not_what_it_seems_is_noted(
 
 
 def test_the_server_is_gone(rows: Path, tmp_path: Path, capsys: Any) -> None:
-    server = ScriptedServer(answer)
+    server = ScriptedServer(script=answering(answer))
 
     def until_the_tenth(prompt: str, sampling: Json) -> str:
         if len(held.asked) == 10:
@@ -256,7 +255,7 @@ def test_the_server_is_gone(rows: Path, tmp_path: Path, capsys: Any) -> None:
             time.sleep(0.3)
         return answer(prompt, sampling)
 
-    held = ScriptedServer(until_the_tenth)
+    held = ScriptedServer(script=answering(until_the_tenth))
     words = ("--task", f"gsm8k={rows}", "--api", "generate", "--concurrency", 1)
     with server:
         held.__enter__()
@@ -315,11 +314,11 @@ def heeding_interrupts() -> None:
 def test_an_interrupt_keeps_what_is_there(rows: Path, tmp_path: Path) -> None:
     def slow(prompt: str, sampling: Json) -> str:
         if len(server.asked) > 6:
-            time.sleep(20)
+            time.sleep(8)
         return answer(prompt, sampling)
 
     out = tmp_path / "out"
-    with ScriptedServer(slow) as server:
+    with ScriptedServer(script=answering(slow)) as server:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "sgl_entropy", "eval", "--task", f"gsm8k={rows}"),
@@ -373,7 +372,7 @@ def test_programs_are_run_and_scored(tmp_path: Path, capsys: Any) -> None:
         return next(text for name, text in answers.items() if f"# {name}\n" in prompt)
 
     words = ("--task", f"humaneval={file}", "--api", "chat")
-    with ScriptedServer(script) as server:
+    with ScriptedServer(script=answering(script)) as server:
         arms = ("--arms", f"a={server.url}")
         evaluate(*words, *arms, out=tmp_path / "no", code=2)
         assert "--allow-code-execution" in capsys.readouterr().err

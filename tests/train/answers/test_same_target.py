@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.settings.file import load_settings
 from sgl_entropy.train.stages import data
 from sgl_entropy.train.workspace import Workspace
+from tests.scripted_server import Reply, ScriptedServer
 from tests.train.test_fingerprint import copied, other_weights
 
 URL = "http://127.0.0.1:30000"
@@ -82,32 +81,20 @@ def test_answers_of_a_larger_vocabulary_end_the_stage(tiny_folder: Path, tmp_pat
     assert len(read_answers(tmp_path / "answers.jsonl")) == 1
 
 
-class _Routes(BaseHTTPRequestHandler):
-    served = ""
-
-    def do_GET(self) -> None:
-        body = json.dumps({"model_path": self.served, "dtype": "float32"}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        del args
+SERVED = {"dtype": "float32"}
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Routes) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
+    """Says that it serves what ``SERVED`` holds."""
+    with ScriptedServer(script=lambda request: Reply.json(SERVED)) as server:
+        yield server.url
 
 
 def test_prepare_asks_the_server_what_it_serves(
     server: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _Routes.served = str(other_weights(copied(tiny_folder, tmp_path / "other")))
+    SERVED["model_path"] = str(other_weights(copied(tiny_folder, tmp_path / "other")))
     words = ["train", "prepare", "--target", str(tiny_folder), "--work", str(tmp_path / "work")]
     assert main([*words, "--server", server]) == 2
     assert "does not serve the target" in capsys.readouterr().err

@@ -81,6 +81,8 @@ class Campaign:
                 f"--out {self.out} holds results already: name another folder, or --resume"
             )
         self.out.mkdir(parents=True, exist_ok=True)
+        # Of the start, when the load of the machine is not our own yet.
+        self._provenance = provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0))
         self._warm: set[str] = set()
         # Of an earlier run of this folder; those that are not reached again stay in the file.
         self._earlier: list[Result] = []
@@ -193,7 +195,7 @@ class Campaign:
             servers=dict(self.servers),
             results=tuple(self.results),
             probes=tuple(self.probes),
-            provenance=provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
+            provenance=self._provenance,
         )
 
     def _settings(self) -> RunSettings:
