@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +61,21 @@ def _sometimes_written(target: PlainTarget) -> int:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of a stage run one after the other in this process: starting others takes
+    seconds. (``test_workers`` and ``test_generate`` start real ones.)"""
+
+    def run_here(
+        run: Callable[[Any], None], plans: Sequence[Any], folder: Path, *told: object
+    ) -> None:
+        for plan in plans:
+            run(plan)
+        Store(folder)
+
+    monkeypatch.setattr("sgl_entropy.train.stages.data.run_processes", run_here)
 
 
 @pytest.fixture(scope="session")

@@ -146,6 +146,7 @@ def test_a_select_report_of_another_target_is_refused(tiny_folder: Path, tmp_pat
         asked(tiny_folder).check_layers()
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_new_store_records_its_target(tiny_folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt_id": i, "tokens": [5 + i, 7, 9]} for i in range(2)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -278,7 +278,7 @@ def test_the_features_stage_stores_given_answers_and_goes_on(
         data.generate(Workspace.of(settings), quiet)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
 def test_a_damaged_shard_of_given_answers_is_made_again_as_the_hint_says(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -321,7 +321,7 @@ def test_generated_answers_that_are_not_the_targets_are_found(
         check_generated(Store(tmp_path), tiny_target)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
 def test_training_without_a_store_equals_training_from_it(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -20,10 +20,10 @@ from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.machine.interrupts import Interrupt
 from sgl_entropy.train.samples.store import Store
-from tests.train.fit.test_processes import TORCHRUN, fit, fit_command, validations, work_folder
+from tests.train.fit.test_processes import TORCHRUN, fit_command, fit_here, validations, work_folder
 from tests.train.fit.test_trainer import ARMS, SETTINGS, start
 
-LONG = ("fit.epochs=30", "fit.mask_gamma=3")
+LONG = ("fit.epochs=15", "fit.mask_gamma=3")
 # A checkpoint a step, so that it is seen from outside when some are done.
 EVERY_STEP = "fit.checkpoint_seconds=0"
 
@@ -39,8 +39,7 @@ def unbroken(
 ) -> Path:
     """The work folder of a fit that nobody disturbed."""
     work = work_folder(tmp_path_factory.mktemp("unbroken") / "work", tiny_store)
-    done = fit(work, tiny_folder, more=LONG)
-    assert done.returncode == 0, done.stderr
+    fit_here(work, tiny_folder, LONG)
     return work
 
 
@@ -81,8 +80,7 @@ def test_a_killed_fit_goes_on_to_the_same_weights(
         assert f"stopped at step {step} of {whole['step']}" in ended.stderr
         assert "the same command goes on from there" in ended.stderr
         assert "Traceback" not in ended.stderr
-    again = fit(work, tiny_folder, more=LONG)
-    assert again.returncode == 0, again.stderr
+    fit_here(work, tiny_folder, LONG)
     for name, weight in whole["drafter"].items():
         assert torch.equal(checkpoint(work)["drafter"][name], weight), name
     assert [row["validation"] for row in validations(work)] == [
@@ -101,8 +99,7 @@ def test_all_processes_end_after_the_same_step(
     step, whole = checkpoint(work)["step"], checkpoint(unbroken)
     assert 0 < step < whole["step"]
     assert f"stopped at step {step} of {whole['step']}" in ended.stderr
-    again = fit(work, tiny_folder, more=LONG)
-    assert again.returncode == 0, again.stderr
+    fit_here(work, tiny_folder, LONG)
     held = checkpoint(work)
     assert held["step"] == whole["step"]
     for name, weight in whole["drafter"].items():

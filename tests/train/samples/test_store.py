@@ -141,6 +141,7 @@ def test_an_older_format_is_refused(folder: Path) -> None:
         Store(folder)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_generate_refuses_a_damaged_store_and_goes_on_without_the_shard(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path
 ) -> None:

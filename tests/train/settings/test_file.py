@@ -158,7 +158,7 @@ def test_the_clock_is_read() -> None:
     assert 0 < dtype.matmul_seconds(torch.float32, tries=1) < 5
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
 def test_generation_goes_on_where_it_was(tiny_folder: Path, tmp_path: Path) -> None:
     """A second run with a larger budget answers the other prompts, and none twice."""
     rows = [{"prompt_id": p.prompt_id, "tokens": p.tokens} for p in tiny_prompts()]
