@@ -159,7 +159,7 @@ def _server(url: str, work: Workspace) -> Ask:
     from sgl_entropy_bench.http.client import ServerError
 
     from sgl_entropy.cli.running_server import RunningServer
-    from sgl_entropy.train.answers.from_server import Refused
+    from sgl_entropy.train.answers.from_server import ServerRefused
     from sgl_entropy.train.answers.same_target import refuse_other_server
     from sgl_entropy.train.prompts.order import Prompt
 
@@ -174,7 +174,7 @@ def _server(url: str, work: Workspace) -> Ask:
             return client.generate(input_ids=prompt.tokens, max_new_tokens=most).output_ids
         except ServerError as error:
             if error.status == 400:
-                raise Refused(str(error)) from None
+                raise ServerRefused(str(error)) from None
             raise
 
     return ask

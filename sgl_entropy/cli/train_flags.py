@@ -40,23 +40,25 @@ EXAMPLES = """examples:
   sgl-entropy train compare --config compare.toml --workers 2 --json compare.json
   sgl-entropy train benchmark --config train.toml --algorithm EDSD --page throughput.md
 
-Every stage can be interrupted and run again: it goes on where it was (`fit` after the step at hand;
-a second Ctrl-C, seconds later, does not wait for it). `prepare` writes the prompts
-and, with --server, the target's answers; `features` stores the tapped layers of those answers, or
-writes the answers itself in the same pass where there was no server (`generate` is that pass).
-`fit` uses one thread: train both drafters at once on two cores rather than one on both. Started by
+Every stage can be interrupted and run again: it goes on where it stopped (`fit` ends after the
+current step; a second Ctrl-C, seconds later, does not wait for it). The stages in order:
+`prepare` writes the prompts and, with --server, the target's answers.
+`features` stores the tapped layers of those answers. Without answers it runs `generate`, which
+writes answers and features in one pass.
+`fit` trains a drafter on one thread: on two cores, train both drafters side by side. Started by
 torchrun, the processes share each batch (gloo on CPUs, NCCL on GPUs) and end with the weights of
-one process, up to the order of sums; fit.rows is the batch of all together.
-`compare` takes a file with a base
-settings file, seeds and arms, and fits and judges every arm with every seed:
+one process, up to the order of sums; fit.rows is the batch of all of them together.
+`export` copies the newest checkpoint into a folder that SGLang serves.
+`evaluate` measures a drafter's acceptance length on the benchmarks of evaluate.benchmarks.
+`compare` fits and judges every arm of a comparison file with every seed:
   base = "train.toml"
   seeds = [0, 1, 2]
   [[arms]]
   name = "edtrain"
   algorithm = "EDSD"
   set = ["fit.mask_gamma=3", "fit.max_steps=7"]
-`benchmark` times `fit` on a feature store against a straightforward loop, with what each part of a
-step takes, and memory; --arms takes the recipe of one arm of a comparison file."""
+`benchmark` compares the speed and memory of `fit` with a straightforward loop on the same feature
+store, part by part; --arms takes the recipe of one arm of a comparison file."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +80,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         metavar="DIR",
-        help="compare the plan with a finished training, its folder of checkpoint and log; may be "
-        "repeated (--plan)",
+        help="compare the plan with a finished training: the folder with its checkpoint and log; "
+        "may be repeated (--plan)",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML or JSON")
     parser.add_argument(
@@ -93,11 +95,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--online",
         action="store_true",
         default=None,
-        help="without a feature store: prepare writes the answers (here, on a GPU too, or by "
-        "--server), fit computes their features; the same as fit.online=true",
+        help="train without a feature store: prepare writes the answers (here, also on a GPU, or "
+        "by --server) and fit computes their features; the same as fit.online=true",
     )
-    parser.add_argument("--target", metavar="DIR", help="the target; default: the small real one")
-    parser.add_argument("--work", metavar="DIR", help="where prompts, features, checkpoints go")
+    parser.add_argument(
+        "--target", metavar="DIR", help="the model to draft for; default: SmolLM2-135M"
+    )
+    parser.add_argument(
+        "--work", metavar="DIR", help="the folder for prompts, features, checkpoints"
+    )
     parser.add_argument(
         "--algorithm",
         choices=("EDSD", "EAGLE3"),
@@ -107,16 +113,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--accept-changes",
         action="store_true",
         default=None,
-        help="go on from a checkpoint although fit.learning_rate, warmup, final_rate or clip was "
-        "another: it changes from this step on, and the log says so (fit)",
+        help="go on from a checkpoint with another fit.learning_rate, warmup, final_rate or clip "
+        "from this step on; the log says so (fit)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the drafter's folder (export)")
     parser.add_argument(
         "--arms",
         metavar="LIST",
-        help="compare: these arms of the file alone; benchmark: the one arm that is measured",
+        help="compare: only these arms of the file; benchmark: the one arm to measure",
     )
-    parser.add_argument("--seeds", metavar="LIST", help="compare: these seeds, as 0,1")
+    parser.add_argument("--seeds", metavar="LIST", help="compare: only these seeds, as 0,1")
     parser.add_argument(
         "--page",
         type=Path,
@@ -126,25 +132,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batches",
         type=int,
-        help="batches that benchmark times, spread over the epochs (default: 16)",
+        help="how many batches to time, spread over the epochs (benchmark; default: 16)",
     )
-    parser.add_argument("--drafter", type=Path, metavar="DIR", help="what to measure (evaluate)")
+    parser.add_argument(
+        "--drafter", type=Path, metavar="DIR", help="the drafter to measure (evaluate)"
+    )
     parser.add_argument(
         "--server",
         metavar="URL",
-        help="an SGLang server of the target, with or without a drafter, that answers (prepare)",
+        help="an SGLang server of the target, with or without a drafter, to answer (prepare)",
     )
     parser.add_argument("--concurrency", type=int, help="requests at once (prepare; default: 64)")
     parser.add_argument(
         "--threads",
         type=int,
-        help="torch threads (default: 1; features, generate and compare use one a process)",
+        help="torch threads (default: 1; features, generate and compare use one per process)",
     )
     parser.add_argument("--workers", type=int, help="drafters fitted at once (compare; default: 2)")
     parser.add_argument(
         "--json",
         metavar="FILE",
-        help="write figures there, - for stdout (--plan, evaluate, compare, benchmark)",
+        help="write the figures to this file, - for stdout (--plan, evaluate, compare, benchmark)",
     )
     parser.epilog = EXAMPLES
 

@@ -39,7 +39,7 @@ def learned_rows(entropy: Tensor, percent: float) -> Tensor:
     Args:
         entropy: [rows], the target's entropy at each loss position, nats.
         percent: share to leave out, rounded down to whole positions (ours); of equal entropies
-            the later position goes first (ours), so that the choice is unique.
+            the later position is left out first (ours), so that the choice is unique.
 
     Returns:
         bool [rows].

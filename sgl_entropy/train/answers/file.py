@@ -1,6 +1,6 @@
-"""Answers that something else than this process writes: a running server, one line an answer.
+"""The answer file: one JSON line for each answer, written by a server or by this machine.
 
-The file grows by whole lines; what a crash cut off is dropped when it is read, so that a stage
+The file grows by whole lines; a line that a crash cut off is dropped on reading, so that a stage
 that was killed goes on after the last whole answer.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sgl_entropy.train.prompts.order import Prompt
 
-# An answer at the n-th temperature has its prompt's number and n times this: a multiple of every
-# sensible ``fit.validation_every``, so that a prompt is held out of all rounds or of none.
+# The number of an answer at the n-th temperature is its prompt's plus n times this: a multiple of
+# every sensible ``fit.validation_every``, so that a prompt is held out of all rounds or of none.
 ROUND = 1_000_000
 
 
@@ -79,21 +79,21 @@ def refuse_other_answers(
         path: of the answers, for the message.
 
     Raises:
-        ValueError: an answer to another prompt than that of its number.
+        ValueError: an answer's prompt is not the one with its number.
     """
     asked = {prompt.prompt_id: prompt.tokens for prompt in prompts}
     for one in answers:
         tokens = asked.get(one.prompt_id, asked.get(one.prompt_id % ROUND))
         if tokens is not None and one.tokens[: one.prompt_length] != tokens:
             raise ValueError(
-                f"{path}: the answer to prompt {one.prompt_id} is one to another prompt than the "
+                f"{path}: the answer to prompt {one.prompt_id} belongs to another prompt than the "
                 "prompt file has under this number: delete the answers, or name another work "
                 "folder (--work)"
             )
 
 
 def drop_cut_line(path: Path) -> None:
-    """Cut the file behind its last whole line, so that the next one starts on its own."""
+    """Cut the file after its last whole line, so that the next one starts on its own."""
     if path.is_file():
         held = path.read_bytes()
         with path.open("r+b") as file:

@@ -1,7 +1,7 @@
-"""Answers by a running server: asked for side by side, each kept the moment it is there.
+"""Answers from a running server: many requests at once, each answer written as soon as it comes.
 
-The thread that got an answer writes it, so that an interrupt, which reaches the main thread alone,
-finds every finished answer in the file; those under way are left to their daemon threads.
+The thread that received an answer writes it. An interrupt reaches only the main thread, so every
+finished answer is in the file by then; requests under way are left to their daemon threads.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from sgl_entropy.train.prompts.texts import read_jsonl
 
 Ask = Callable[[Prompt], Sequence[int]]
 Report = Callable[[str], None]
-# Refusals from the start of a run that mean the server and not a prompt.
+# So many refusals at the start of a run mean that the server is wrong, not a prompt.
 _MOST_REFUSED = 8
 # Between two looks at how far it is.
 _LOOK_S = 1.0
-# What a thread needs to write the answer that has just come.
+# Time for a thread to write an answer that has just come.
 _GRACE_S = 0.5
 
 
-class Refused(Exception):
+class ServerRefused(Exception):
     """The server will never answer this prompt (too long for it, say)."""
 
 
 def refusals_of(path: Path) -> Path:
-    """Where the prompts that were refused are noted, beside the answers ``path``."""
+    """The file that notes refused prompts, beside the answers ``path``."""
     return path.with_name("refused.jsonl")
 
 
@@ -50,8 +50,8 @@ def collect_answers(
     Args:
         path: the answer file; prompts that it holds are not asked again, nor are those that
             ``refusals_of`` it notes.
-        ask: from several threads: the answer's token ids. ``Refused`` leaves the prompt out; any
-            other error ends the stage, with what has been answered kept.
+        ask: returns the answer's token ids; called from several threads. ``ServerRefused`` leaves
+            the prompt out; any other error ends the stage and keeps all answers so far.
         concurrency: requests at once.
 
     Returns:
@@ -92,7 +92,7 @@ def collect_answers(
 
 
 class _Run:
-    """What the threads share; all but ``ask`` happens under the lock.
+    """What the threads share; everything but ``ask`` happens under the lock.
 
     Attributes:
         tokens: in the answer file.
@@ -127,7 +127,7 @@ class _Run:
             thread.start()
 
     def stop(self) -> None:
-        """Ask no more, and after a moment for what has just come, write no more."""
+        """Send no more requests and, after a moment for the last answers, write no more."""
         with self._lock:
             self._asking = False
         self._idle.wait(_GRACE_S)
@@ -140,7 +140,7 @@ class _Run:
             while (prompt := self._next()) is not None:
                 try:
                     self._keep(prompt, self._ask(prompt))
-                except Refused as error:
+                except ServerRefused as error:
                     self._leave_out(prompt, error)
         except BaseException as error:
             with self._lock:
@@ -171,7 +171,7 @@ class _Run:
             self._answered += 1
             self.tokens += len(answer)
 
-    def _leave_out(self, prompt: Prompt, error: Refused) -> None:
+    def _leave_out(self, prompt: Prompt, error: ServerRefused) -> None:
         with self._lock:
             if self._closed:
                 return

@@ -1,4 +1,4 @@
-"""Answers that this machine writes, one line an answer, at each of some temperatures."""
+"""Answers that this machine writes, at one temperature after the other."""
 
 from __future__ import annotations
 

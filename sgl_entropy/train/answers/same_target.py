@@ -1,8 +1,8 @@
-"""Whether a server serves the target: asked before a budget of answers is spent on another model.
+"""Whether a server serves the target: checked before a budget of answers goes to another model.
 
-SGLang tells the paths that it was started with. On the same machine their files are compared;
-elsewhere what the names and the architecture tell, which may be nothing: then one line says so,
-and the stage that reads the answers compares them with the target's own.
+SGLang reports the paths that it was started with. On the same machine their files are compared; on
+another, only names and architecture can be. If these say nothing, one line tells the user, and the
+stage that reads the answers compares them with the target's own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Report = Callable[[str], None]
 def refuse_other_server(info: Mapping[str, Any], target: Path, url: str, report: Report) -> None:
     """
     Args:
-        info: what ``/get_model_info`` and ``/get_server_info`` tell, together.
+        info: the replies of ``/get_model_info`` and ``/get_server_info``, merged.
         url: of the server, for the message.
 
     Raises:
@@ -44,13 +44,13 @@ def refuse_other_server(info: Mapping[str, Any], target: Path, url: str, report:
 
 
 def other_target(info: Mapping[str, Any], target: Path) -> str | None:
-    """What tells the served model, or its tokenizer, from ``target``; None = nothing does."""
+    """How the served model, or its tokenizer, differs from ``target``; None = not seen to."""
     served = str(info.get("model_path") or "")
     return _other_model(info, served, target) or _other_tokenizer(info, served, target)
 
 
 def comparable(info: Mapping[str, Any], target: Path) -> bool:
-    """Whether the weights, or at least the names, say that ``target`` is served."""
+    """Whether the weights, or at least the names, show that ``target`` is served."""
     served = str(info.get("model_path") or "")
     return weights_here(served) or Path(served).name.lower() == target.resolve().name.lower()
 
@@ -85,7 +85,7 @@ def _other_model(info: Mapping[str, Any], served: str, target: Path) -> str | No
 
 
 def _other_tokenizer(info: Mapping[str, Any], served: str, target: Path) -> str | None:
-    """Prompts go as token ids, but where an answer ends the server's tokenizer says too."""
+    """Prompts are sent as token ids, but the server's tokenizer decides where an answer ends."""
     named = str(info.get("tokenizer_path") or served)
     if not Path(named).is_dir() or Path(named).resolve() == target.resolve():
         return None
@@ -96,7 +96,7 @@ def _other_tokenizer(info: Mapping[str, Any], served: str, target: Path) -> str 
 
 
 def weights_here(served: str) -> bool:
-    """Whether the weights that it serves are files of this machine."""
+    """Whether the folder ``served`` with its weights is on this machine."""
     folder = Path(served)
     return (
         folder.is_absolute()

@@ -1,8 +1,8 @@
-"""Where a training stands, kept in its folder: the newest state and the one before it.
+"""A training's checkpoints in its folder: the newest state and the one before it.
 
-A checkpoint is written beside the last one, synced, and takes its place when it is whole; the
-last one becomes the previous. So a kill, a full disk or a lost power supply costs what was learned
-since, and a file that a disk damaged later costs one generation.
+A new checkpoint is written beside the last one, synced, and takes its place when it is complete;
+the last one becomes the previous. So a kill, a full disk or a power cut costs only the steps since
+the last checkpoint, and a file that is damaged later costs one generation.
 """
 
 from __future__ import annotations
@@ -85,11 +85,12 @@ class Checkpoints:
         self._damaged = False
 
     def load(self) -> FitState | None:
-        """The newest state that is whole; None where there is none at all.
+        """The newest undamaged state; None where there is no checkpoint.
 
         Raises:
-            ValueError: all there is is damaged, or one that is not cannot be read; names the files.
-            OSError: a file that cannot be opened, or a disk that fails.
+            ValueError: all checkpoints are damaged, or an undamaged one cannot be read; names the
+                files.
+            OSError: a file cannot be opened, or the disk fails.
         """
         wrong = [] if self.path.exists() else [f"{self.path} is missing"]
         for path in (self.path, self.previous):
@@ -112,10 +113,10 @@ class Checkpoints:
         )
 
     def save(self, state: FitState) -> None:
-        """Make ``state`` the newest checkpoint, whole or not at all.
+        """Make ``state`` the newest checkpoint, completely or not at all.
 
         Raises:
-            OSError: no room, say; names the file, and what is kept.
+            OSError: it cannot be written; names the file, and the checkpoint that is kept.
         """
         partial = self.path.with_suffix(".partial")
         try:
@@ -144,7 +145,7 @@ class Checkpoints:
                 partial.unlink(missing_ok=True)
 
     def _keep(self) -> None:
-        """The newest becomes the previous too, and is missing at no moment."""
+        """Keep the newest as the previous too, without removing it for a moment."""
         self.previous.unlink(missing_ok=True)
         try:
             os.link(self.path, self.previous)
@@ -152,7 +153,7 @@ class Checkpoints:
             self.path.replace(self.previous)
 
     def forget_previous(self) -> None:
-        """Of a training that has ended one checkpoint is enough."""
+        """Remove the previous checkpoint: a finished training needs one."""
         self.previous.unlink(missing_ok=True)
 
 
@@ -170,7 +171,7 @@ def _read(path: Path) -> FitState:
         except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError) as error:
             raise _Damaged(f"{path.stat().st_size} bytes, {error}") from None
         except OSError as error:
-            # Sought before the start, where a directory was cut; else the disk's own trouble.
+            # EINVAL: a seek before the start, in a directory that was cut. Others: the disk.
             if error.errno != errno.EINVAL:
                 raise
             raise _Damaged(f"{path.stat().st_size} bytes, {error}") from None
@@ -178,7 +179,7 @@ def _read(path: Path) -> FitState:
         try:
             raw = torch.load(file, weights_only=True, map_location="cpu")
         except (RuntimeError, pickle.PickleError) as error:
-            # What was written is there: no room to read it into, say. Nothing to be removed.
+            # The file is complete; memory may be short. Nothing should be removed.
             raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     try:
         return FitState.from_file(raw)

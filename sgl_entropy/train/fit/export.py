@@ -26,8 +26,8 @@ def fold_tap_scale(fc: Tensor, scale: Tensor) -> Tensor:
 def export_drafter(
     drafter: Drafter, tap_scale: Tensor, out: Path, dtype: torch.dtype = torch.bfloat16
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into ``out``, tap scales folded away: both
-    or nothing. A drafter that is there is replaced: exports are made again as training goes on.
+    """Write ``config.json`` and ``model.safetensors`` into ``out`` with tap scales folded into
+    ``fc``: both files or none. A drafter that is there already is replaced.
 
     Raises:
         DrafterError: ``out`` holds something other than a drafter, or the disk refuses.

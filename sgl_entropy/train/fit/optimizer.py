@@ -1,9 +1,8 @@
-"""What moves the weights: AdamW, or Muon for the layer's matrices beside it.
+"""The optimizer: AdamW, or Muon for the layer's matrices and AdamW for the rest.
 
-Muon (Jordan and others, 2024) moves a matrix along its momentum with all singular values made
-about one: directions that gradients seldom show learn as fast as those that they show always.
-torch's own does this in bfloat16, which a CPU without such instructions takes twenty times as long
-for as for float32.
+Muon (Jordan and others, 2024) moves a matrix along its momentum with all singular values set to
+about one, so that rare directions of the gradient learn as fast as frequent ones. torch's own Muon
+works in bfloat16, which takes twenty times as long as float32 on a CPU without such instructions.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from sgl_entropy.train.settings.fit import FitSettings
 # The quintic of Jordan and others: after five rounds singular values lie between about 0.7 and 1.2.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
-# With all singular values one, entries measure one over the root of the longer side; AdamW's
-# updates measure about this (Liu and others, 2025): sized alike, both learn at one rate.
+# With all singular values one, an entry's size is one over the root of the longer side; AdamW's
+# updates have about this size (Liu and others, 2025). Scaled to it, both learn at the same rate.
 _ADAMW_SIZE = 0.2
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """``matrix`` with its singular values made about 1; those that are next to nothing stay so.
+    """``matrix`` with its singular values set to about 1; values near zero stay near zero.
 
-    Newton-Schulz iteration: matmuls alone, of the shorter side where possible.
+    Newton-Schulz iteration: only matmuls, of the shorter side where possible.
     """
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp_min(1e-7)
@@ -41,7 +40,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, sized as AdamW's updates are; decay as AdamW's.
+    """Nesterov momentum, orthogonalised and scaled to the size of AdamW's updates; AdamW's decay.
 
     Args:
         groups: parameters, all of two dimensions; each group's ``lr`` and ``weight_decay``.
@@ -67,11 +66,11 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """The optimizers of one drafter, as one. Each group of weights learns at ``factor`` times the
-    rate, AdamW's or Muon's.
+    """The optimizers of one drafter, used as one. Each group of weights learns at ``factor`` times
+    the rate.
 
-    ``fc`` and EDFuse, which start solved, the head, whose rows are tokens, and the vectors stay
-    with AdamW under either.
+    AdamW always keeps ``fc`` and EDFuse, which start solved, the head, whose rows are tokens, and
+    all vectors.
     """
 
     def __init__(self, drafter: Drafter, given: FitSettings) -> None:
@@ -88,8 +87,8 @@ class Optimizers:
 
         def groups(wanted: bool) -> list[dict[str, Any]]:
             return [
-                {"params": held, "factor": factor, "weight_decay": decay}
-                for (muon, factor, decay), held in kinds.items()
+                {"params": weights, "factor": factor, "weight_decay": decay}
+                for (muon, factor, decay), weights in kinds.items()
                 if muon == wanted
             ]
 
@@ -101,7 +100,7 @@ class Optimizers:
             self.all.append(Muon(groups(True), rate))
 
     def set_rate(self, rate: float) -> None:
-        """The rate of the next step, before each group's factor."""
+        """Set the rate of the next step; each group multiplies it by its factor."""
         for one in self.all:
             for group in one.param_groups:
                 group["lr"] = rate * group["factor"]

@@ -1,4 +1,4 @@
-"""How a training goes: what it costs and learns, told in lines and logged."""
+"""The progress of a training: lines for people, and a log."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SECONDS = 15
 
 
 class FitProgress:
-    """Tells how one run of a training goes.
+    """Reports and logs one run of a training.
 
     Args:
-        log: takes a line of JSON for each line of progress.
+        log: the file that gets a line of JSON for each line of progress.
         report: takes the lines of progress.
-        quiet: tell nothing: another process of the group does.
+        quiet: report nothing, because another process of the group does.
         total: optimizer steps of the whole training.
         cost: draft steps of all batches that are left for this run.
     """
@@ -39,7 +39,7 @@ class FitProgress:
         self.recent: list[list[StepFigures]] = []
 
     def learned(self, epoch: int, step: int, figures: list[StepFigures]) -> None:
-        """Optimizer step ``step`` is done; tells of the last ones every 15 seconds."""
+        """Optimizer step ``step`` is done; reports the latest ones every 15 seconds."""
         self.recent.append(figures)
         self.done += len(figures)
         now = time.monotonic()
@@ -69,7 +69,7 @@ class FitProgress:
         self._tell(f"from step {change.step} on: {text}", asdict(change))
 
     def holds_validation(self, epoch: int) -> bool:
-        """Whether the log has the validation of ``epoch``; quiet ones say yes."""
+        """Whether the log has the validation of ``epoch``; always true in a quiet process."""
         if self.quiet:
             return True
         if not self.log.is_file():
@@ -80,7 +80,7 @@ class FitProgress:
     def _tell(self, line: str, record: dict[str, Any]) -> None:
         """
         Raises:
-            OSError: no room for the log, say; names it.
+            OSError: the log cannot be written; names it.
         """
         if self.quiet:
             return

@@ -1,11 +1,12 @@
 """Where training starts: tap scales, and weights solved for instead of drawn (ours).
 
-Gradient descent from random weights spends most of a small budget on finding what least squares
-finds at once. So ``fc`` starts as the ridge regression of the target's next final hidden state on
+From random weights, gradient descent spends most of a small budget on a solution that least squares
+gives at once. So ``fc`` starts as the ridge regression of the target's next final hidden state on
 the scaled taps, and the head as the target's own rows. EDSD has no residual and multiplies token
-and feature, which learns slowly from random weights: its gate and up start with a direction along
-which every feature (every token embedding) measures about 1, which acts as the biases that the
-published form does not have, and ``down`` starts as the ridge regression from the products.
+and feature, which learns slowly from random weights. Its gate and up therefore start with a
+direction along which every feature (every token embedding) has a component of about 1; this acts
+like the biases that the published form lacks. ``down`` starts as the ridge regression from the
+products.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _HEAD_SHRINK = 0.5
 
 @dataclass(frozen=True)
 class AnswerRows:
-    """What one answer's rows measure: taps [n, taps * d]; and what comes next: tokens int64 [n],
-    the target's final states [n, d]."""
+    """The rows of one answer: taps [n, taps * d], and at the next position tokens int64 [n] and the
+    target's final states [n, d]."""
 
     taps: Tensor
     tokens: Tensor
@@ -38,10 +39,10 @@ class AnswerRows:
 
     @classmethod
     def of(cls, sample: Sample, name: str = "a sample") -> AnswerRows:
-        """Of the rows that draft: from the prompt's last on.
+        """The rows that draft: from the prompt's last one on.
 
         Raises:
-            ValueError: a value that is not finite, which would make every weight so; says where.
+            ValueError: a value that is not finite, which would spoil every weight; says where.
         """
         first, rows = sample.prompt_length - 1, sample.answer_rows
         here, following = slice(first, first + rows), slice(first + 1, first + 1 + rows)
@@ -73,7 +74,7 @@ def tap_scales(answers: Sequence[AnswerRows]) -> Tensor:
 
 
 class Ridge:
-    """Ridge regression of y on x, from rows in portions of any size, on ``device``."""
+    """Ridge regression of y on x on ``device``; rows are added in portions of any size."""
 
     def __init__(self, columns: int, targets: int, device: torch.device | None = None) -> None:
         self.rows = 0
@@ -112,8 +113,8 @@ def initialise(
     regressions of a large target are work for a GPU.
 
     Args:
-        drafter: on the CPU, so that what is drawn does not depend on the device.
-        answers: what the regressions are solved on, a few at a time there.
+        drafter: on the CPU, so that random numbers do not depend on the device.
+        answers: the regressions' data; a few answers at a time are moved to the device.
         solved: False leaves ``fc`` and EDFuse at their random start (for comparison).
     """
     torch.manual_seed(seed)
@@ -185,8 +186,8 @@ def start_from(drafter: Drafter, earlier: Drafter, tap_scale: Tensor) -> None:
         ValueError: sizes, taps or draft vocabulary differ; all that differ are named.
     """
     wanted = drafter.config.to_dict(torch_dtype="float32")
-    found = earlier.config.to_dict(torch_dtype="float32")
-    differ = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+    given = earlier.config.to_dict(torch_dtype="float32")
+    differ = sorted(key for key in {*wanted, *given} if wanted.get(key) != given.get(key))
     if not differ and drafter.config.fuse_size != earlier.config.fuse_size:
         differ = ["fuse_size"]
     if not differ and not torch.equal(drafter.d2t, earlier.d2t):

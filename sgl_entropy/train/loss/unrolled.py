@@ -1,10 +1,10 @@
 """Training-time test: n draft steps of every chain, each against the target's distribution.
 
-EDSD paper, section 3.3, and EAGLE-3: step i is fed the drafter's own output of step i - 1, tokens
-and targets move on by one each step, and the loss weights are 0.8^i. A position counts when the
-target's most likely token is in the draft vocabulary and the epoch does not leave it out for its
-entropy (Mask-p; the mask moves with the target row, as tokens do). Ours: each step is normalised
-by the number of its counted positions, so that masking never shrinks the loss.
+EDSD paper, section 3.3, and EAGLE-3: step i gets the drafter's own output of step i - 1 as input,
+tokens and targets move on by one position each step, and the loss weights are 0.8^i. A position
+counts if the target's most likely token is in the draft vocabulary and the epoch does not leave it
+out for its entropy (Mask-p; the mask moves with the target row, as tokens do). Ours: each step's
+loss is divided by the number of its counted positions, so that masking never shrinks it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from sgl_entropy.train.samples.batches import Batch
 
 @dataclass(frozen=True)
 class TargetSide:
-    """What stays the target's: its embedding [vocab, d], and its head's rows of the draft
-    vocabulary [draft vocab, d], both in the dtype of the matmuls; and the tap scale [taps * d]."""
+    """The target's fixed part: its embedding [vocab, d], its head's rows for the draft vocabulary
+    [draft vocab, d], both in the dtype of the matmuls, and the tap scale [taps * d]."""
 
     embedding: Tensor
     head: Tensor
@@ -40,7 +40,8 @@ class TargetSide:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """One draft step of a batch: counted rows, summed loss, rows guessed right, all rows."""
+    """One draft step of a batch: number of counted rows, their summed loss, rows that were guessed
+    right, and all rows."""
 
     counted: int
     loss: float
@@ -50,9 +51,14 @@ class StepFigures:
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows that one draft step counts, each tensor int64 [counted]: where they are among all
-    chains of the batch, flat; the target row that judges each; the draft id to guess. And how
-    many rows there are, counted or not."""
+    """The rows that one draft step counts.
+
+    Attributes:
+        at: int64 [counted], their positions among all chains of the batch, flat.
+        target_row: int64 [counted], the target row that judges each.
+        label: int64 [counted], the draft id to guess.
+        rows: how many rows there are, counted or not.
+    """
 
     at: Tensor
     target_row: Tensor
@@ -64,13 +70,13 @@ class StepRows:
         return len(self.at)
 
     def some(self, left: Tensor, rows: int) -> StepRows:
-        """Those of ``left``, bool [counted], among ``rows`` in all."""
+        """Only the rows ``left``, bool [counted], among ``rows`` in all."""
         return StepRows(self.at[left], self.target_row[left], self.label[left], rows)
 
 
 def step_rows(batch: Batch, t2d: Tensor, steps: int) -> list[StepRows]:
-    """The rows of each draft step. They do not depend on the drafter: asked for before its work
-    is queued, they are all of a batch that has to wait for the device."""
+    """The rows of each draft step. They do not depend on the drafter: computed before its work is
+    queued, they are the only part of a batch that waits for the device."""
     # The id of a target token in the draft vocabulary, -1 outside.
     draft_id = torch.where(t2d, torch.cumsum(t2d, 0) - 1, -1)
     chain = torch.arange(batch.starts.shape[1], device=t2d.device)
@@ -103,10 +109,10 @@ def unrolled_loss(
     Args:
         counts: what each step's summed loss is divided by; None = the batch's own counted rows.
             Processes that share a batch pass what they count together.
-        judged: ``step_rows`` of the batch; None = they are found here.
-        reached_only: unroll a chain on only while its drafts are the target's. A step's loss is
-            still divided by all the rows that it would count, so that it weighs as much as chains
-            that reach it.
+        judged: ``step_rows`` of the batch; None = they are computed here.
+        reached_only: go on with a chain only while its drafts are the target's own. A step's loss
+            is still divided by all the rows that it would count, so that it weighs only as much as
+            the chains that reach it.
 
     Returns:
         sum_i decay^i * (soft cross-entropy summed over step i's counted rows / its count), and
@@ -131,7 +137,7 @@ def unrolled_loss(
     figures = torch.tensor([[r.counted, 0.0, 0.0, r.rows] for r in judged], dtype=torch.float64)
     figures = figures.to(embeds.device)
     chains = Chains(batch.chains, batch.starts.shape[1]) if reached_only else None
-    right = judged[0].at  # the chains whose last draft was the target's
+    right = judged[0].at  # chains whose last draft was the target's
     for step, here in enumerate(judged):
         shared = here.counted if counts is None else counts[step]
         at = here.at

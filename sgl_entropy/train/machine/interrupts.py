@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM or a closed terminal ends work in steps after the step at hand, not in it."""
+"""Ctrl-C, SIGTERM or a closed terminal ends stepwise work after the current step, not in it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _INSISTS_S = 2.0
 
 
 class Interrupt:
-    """Within its block the signals are noted; ``pass_on`` gives them to who handled them before.
+    """Notes the signals inside its block; ``pass_on`` gives them to the handlers of before.
 
-    A second Ctrl-C, seconds after the first, is passed on at once, but not in torchrun's processes:
-    it hands on what the terminal has sent to all already, and handlers may run late. Signals that
-    were ignored stay so (nohup), and outside the main thread, where there are no handlers, nothing
-    is noted. A process of multiprocessing whose parent was killed is asked to end too.
+    A second Ctrl-C, seconds after the first, is passed on at once, except in torchrun's processes:
+    torchrun repeats what the terminal has sent to all of them already. Ignored signals stay ignored
+    (nohup), and outside the main thread, which alone has handlers, nothing is noted. A process of
+    multiprocessing is asked to end when its parent was killed.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Interrupt:
         return self._asked is not None or (self._parent is not None and not self._parent.is_alive())
 
     def pass_on(self) -> None:
-        """End as the signal would have done, now that all is kept.
+        """End as the signal would have done; call it once everything is saved.
 
         Raises:
             KeyboardInterrupt: unless the handler before raises something else, or ends the process.

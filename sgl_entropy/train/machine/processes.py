@@ -1,9 +1,9 @@
 """The processes of one training: alone, or started by torchrun.
 
 Every process reads the same store and plans the same batches; each takes its share of every
-batch's sequences, and losses are divided by what all count together. So the number of processes
-changes the order of sums and nothing else: checkpoints, batches and the loss curve are those of
-one process.
+batch's sequences, and losses are divided by the rows that all processes count together. So the
+number of processes changes only the order of sums: checkpoints, batches and the loss curve are
+those of one process.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class ProcessGroup:
         return values.cpu()
 
     def any(self, here: bool) -> bool:
-        """Whether any process says so; all must call this."""
+        """Whether ``here`` is true in any process; all must call this."""
         return bool(self.sum(torch.tensor(int(here)))) if self.size > 1 else here
 
     def agree(self, choice: str) -> str:
         """The leader's ``choice``, for all processes."""
-        held = [choice]
+        choices = [choice]
         if self.size > 1:
-            dist.broadcast_object_list(held, src=0)
-        return held[0]
+            dist.broadcast_object_list(choices, src=0)
+        return choices[0]
 
 
 def device_of(number: int) -> str:
@@ -70,7 +70,7 @@ def device_of(number: int) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What reports call it."""
+    """The device's name in reports."""
     return "a CPU thread" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 

@@ -13,7 +13,7 @@ def count_tokens(pieces: Iterable[Tensor], vocab_size: int) -> Tensor:
     """How often each token occurs: float64 [vocab_size]."""
     counts = torch.zeros(vocab_size, dtype=torch.float64)
     waiting = iter(pieces)
-    # Some thousand at a time: counts of the whole vocabulary for each would take minutes.
+    # A few thousand pieces at a time: counting the whole vocabulary for each would take minutes.
     while some := list(itertools.islice(waiting, 4096)):
         tokens = torch.cat([piece.reshape(-1).long() for piece in some])
         counts += torch.bincount(tokens, minlength=vocab_size)
@@ -25,13 +25,13 @@ def draft_vocabulary(
 ) -> Tensor:
     """The ``size`` most frequent tokens, sorted by id (SPEC, EDTrain); d2t is token - index.
 
-    The target's answers alone rank the tail by luck (a name seen twice): text of the same kind
-    that needs no generation, at a small weight, ranks it better [ours].
+    The target's answers alone rank rare tokens by luck (a name seen twice). Text of the same kind
+    that need not be generated, with a small weight, ranks them better (ours).
 
     Args:
-        answers, other: counts [vocab]. All of ``other`` together weighs ``other_weight`` times
-            what all of ``answers`` does, however much text either is.
-        always: ids that are in whatever their counts (ends of an answer).
+        answers, other: counts [vocab]. All of ``other`` together weighs ``other_weight`` times as
+            much as all of ``answers``, however long either text is.
+        always: ids that are included whatever their counts (ends of an answer).
 
     Returns:
         int64 [size], rising.

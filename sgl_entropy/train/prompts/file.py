@@ -1,8 +1,8 @@
-"""The prompt file of a work folder, and beside it a record of what it was made of.
+"""The prompt file of a work folder, and the record beside it that says what it was made of.
 
-Prompts are made once; a later stage with other settings, texts or another tokenizer is refused,
-since it would go on with the prompts of the earlier ones. A file without a record is taken as it
-is: it was brought along, or is older than the record.
+Prompts are made once. A later stage with other settings, texts or another tokenizer is refused,
+because it would silently go on with the earlier prompts. A file without a record is accepted: the
+user brought it along, or it is older than the records.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def refuse_unfit(prompts: Sequence[Prompt], work: Workspace) -> None:
     if foreign is not None:
         raise ValueError(
             f"{path}, prompt {foreign.prompt_id}: holds tokens outside of the {vocabulary:,} that "
-            f"{target} has: its tokenizer is another one's"
+            f"{target} has: it was made with another tokenizer"
         )
     longest = max(prompts, key=lambda prompt: len(prompt.tokens))
     if len(longest.tokens) + most > positions:

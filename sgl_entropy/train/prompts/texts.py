@@ -1,7 +1,7 @@
 """Prompts for the target: questions, users' turns and texts to summarise, from public sets.
 
-Only human text (and, as material to summarise, earlier answers of the set) is used; every answer
-that a drafter learns from is the target's own.
+Prompts are human text, or requests to summarise an earlier answer of the set; every answer that a
+drafter learns from is the target's own.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ def human_turns(rows: Sequence[Sequence[tuple[str, str]]]) -> Iterator[tuple[int
 def collect_texts(questions: Path | None, conversations: Path | None, seed: int) -> list[str]:
     """User messages from both files, shuffled with ``seed``; either may be None.
 
-    The list has three parts, each shuffled alone: a balanced one; for budgets that exhaust it,
-    what the balance left out: later turns, summaries and questions in equal parts; and then all
-    that is left, with the shorter and longer turns and the shorter answers to summarise.
+    The list has three parts, each shuffled separately: first a balanced mix; then, for budgets
+    that exhaust it, equal numbers of the later turns, summaries and questions that the mix left
+    out; then all the rest, with shorter and longer turns and shorter answers to summarise.
 
     Args:
         questions: a file as ``texts.read_texts`` reads it: the first turn of each row; three
@@ -146,14 +146,14 @@ def _summary_request(text: str, chance: random.Random) -> str:
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[Prompt]:
     """One user message each, in the chat template, ready to be answered.
 
-    Messages too long for ``max_tokens`` are cut in their middle of nowhere, before the template:
-    long prompts matter more than their last sentence.
+    Messages too long for ``max_tokens`` are cut before the template is applied: a long prompt
+    matters more than its last sentence.
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
 
     Raises:
-        ValueError: ``max_tokens`` leave no room beside the chat template.
+        ValueError: ``max_tokens`` leaves no room next to the chat template.
     """
     empty = tokenizer.apply_chat_template(
         [{"role": "user", "content": ""}], add_generation_prompt=True
@@ -165,7 +165,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[Prom
         )
     prompts = []
     for number, text in enumerate(texts):
-        # Half a surrogate pair, as JSON may hold, is nothing that a tokenizer takes.
+        # JSON may hold half a surrogate pair, which no tokenizer accepts.
         text = text.encode("utf-8", "replace").decode()
         ids = tokenizer(text[: room * 12], add_special_tokens=False).input_ids
         if len(ids) > room:

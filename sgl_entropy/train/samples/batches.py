@@ -1,4 +1,4 @@
-"""Which samples meet in a training step, and their padded tensors.
+"""Which samples form a training batch, and their padded tensors.
 
 A plan is a pure function of the samples' lengths, the seed and the epoch, so that a resumed run
 sees exactly the batches that an unbroken one sees.
@@ -17,12 +17,12 @@ from sgl_entropy.train.samples.shards import Sample
 from sgl_entropy.train.samples.store import Entry
 from sgl_entropy.train.schedules import learned_rows
 
-# Sequences sorted by length together: large enough to pad little, small enough to mix.
+# How many sequences are sorted by length together: enough to pad little, few enough to mix.
 _SORT_BLOCK = 96
 
 
 def shortened(entries: Sequence[Entry], answer_length: int) -> list[Entry]:
-    """The same samples, their answers cut after so many tokens; 0 = whole."""
+    """The same samples with answers cut after ``answer_length`` tokens; 0 = whole."""
     if not answer_length:
         return list(entries)
     return [
@@ -39,10 +39,10 @@ def split_validation(entries: Sequence[Entry], every: int) -> tuple[list[Entry],
 
 
 def first_tokens(entries: Sequence[Entry], answer_tokens: int) -> list[Entry]:
-    """The first entries that hold at least so many answer tokens together; 0 = all.
+    """The first entries with at least ``answer_tokens`` answer tokens together; 0 = all.
 
     Raises:
-        ValueError: there are fewer: a smaller budget must not pass for the one asked for.
+        ValueError: there are fewer: a smaller budget must not pass for the requested one.
     """
     if not answer_tokens:
         return list(entries)
@@ -68,7 +68,7 @@ def first_chain(prompt_length: int, prompt_from: int | None) -> int:
 
 
 def chain_count(entry: Entry, prompt_from: int | None) -> int:
-    """Chains of a sequence: from its first to the last that has a token to be judged by."""
+    """Number of chains in a sequence: from its first to the last one with a token to judge it."""
     return entry.length - 2 - first_chain(entry.prompt_length, prompt_from)
 
 

@@ -1,7 +1,7 @@
-"""What batches take of the target, computed once and kept on the device, flat.
+"""The target's side of all batches, computed once and kept on the device, flat.
 
-A training of several epochs asks the same rows again and again; the target's forward over them
-costs more than the drafter's step. A row is a few kilobytes: GPUs have room for millions.
+A training of several epochs needs the same rows again and again, and the target's forward over them
+costs more than the drafter's step. A row takes a few kilobytes: GPUs have room for millions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROWS, _DEVICE_ROWS = 2048, 32768
 
 @dataclass(frozen=True)
 class HeldRows:
-    """Rows of some entries, one entry behind the other.
+    """Rows of some entries, one entry after the other.
 
     Attributes:
         features: bfloat16 [rows, taps * d], of every row but an entry's last.
@@ -42,12 +42,12 @@ class HeldRows:
     prompt_from: int | None
 
     def made_for(self, columns: Sequence[int], prompt_from: int | None) -> bool:
-        """Whether batches of these taps and first chains can be had."""
+        """Whether batches with these taps and first chains can be made of them."""
         return (tuple(columns), prompt_from) == (self.columns, self.prompt_from)
 
     def batch(self, entries: Sequence[Entry], rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(features [entries, rows, taps * d], final, entropy, best of their chains). Features
-        behind an entry's end are another's: the caller masks them."""
+        after an entry's end belong to another one: the caller masks them."""
         device = self.features.device
         begins = torch.tensor([self.at[e.prompt_id][0] for e in entries])
         index = begins[:, None] + torch.arange(rows)

@@ -1,4 +1,4 @@
-"""Noise on the features that are learned from (EAGLE's augmentation)."""
+"""Noise on the features of training batches (EAGLE's augmentation)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 def feature_noise(
     rows: Sequence[int], places: Sequence[int], like: Tensor, seed: int, step: int
 ) -> Tensor:
-    """Uniform within -1 and 1, a function of seed, step, and sequence alone: neither of what it is
-    padded with nor of which process has it.
+    """Uniform noise between -1 and 1. It depends only on seed, step and sequence, not on padding or
+    on the process that has the sequence.
 
     Args:
         rows: how many rows of each sequence are real.

@@ -1,7 +1,7 @@
 """Features of answers that exist already: one forward over each sequence, no decoding.
 
-The answers must be the target's own. That is checked, not trusted: nearly every answer token has
-to be the one that this target, greedily, would have written there.
+The answers must be the target's own. That is checked: nearly every token of a greedy answer has to
+be the one that this target would have written there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sgl_entropy.train.prompts.order import PREFILL_ROWS
 from sgl_entropy.train.samples.shards import SHARD_SEQUENCES, Sample, flush_shard
 from sgl_entropy.train.samples.store import Store
 
-# Ties aside, a greedy answer agrees everywhere. Answers of another model, or sampled ones, do not.
+# Except for ties, a greedy answer agrees everywhere; another model's or a sampled one does not.
 AGREEMENT = 0.9
 
 
@@ -77,7 +77,7 @@ def features_of(
 
 
 def agreement(samples: Sequence[Sample]) -> float:
-    """Fraction of answer tokens that are the target's most likely one at their place."""
+    """Fraction of answer tokens that are the target's most likely token at their position."""
     same = [
         s.best[s.prompt_length - 1 :] == s.tokens[s.prompt_length :].to(s.best.dtype)
         for s in samples
@@ -102,11 +102,11 @@ def refuse_foreign(samples: Sequence[Sample], target: str) -> None:
 def refuse_false(
     target: PlainTarget, answers: Sequence[Answered], name: str, some: int = 8
 ) -> None:
-    """Check that the target can read all answers, and some greedy and some sampled ones, spread
-    over all.
+    """Check that the target can read all answers, and that ``some`` greedy and sampled ones, spread
+    over all, are its own.
 
-    A sampled answer's tokens are as unlikely as the target's distributions say: the mean of
-    -log p(token) is the mean of their entropies, give or take chance (ours).
+    In a sampled answer the mean of -log p(token) equals the mean entropy of the distributions,
+    within chance (ours).
 
     Args:
         name: of the target, for the message.
@@ -165,8 +165,8 @@ def _surprise(target: PlainTarget, answer: Answered) -> tuple[Tensor, Tensor]:
 
 
 def check_generated(store: Store, target: PlainTarget, some: int = 8) -> float:
-    """Read some stored answers in one forward each: what was written in slots, beside others, has
-    to be what the target writes on its own.
+    """Read some stored answers in one forward each: answers written in slots, beside others, have
+    to be what the target writes alone.
 
     Returns:
         The fraction of their tokens that agree.

@@ -1,6 +1,6 @@
-"""Training samples without a store: the target computes features when they are asked for.
+"""Training samples without a store: the target computes features when they are needed.
 
-On a GPU that is the fast way: a batch's prefill costs a fraction of its training step, and its
+On a GPU this is the fast way: a batch's prefill costs a fraction of its training step, and its
 features never leave the device.
 """
 
@@ -25,9 +25,9 @@ from sgl_entropy.train.schedules import learned_columns
 
 
 class OnlineStore:
-    """Samples computed when they are asked for: no storage, one target forward an epoch and sample.
+    """Samples computed when they are needed: no storage, one target forward per epoch and sample.
 
-    The same numbers as a stored sample's: features and final states are rounded to bfloat16.
+    The numbers equal a stored sample's: features and final states are rounded to bfloat16.
 
     Args:
         answers: of ``target``, more than one token each.
@@ -51,7 +51,7 @@ class OnlineStore:
                 Entry(path, number, one.prompt_length, len(one.tokens), len(flat), 0)
             )
             flat += one.tokens
-        # Behind the last sequence as many zeros as a batch may read there.
+        # After the last sequence come as many zeros as a batch may read there.
         longest = max((entry.length for entry in self.entries), default=0)
         self._flat = torch.tensor([*flat, *[0] * longest], device=target.device)
         self._held: HeldRows | None = None
@@ -63,14 +63,14 @@ class OnlineStore:
         prompt_from: int | None,
         most_gb: float,
     ) -> bool:
-        """Compute what batches of ``entries`` take of the target, once, and keep it on the device.
+        """Compute once what batches of ``entries`` need of the target, and keep it on the device.
 
         Args:
             columns, prompt_from: of all batches to come.
             most_gb: of all that is kept.
 
         Returns:
-            Whether it is held; False = it would be more than ``most_gb``.
+            Whether it is kept; False = it would take more than ``most_gb``.
         """
         self._held = None
         self._held = hold_rows(self._target, self._ids, entries, columns, prompt_from, most_gb)
@@ -105,7 +105,7 @@ class OnlineStore:
         masked_percent: float = 0.0,
         prompt_from: int | None = None,
     ) -> Batch:
-        """``collate`` of the entries' samples, on the target's device: from what is held, else
+        """``collate`` of the entries' samples, on the target's device: from the kept rows, or
         computed in one forward."""
         device, longest = self._target.device, max(entry.length for entry in entries)
         firsts = [first_chain(entry.prompt_length, prompt_from) for entry in entries]

@@ -1,4 +1,4 @@
-"""A training's samples: a store, opened and checked or about to be begun, or the target itself."""
+"""Open a training's samples: the store, checked, or the target itself; and begin a store."""
 
 from __future__ import annotations
 

@@ -77,20 +77,20 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def shard_problem(path: Path, *, whole: bool) -> str | None:
-    """What is wrong with a shard, by its record; None = nothing.
+    """What is wrong with a shard, compared with its record; None = nothing.
 
     Args:
-        whole: read and hash all of it, not its size alone.
+        whole: read and hash the whole file, not only its size.
     """
     record = path.with_suffix(RECORD)
     try:
-        held = json.loads(record.read_text(encoding="utf-8"))
-        size, digest = int(held["bytes"]), str(held["sha256"])
+        known = json.loads(record.read_text(encoding="utf-8"))
+        size, digest = int(known["bytes"]), str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its record {record.name} cannot be read: {error!r}"
-    found = path.stat().st_size
-    if found != size:
-        return f"{found} bytes, expected {size}"
+    actual = path.stat().st_size
+    if actual != size:
+        return f"{actual} bytes, expected {size}"
     if whole and file_sha256(path) != digest:
         return "its sha256 is not the recorded one"
     return None

@@ -13,9 +13,9 @@ A folder of shards, each a safetensors file that holds whole sequences, flat:
   prompt, which the target did not write, it need not be.
 
 Beside each shard lies its record, a JSON file of the same stem: ``bytes``, ``sha256``,
-``sequences`` and ``answer_tokens``. The records together are the store's index. A shard appears
-under its name only when it and its record are complete, so an interrupt loses what is in flight
-and nothing else; one that was changed or cut short afterwards is noticed and named.
+``sequences`` and ``answer_tokens``. The records together are the store's index. A shard gets its
+name only when it and its record are complete, so an interrupt loses only what is being written; a
+shard that was changed or cut short afterwards is noticed and named.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class StoreMeta:
 def refuse_other_settings(folder: Path, meta: StoreMeta) -> None:
     """
     Raises:
-        ValueError: the folder holds a store that was made with something else than ``meta``.
+        ValueError: the folder holds a store that was made with other settings than ``meta``.
     """
     path = folder / META
     if not path.exists():
@@ -128,7 +128,7 @@ def made_with(folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a sample lies: its shard and its offsets there."""
+    """A sample's place: its shard, and its offsets there."""
 
     shard: Path
     prompt_id: int
@@ -143,7 +143,7 @@ class Entry:
 
 
 class Samples(Protocol):
-    """Where training samples come from: the store, or the target itself (``OnlineStore``)."""
+    """A source of training samples: the store, or the target itself (``OnlineStore``)."""
 
     folder: Path
     entries: list[Entry]
@@ -153,7 +153,7 @@ class Samples(Protocol):
         """Prompt and answer of one sample: int64 [length]."""
 
     def sample(self, entry: Entry, columns: Sequence[int] | None = None) -> Sample:
-        """One sample; ``columns``: the tapped layers wanted, in this order; None = all."""
+        """One sample; ``columns``: the wanted tapped layers, in this order; None = all."""
 
 
 class Store:
@@ -220,8 +220,8 @@ class Store:
     def tokens(self, entry: Entry) -> Tensor:
         """Prompt and answer of one sample: int64 [length]."""
         tokens = self._file(entry).get_slice("tokens")
-        held: Tensor = tokens[entry.token_start : entry.token_start + entry.length]
-        return held.long()
+        own: Tensor = tokens[entry.token_start : entry.token_start + entry.length]
+        return own.long()
 
     def sample(self, entry: Entry, columns: Sequence[int] | None = None) -> Sample:
         """Read one sample.
@@ -247,19 +247,19 @@ class Store:
         )
 
     def bytes(self) -> int:
-        """Size of all shards read."""
+        """Size of all shards."""
         return sum(shard.stat().st_size for shard in self._shards)
 
     def answer_tokens(self) -> int:
-        """Answer tokens held, the first of each answer included."""
+        """Number of answer tokens, including the first of each answer."""
         return sum(entry.length - entry.prompt_length for entry in self.entries)
 
 
 def shared_prefix(store: Samples, most: int = 64) -> int:
-    """Tokens that the prompts begin with in common (a chat template's head), at least 1.
+    """How many tokens all prompts begin with (a chat template's head), at least 1.
 
     Args:
-        most: sequences that are compared, spread over the store.
+        most: how many sequences are compared, spread over the store.
     """
     step = max(1, len(store.entries) // most)
     prompts = [store.tokens(e)[: e.prompt_length] for e in store.entries[::step]]

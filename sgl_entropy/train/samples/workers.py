@@ -1,4 +1,4 @@
-"""The processes that fill a store: started, watched, and what stopped one of them said once."""
+"""The processes that fill a store: started, watched, and their errors reported once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run_processes(
     wanted: int,
     report: Report,
 ) -> None:
-    """Run every plan in a process of its own, with progress, and say what the store holds.
+    """Run every plan in a process of its own, show progress, and report what the store holds.
 
     Args:
         run: of a plan; picklable.

@@ -1,4 +1,4 @@
-"""What a number in the settings may be, said once for all sections."""
+"""Range checks of settings, shared by all sections."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def out_of_range(
 
 
 def no_layers(section: str, name: str, layers: Sequence[int], *, empty: bool) -> list[str]:
-    """A line where ``layers`` are not layer numbers from 0; ``empty``: whether none is fine."""
+    """A line if ``layers`` are not numbers from 0; ``empty``: whether the list may be empty."""
     if (layers or empty) and all(layer >= 0 for layer in layers):
         return []
     return [f"{section}.{name} must list layers from 0, found {list(layers)!r}"]
 
 
 def no_taps(section: str, name: str, layers: Sequence[int], *, empty: bool) -> list[str]:
-    """The same of the layers that a drafter taps, which have to rise."""
+    """As ``no_layers``, for the layers that a drafter taps, which have to rise."""
     wrong = no_layers(section, name, layers, empty=empty)
     found, rising = list(layers), sorted(set(layers))
     if wrong or found == rising:

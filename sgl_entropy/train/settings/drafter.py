@@ -16,15 +16,15 @@ class DrafterSettings:
     """The drafters' shape.
 
     Attributes:
-        algorithms: whose layers are stored (or computed online): EDSD, EAGLE3 or both, to compare
-            them on the same store. What EDSD alone needs takes three fifths of the space of both.
-        edsd_layers: the layers (from 0, rising, the target's last one excepted) that EDSD taps:
-            two, or another number for comparison.
-        eagle3_layers: those that EAGLE-3 taps, likewise; empty = SGLang's default three.
-        select_report: a report of `sgl-entropy select`: its two layers instead of these.
+        algorithms: the drafters whose layers are stored (or computed online): EDSD, EAGLE3 or both,
+            to compare them on the same store. EDSD alone needs three fifths of the space of both.
+        edsd_layers: the target's layers that EDSD taps, counted from 0 and rising; the last layer
+            cannot be tapped. Two, or another number for comparison.
+        eagle3_layers: the layers that EAGLE-3 taps; empty = SGLang's default three.
+        select_report: a report of `sgl-entropy select`, whose two layers replace edsd_layers.
         fuse_size: m of EDFuse; 0 = the target's FFN size.
-        fuse_residual: EDSD adds the fused features to what EDFuse makes of them (ours; higher
-            acceptance length wherever it was tried).
+        fuse_residual: EDSD adds the fused features to EDFuse's output (ours; higher acceptance
+            length wherever it was tried).
         fuse_norm: EDFuse normalises the token embedding (the paper).
         fuse_tokens: EDSD's attention reads the token's embedding beside the fused state (ours).
         draft_vocab_size: tokens a drafter can propose.

@@ -1,4 +1,4 @@
-"""One file says what a training is: sections with typed, checked keys, and flags that override.
+"""The settings file of a training: sections with typed, checked keys, and flags that override.
 
 A settings file is TOML (or JSON) with the sections below; unknown sections and keys are refused,
 since a misspelt key would silently train something else.
@@ -28,16 +28,15 @@ else:
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """Where prompts come from; see ``prompts.collect_texts``.
+    """Where prompts come from; see ``texts.collect_texts``.
 
     Attributes:
-        questions: rows with ``turns``, ``conversations``, ``question`` or ``text``, or plain lines,
-            as ``texts`` reads them: the first turn of each; empty = none.
-        conversations: JSON Lines with ``conversations``; empty = none.
-        max_tokens: longer prompts are cut to this, template included.
-        skip: leave out this many prompts from the start of the order: what an earlier round has
-            learned from already.
-        seed: of choice and order.
+        questions: a file of rows with ``turns``, ``conversations``, ``question`` or ``text``, or of
+            plain lines; the first turn of each row is a prompt. Empty = none.
+        conversations: a JSON Lines file with ``conversations``; empty = none.
+        max_tokens: longer prompts are cut to this many tokens, chat template included.
+        skip: leave out this many prompts from the start, which an earlier round has learned from.
+        seed: decides which texts are chosen, and their order.
     """
 
     questions: str = ""
@@ -58,15 +57,14 @@ class GenerateSettings:
     """How answers are generated.
 
     Attributes:
-        answer_tokens: stop after about this many.
-        max_new_tokens: longest answer.
-        workers: processes, of one thread each.
-        slots: sequences a worker decodes at once.
-        extra_layers: layers (from 0) to store beside those that the drafters' settings name, so
-            that drafters with other taps can be compared on the same store.
-        temperatures: every prompt is answered once at each, in this order, until the tokens are
-            reached; 0 = greedy. Others than [0] only where answers are written by themselves
-            (`train prepare` with fit.online).
+        answer_tokens: stop after about this many answer tokens.
+        max_new_tokens: the longest answer, in tokens.
+        workers: how many processes work, with one thread each.
+        slots: sequences that a worker decodes at once.
+        extra_layers: layers (from 0) to store in addition to those that the drafters tap, so that
+            drafters with other taps can be compared on the same store.
+        temperatures: answer every prompt once at each temperature, in this order, until there are
+            enough tokens; 0 = greedy. Must be [0] except for `train prepare` with fit.online.
         dtype: of the target's weights and matmuls; auto = the faster one here.
     """
 
@@ -97,9 +95,9 @@ class EvaluateSettings:
 
     Attributes:
         benchmarks: a folder of JSON Lines files with ``turns``.
-        prompts: of each file, from its start.
-        depth: of the draft chain.
-        max_new_tokens: of each answer.
+        prompts: take this many prompts from the start of each file.
+        depth: draft tokens in a chain.
+        max_new_tokens: the longest answer, in tokens.
         dtype: of the target, bfloat16 or float32; the drafter runs in float32.
     """
 

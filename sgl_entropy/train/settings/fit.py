@@ -26,48 +26,48 @@ class FitSettings:
         max_steps: EDTrain's Step-n instead: steps rise from 1 in the first epoch to this in the
             last. 0 = off, ``steps`` are taken.
         step_rounding: of Step-n between them: floor (the paper) or ceil (the authors' code).
-        reached_only: unroll a chain on only while its drafts are the target's: at inference none
-            gets further. Fewer rows at every step but the first (ours, see ``reached``).
+        reached_only: go on with a chain only while its drafts are the target's own tokens, since at
+            inference a chain ends at its first wrong draft. Every step but the first has fewer
+            rows (ours, see ``reached_chains``).
         mask_gamma: EDTrain's Mask-p: epoch t (from 0) of T leaves out the (T - t - 1) *
             ``mask_gamma`` percent of each sample's rows where the target is least certain; the
             paper takes 3. 0 = off.
-        answer_length: every answer ends for this training after so many tokens, held-out ones too;
-            0 = they are whole. A small target's long answers run into loops, which teach little
-            (ours).
-        answer_tokens: learn from about so many answer tokens, the store's first; 0 = from all. What
-            is held out stays the same.
-        rows: chains a step (one starts at every row that is learned from).
-        prompt_rows: also learn from prompts, from where they begin to differ: text that the
-            target did not write, but whose next tokens it has judged all the same. Several times
-            the rows for the same generated tokens (ours).
+        answer_length: cut every answer after this many tokens, held-out ones too; 0 = keep them
+            whole. A small target's long answers run into loops, which teach little (ours).
+        answer_tokens: learn from about this many answer tokens, the first of the store; 0 = from
+            all. What is held out stays the same.
+        rows: chains in a batch; a chain starts at every row that is learned from.
+        prompt_rows: also learn from prompts, starting where they begin to differ. The target did
+            not write them, but it has judged their next tokens too. Gives several times the rows
+            for the same generated tokens (ours).
         optimizer: adamw, or muon: the attention's and the MLP's matrices move along orthogonalised
-            momentum, the rest by AdamW (``optimizer``). Fifteen matmuls of each matrix a step:
-            little on a GPU, as much as the batch itself on a CPU.
-        learning_rate: at its peak.
+            momentum, all other weights by AdamW (``optimizer``). Muon takes fifteen matmuls of each
+            matrix a step: little on a GPU, as much as the batch itself on a CPU.
+        learning_rate: the highest rate.
         warmup: the share of all optimizer steps in which the rate rises to its peak.
-        final_rate: the share of the peak that a cosine falls to from there.
+        final_rate: the rate falls along a cosine to this share of its peak.
         solved_rate: ``fc`` and EDFuse learn at this fraction of the rate: their least-squares
             start has small entries, which full-size steps would wipe out.
-        head_rate: the draft head likewise: rows of rare tokens, which start as the target's own,
-            drift most (ours).
-        weight_decay: AdamW's, of the matrices but the head.
-        noise: of training batches' tapped features: uniform within this many tap scales, the same
-            for a step of a seed whenever it is run (EAGLE's augmentation; 0 = none).
-        clip: largest gradient norm; infinite = any.
+        head_rate: the draft head learns at this fraction of the rate: rows of rare tokens, which
+            start as the target's own, drift most (ours).
+        weight_decay: AdamW's weight decay, for all matrices except the head.
+        noise: add uniform noise to the tapped features, within this many tap scales; the same
+            noise whenever a step of a seed is run (EAGLE's augmentation; 0 = none).
+        clip: largest gradient norm; infinite = no clipping.
         decay: the loss of draft step i (from 0) weighs decay^i; from 0 to 1.
-        solved_start: start from least squares (``initial``) instead of random weights.
-        start: a drafter's folder to start from instead: a second round on data that it has not
-            seen. Its draft vocabulary is kept. Empty = none.
-        validation_every: one prompt in so many is held out.
+        solved_start: start from least squares (``start_weights``) instead of random weights.
+        start: the folder of a drafter to start from, for a second round on data that it has not
+            seen. It keeps its draft vocabulary. Empty = none.
+        validation_every: hold out one prompt in this many.
         dtype: of the matmuls, auto = the faster one here; the master weights are float32.
         online: compute features when they are needed, from the answers of ``prepare``, instead
             of reading a store: no storage, but one more target forward an epoch and sample.
-        hold_gb: with ``online``, keep all features on the device once they are computed, if so
-            many GB hold them; 0 = compute them anew every epoch.
-        skip_damaged: fit (and compare) without the shards that are not what was written,
-            instead of refusing them; other stages refuse them all the same.
-        checkpoint_seconds: between two checkpoints.
-        seed: of weights and batch order.
+        hold_gb: with ``online``, keep all features on the device once they are computed, if they
+            fit into this many GB; 0 = compute them again in every epoch.
+        skip_damaged: leave damaged shards out of ``fit`` and ``compare`` instead of refusing the
+            store; other stages refuse them anyway.
+        checkpoint_seconds: time between two checkpoints.
+        seed: decides weights and batch order.
     """
 
     epochs: int = 4

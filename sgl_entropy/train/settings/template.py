@@ -1,5 +1,5 @@
-"""Every setting with its default and what it does, as a settings file: what the classes in
-``settings`` say of themselves, so that it cannot lag behind them. (Ours.)
+"""Every setting with its default and what it does, as a settings file. The text comes from the
+docstrings of the settings' classes, so that it cannot lag behind them. (Ours.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def settings_file() -> str:
 
 
 def _keys(part: Any) -> list[str]:
-    """A comment and a line for each key; keys that are told of together stand together."""
+    """A comment and a line for each key; keys that share a comment stand together."""
     told = attributes(type(part))
     lines: list[str] = []
     before = ""
@@ -47,7 +47,7 @@ def _keys(part: Any) -> list[str]:
 
 
 def attributes(kind: type) -> dict[str, str]:
-    """What the docstring of ``kind`` says below "Attributes:", by name."""
+    """The text for each attribute in the docstring of ``kind``, by name."""
     text = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
     found: dict[str, str] = {}
     names: list[str] = []

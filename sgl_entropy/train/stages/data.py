@@ -1,6 +1,6 @@
 """The stages that make training data: prompts, answers by the target, its hidden states.
 
-Each stage reads what the one before it left in the work folder and skips what is finished, so
+Each stage reads what the one before it left in the work folder and skips what is done already, so
 any of them can be killed and run again.
 """
 
@@ -60,9 +60,10 @@ def _prompts_to_answer(work: Workspace, report: Report) -> tuple[list[Prompt], s
 
 
 def generate(work: Workspace, report: Report = print) -> None:
-    """Answers with features, until ``generate.answer_tokens`` are stored or prompts run out.
+    """Write answers with their features until ``generate.answer_tokens`` are stored or prompts run
+    out.
 
-    An interrupt keeps every finished sequence; what is stored already is not done again.
+    An interrupt keeps every finished sequence, and stored answers are not written again.
 
     Raises:
         RuntimeError: the answers are not what the target writes when it reads them at once.

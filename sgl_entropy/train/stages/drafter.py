@@ -1,7 +1,7 @@
 """The stages that make a drafter of the data: vocabulary, fit, export, evaluate.
 
 Each stage reads what the one before it left in the work folder (``data`` makes it) and skips what
-is finished, so any of them can be killed and run again.
+is done already, so any of them can be killed and run again.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from sgl_entropy.train.workspace import Workspace, fit_folder
 
 
 def vocabulary(work: Workspace, store: Samples) -> Tensor:
-    """The draft vocabulary of the store, int64 [draft vocab]: the work folder's, where that was
-    chosen from the same answers and prompts, else chosen now and kept there. Held-out answers
-    have no say."""
+    """The draft vocabulary of the store, int64 [draft vocab]: read from the work folder if it was
+    chosen from the same answers and prompts, or chosen now and kept there. Held-out answers do not
+    count."""
     given, path = work.settings, work.vocabulary_file
     prompts, digest = load_prompts(work, lambda line: None)
     answers = shortened(store.entries, given.fit.answer_length)

@@ -15,7 +15,7 @@ import torch
 
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.answers.file import Answered, in_batches, read_answers
-from sgl_entropy.train.answers.from_server import Refused, collect_answers
+from sgl_entropy.train.answers.from_server import ServerRefused, collect_answers
 from sgl_entropy.train.fit.loop import run_fit
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.samples.features import agreement, check_generated, features_of
@@ -93,7 +93,7 @@ def test_a_refused_prompt_is_left_out_and_said(tmp_path: Path) -> None:
 
     def ask(prompt: Prompt) -> Sequence[int]:
         if prompt.prompt_id in (2, 3):
-            raise Refused("too long")
+            raise ServerRefused("too long")
         return echo(prompt)
 
     collect_answers(tmp_path / "a", PROMPTS, ask, 10_000, 1, lines.append)
@@ -106,7 +106,7 @@ def test_a_server_that_refuses_everything_is_not_asked_to_the_end(tmp_path: Path
 
     def ask(prompt: Prompt) -> Sequence[int]:
         asked.append(prompt.prompt_id)
-        raise Refused("wrong model")
+        raise ServerRefused("wrong model")
 
     with pytest.raises(RuntimeError, match="the first 8 prompts were all refused: wrong model"):
         collect_answers(tmp_path / "a", PROMPTS, ask, 10_000, 1, quiet)
@@ -119,7 +119,7 @@ def test_a_run_goes_on_after_the_prompts_that_were_refused(tmp_path: Path) -> No
     def ask(prompt: Prompt) -> Sequence[int]:
         asked.append(prompt.prompt_id)
         if prompt.prompt_id < 9:
-            raise Refused("too long")
+            raise ServerRefused("too long")
         return echo(prompt)
 
     path = tmp_path / "answers.jsonl"

@@ -223,7 +223,7 @@ def test_answers_to_other_prompts_are_refused(asking: Made, tmp_path: Path) -> N
         lambda: data.prepare(asking(), None, 1, quiet),
         lambda: data.features(asking()),
     ):
-        with pytest.raises(ValueError, match=r"answers\.jsonl: the answer to prompt 3 is one to"):
+        with pytest.raises(ValueError, match="the answer to prompt 3 belongs to another"):
             stage()
 
 
