@@ -16,6 +16,7 @@ from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.train.prompts.order import Prompt
 from sgl_entropy.train.samples.generate import WorkerPlan, run_worker
 from sgl_entropy.train.samples.store import Store, StoreMeta, write_meta
+from sgl_entropy.train.samples.workers import size_line
 
 TAPS = (0, 1, 2)
 VOCAB = 160
@@ -69,11 +70,16 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds. (``test_workers`` and ``test_generate`` start real ones.)"""
 
     def run_here(
-        run: Callable[[Any], None], plans: Sequence[Any], folder: Path, *told: object
+        run: Callable[[Any], None],
+        plans: Sequence[Any],
+        folder: Path,
+        stored: int,
+        wanted: int,
+        report: Callable[[str], None],
     ) -> None:
         for plan in plans:
             run(plan)
-        Store(folder)
+        report(size_line(Store(folder)))
 
     monkeypatch.setattr("sgl_entropy.train.stages.data.run_processes", run_here)
 

@@ -48,7 +48,7 @@ def run_processes(
     if failed:
         codes = f"generation workers failed with exit codes {failed}; run it again"
         raise RuntimeError("\n".join(dict.fromkeys(said)) or codes)
-    report(_size_line(Store(folder)))
+    report(size_line(Store(folder)))
 
 
 def stored_answers(folder: Path) -> tuple[set[int], int]:
@@ -84,7 +84,8 @@ def _watch(workers: list[Any], folder: Path, progress: TokenProgress) -> None:
         progress.close()
 
 
-def _size_line(store: Store) -> str:
+def size_line(store: Store) -> str:
+    """What a store holds, and how many bytes it takes, for people."""
     tokens = sum(entry.length - 1 for entry in store.entries)
     size = store.bytes()
     return (
