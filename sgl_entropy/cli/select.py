@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from sgl_entropy.base.provenance import provenance
-    from sgl_entropy.select.selection import SelectSettings, select_layers
+    from sgl_entropy.select.selection import select_layers
+    from sgl_entropy.select.settings import SelectSettings
     from sgl_entropy.target.fingerprint import made_for
 
     if args.threads is not None:
@@ -99,14 +100,15 @@ def run(args: argparse.Namespace) -> int:
     settings = SelectSettings(**{name: getattr(args, name) for name in names})
     origin = provenance(torch.get_num_threads(), {"target": args.target})
     device = checked_device(args.device)
-    found = select_layers(args.target, args.texts, settings, _say, device, args.against)
+    report = select_layers(args.target, args.texts, settings, _say, device, args.against)
     # Files first: a reader of the table may have gone.
     if args.plot is not None:
-        draw(found, args.plot)
-    # As a store records its target: whoever trains on the report asks for the same one.
-    report = {**found.to_dict(), **made_for(args.target), "provenance": origin}
-    if not write_json(report, args.json):
-        print(found.table())
+        draw(report, args.plot)
+    # Trainings that read the choice check that it was made for their target.
+    if not write_json(
+        {**report.to_dict(), **made_for(args.target), "provenance": origin}, args.json
+    ):
+        print(report.table())
     return 0
 
 

@@ -1,27 +1,28 @@
-"""Do the scores of layers foretell drafters? Against a comparison that trained some pairs. (Ours.)
+"""Do the scores of layers predict drafters? Compare them with pairs that were trained. (Ours.)
 
-The comparison (`sgl-entropy train compare --json`) should have arms that differ in their layers
-alone. Rank correlations say which score a user may trust on this target.
+The arms of the comparison (`sgl-entropy train compare --json`) should differ in their layers alone.
+Rank correlations tell which score a user may trust on this target.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy.base.json_file import read_object
+from sgl_entropy.base.tables import text_table
 from sgl_entropy.drafter.config import hidden_state_number
 
 Pair = tuple[int, int]
 _FEWEST = 4
+# Each score -> what tables call it.
+_SCORES = {"curvature": "curvature", "lidar": "LiDAR", "metrics": "both", "probe": "probe"}
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedPair:
     """Two tapped layers (ids from 0, rising) and the acceptance length of the drafter."""
 
     arm: str
@@ -29,7 +30,49 @@ class Trained:
     tau: float
 
 
-def read_trained(path: Path) -> list[Trained]:
+@dataclass(frozen=True)
+class ScoredPair:
+    """A trained pair's scores beside its tau.
+
+    Attributes:
+        curvature, lidar: of whichever layer has more.
+        metrics: the best sum of one layer's curvature and the other's LiDAR, both in standard
+            deviations over the layers.
+        probe: None = it was not asked for.
+    """
+
+    arm: str
+    target_layer_ids: Pair
+    tau: float
+    curvature: float
+    lidar: float
+    metrics: float
+    probe: float | None = None
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """All of them; ``spearman``: score -> its rank correlation with tau."""
+
+    arms: tuple[ScoredPair, ...]
+    spearman: Mapping[str, float]
+
+    def table(self) -> str:
+        """For people: the arms, the best first."""
+        header = ["layer ids", "tau", *(_SCORES[name] for name in self.spearman)]
+        rows = [
+            [
+                str(list(row.target_layer_ids)),
+                f"{row.tau:.3f}",
+                *(f"{getattr(row, name):.3f}" for name in self.spearman),
+            ]
+            for row in sorted(self.arms, key=lambda row: -row.tau)
+        ]
+        ranks = [f"{rank:+.2f}" for rank in self.spearman.values()]
+        return text_table(header, [*rows, ["rank correlation", "", *ranks]])
+
+
+def read_trained(path: Path) -> list[TrainedPair]:
     """The EDSD drafters of a comparison that tap two layers, in its order.
 
     Raises:
@@ -39,7 +82,7 @@ def read_trained(path: Path) -> list[Trained]:
     arms, runs = raw.get("arms"), raw.get("runs")
     if not isinstance(arms, dict) or not isinstance(runs, list):
         raise ValueError(f"{path}: not a report of `sgl-entropy train compare --json`")
-    found: dict[str, Trained] = {}
+    found: dict[str, TrainedPair] = {}
     for run in runs:
         layers = run.get("layers") if isinstance(run, dict) else None
         if not isinstance(layers, list):
@@ -47,7 +90,7 @@ def read_trained(path: Path) -> list[Trained]:
         if run["algorithm"] != "EDSD" or len(layers) != 2 or run["arm"] in found:
             continue
         low, high = sorted(layers)
-        found[run["arm"]] = Trained(run["arm"], (low, high), float(arms[run["arm"]]["tau"]))
+        found[run["arm"]] = TrainedPair(run["arm"], (low, high), float(arms[run["arm"]]["tau"]))
     if len(found) < _FEWEST:
         raise ValueError(
             f"{path}: {len(found)} of its arms are EDSD drafters of two layers; at least {_FEWEST} "
@@ -56,7 +99,7 @@ def read_trained(path: Path) -> list[Trained]:
     return list(found.values())
 
 
-def check_tapped(trained: Sequence[Trained], num_layers: int) -> None:
+def check_tapped(trained: Sequence[TrainedPair], num_layers: int) -> None:
     """
     Raises:
         ValueError: one taps a layer that a target of ``num_layers`` does not let tap.
@@ -69,63 +112,37 @@ def check_tapped(trained: Sequence[Trained], num_layers: int) -> None:
             )
 
 
-def against(
-    trained: Sequence[Trained],
+def score_pairs(
+    trained: Sequence[TrainedPair],
     curvature: Sequence[float],
     lidar: Sequence[float],
     explained: Mapping[Pair, float] | None,
-) -> dict[str, Any]:
+) -> ScoredPairs:
     """Scores beside tau, and the rank correlation of each score with tau.
 
     Args:
         curvature, lidar: of hidden states 0 .. L.
-        explained: the probe's, of every trained pair; None = it was not asked.
-
-    Returns:
-        ``arms``: rows with ``arm``, ``target_layer_ids``, ``tau`` and the scores of the pair:
-        ``curvature`` and ``lidar`` of whichever layer has more, ``metrics`` (the best sum of one
-        layer's curvature and the other's LiDAR, both in standard deviations over the layers),
-        ``probe``; and ``spearman``: score -> correlation.
+        explained: the probe's, of every trained pair; None = the probe was not asked for.
     """
     bends, tells = _standardised(curvature), _standardised(lidar)
     rows = []
     for one in trained:
         a, b = map(hidden_state_number, one.layers)
-        row: dict[str, Any] = {
-            "arm": one.arm,
-            "target_layer_ids": list(one.layers),
-            "tau": one.tau,
-            "curvature": max(curvature[a], curvature[b]),
-            "lidar": max(lidar[a], lidar[b]),
-            "metrics": max(bends[a] + tells[b], bends[b] + tells[a]),
-        }
-        if explained is not None:
-            row["probe"] = explained[one.layers]
-        rows.append({name: _rounded(value) for name, value in row.items()})
+        rows.append(
+            ScoredPair(
+                one.arm,
+                one.layers,
+                round(one.tau, 4),
+                round(max(curvature[a], curvature[b]), 4),
+                round(max(lidar[a], lidar[b]), 4),
+                round(max(bends[a] + tells[b], bends[b] + tells[a]), 4),
+                None if explained is None else round(explained[one.layers], 4),
+            )
+        )
     taus = [one.tau for one in trained]
-    scores = [name for name in ("curvature", "lidar", "metrics", "probe") if name in rows[0]]
-    return {
-        "arms": rows,
-        "spearman": {
-            name: round(spearman([row[name] for row in rows], taus), 3) for name in scores
-        },
-    }
-
-
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """For people: the arms, the best first."""
-    names = {"curvature": "curvature", "lidar": "LiDAR", "metrics": "both", "probe": "probe"}
-    scores = list(found["spearman"])
-    table = [("layer ids", "tau", *(names[score] for score in scores))]
-    for row in sorted(found["arms"], key=lambda row: -row["tau"]):
-        values = (f"{row[score]:.3f}" for score in scores)
-        table.append((json.dumps(row["target_layer_ids"]), f"{row['tau']:.3f}", *values))
-    table.append(("rank correlation", "", *(f"{found['spearman'][s]:+.2f}" for s in scores)))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in table
-    ]
+    scores = [name for name in _SCORES if name != "probe" or explained is not None]
+    ranks = {n: round(spearman([getattr(row, n) for row in rows], taus), 3) for n in scores}
+    return ScoredPairs(tuple(rows), ranks)
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
@@ -146,7 +163,3 @@ def _standardised(profile: Sequence[float]) -> list[float]:
     inner = profile[1:-1]
     mean, spread = statistics.fmean(inner), statistics.pstdev(inner)
     return [(value - mean) / spread if spread else 0.0 for value in profile]
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value

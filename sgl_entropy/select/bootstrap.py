@@ -15,14 +15,6 @@ from sgl_entropy.select.scatter import lidar_by_sums, prefers_sums
 INTERVAL = (0.05, 0.95)
 
 
-def resample_counts(texts: int, resamples: int, seed: int) -> Tensor:
-    """int64 [resamples, texts]: how often a resample takes each text; rows sum to ``texts``."""
-    chance = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(texts, (resamples, texts), generator=chance)
-    counts = torch.zeros((resamples, texts), dtype=torch.long)
-    return counts.scatter_add_(1, drawn, torch.ones_like(drawn))
-
-
 def curvature_profiles(by_text: Tensor, counts: Tensor) -> Tensor:
     """[hidden states, n] by text -> float64 [resamples, hidden states]."""
     return counts.double() @ by_text.double().T / counts.sum(1, keepdim=True)
@@ -31,11 +23,11 @@ def curvature_profiles(by_text: Tensor, counts: Tensor) -> Tensor:
 def lidar_profiles(
     pooled: Tensor,
     counts: Tensor,
-    done: Callable[[int], None] | None = None,
+    told: Callable[[int, int], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """LiDAR of every hidden state, and of every resample; one layer's Gram is held at a time, or
-    one layer's sums where texts are many.
+    """LiDAR of every hidden state, and of every resample. Memory holds one layer's inner products
+    at a time, or one layer's sums where texts are many.
 
     The resamples run in float32, three times as fast: for rows of at most unit length its error
     is far below what resampling changes. The profile itself is float64.
@@ -43,7 +35,7 @@ def lidar_profiles(
     Args:
         pooled: [hidden states, n, q, d].
         counts: int64 [resamples, n].
-        done: called with the number of finished hidden states.
+        told: called with the number of finished hidden states, and of all.
         device: where they are computed; ``pooled`` and ``counts`` lie on the CPU.
 
     Returns:
@@ -60,8 +52,8 @@ def lidar_profiles(
             profile.append(lidar_of(products))
             narrow = partial(lidar_of, products.to(torch.float32))
             resampled.append([narrow(row) for row in counts])
-        if done is not None:
-            done(number)
+        if told is not None:
+            told(number, len(pooled))
     return (
         torch.tensor(profile, dtype=torch.float64),
         torch.tensor(resampled, dtype=torch.float64).T.reshape(len(counts), len(pooled)),
@@ -69,11 +61,11 @@ def lidar_profiles(
 
 
 def interval(profile: Tensor, resampled: Tensor) -> list[tuple[float, float]]:
-    """``INTERVAL`` of each hidden state: the spread of the resamples, laid about the profile.
+    """``INTERVAL`` of each hidden state: the spread of the resamples, moved onto the profile.
 
-    A resample holds only about 63 % different texts, and LiDAR grows with their number: every
-    resample lies below the profile by much the same amount. That shift says nothing of how sure
-    the profile is, so the resamples' mean is moved onto it [ours].
+    A resample holds only about 63 % different texts, and LiDAR grows with their number, so every
+    resample lies below the profile by much the same amount. That shift does not tell how sure the
+    profile is; hence the resamples' mean is moved onto it [ours].
 
     Args:
         profile: float64 [hidden states]; resampled: float64 [resamples, hidden states].

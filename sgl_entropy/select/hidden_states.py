@@ -1,8 +1,8 @@
 """One pass of texts and their noisy views through the target, reduced at once to what is needed.
 
-Of a hidden state only the curvature of each text and the pooled vector of each view are kept:
-[hidden states, n, q, d] float32, 150 MB for 128 texts of 16 views on a model of 30 layers of 576.
-More than ``HELD_BYTES`` lie in a temporary file: memory does not grow with the texts.
+Only each text's curvature and each view's pooled vector are kept of a hidden state: [hidden states,
+n, q, d] float32, 150 MB for 128 texts of 16 views on a model of 30 layers of 576. More than
+``HELD_BYTES`` go into a temporary file, so that memory does not grow with the texts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +31,7 @@ BATCH_ROWS = 32
 
 @dataclass(frozen=True)
 class MeasuredLayers:
-    """What the metrics are made of, for hidden states 0 .. L; on the CPU.
+    """What the metrics need of hidden states 0 .. L; on the CPU.
 
     Attributes:
         curvature: float64 [L + 1, n], radians, of the clean texts.
@@ -94,30 +93,32 @@ def measure(
     target: PlainTarget,
     texts: Sequence[Sequence[int]],
     views: Sequence[Sequence[Sequence[int]]],
-    report: Callable[[str], None] | None = None,
+    told: Callable[[int, int], None] | None = None,
 ) -> MeasuredLayers:
     """Run everything through the target.
 
     Args:
         texts: token ids of each of n texts, at least 3.
         views: token ids of each text's q noisy views, at least 1.
-        report: called with a progress line now and then.
+        told: called with the number of tokens that are done, and of all.
     """
     states, n, q = target.num_layers + 1, len(texts), len(views[0])
     curvature = torch.zeros((states, n), dtype=torch.float64)
     pooled = room(states, n * q, target.hidden_size)
     flat = [view for text in views for view in text]
-    progress = _Progress(sum(map(len, texts)) + sum(map(len, flat)), report)
-    for group in batches([len(text) for text in texts]):
-        hidden, lengths = hidden_states(target, [texts[i] for i in group])
-        for state, rows in enumerate(hidden):
-            curvature[state, group] = mean_turn(unit_rows(rows, lengths), lengths).cpu()
-        progress.add(int(lengths.sum()))
-    for group in batches([len(view) for view in flat]):
-        hidden, lengths = hidden_states(target, [flat[i] for i in group])
-        for state, rows in enumerate(hidden):
-            pooled[state, group] = pooled_rows(unit_rows(rows, lengths), lengths).float().cpu()
-        progress.add(int(lengths.sum()))
+    done, total = 0, sum(map(len, texts)) + sum(map(len, flat))
+    for clean, rows_of in ((True, texts), (False, flat)):
+        for group in batches([len(text) for text in rows_of]):
+            hidden, lengths = hidden_states(target, [rows_of[i] for i in group])
+            for state, rows in enumerate(hidden):
+                unit = unit_rows(rows, lengths)
+                if clean:
+                    curvature[state, group] = mean_turn(unit, lengths).cpu()
+                else:
+                    pooled[state, group] = pooled_rows(unit, lengths).float().cpu()
+            done += int(lengths.sum())
+            if told is not None:
+                told(done, total)
     return MeasuredLayers(curvature, pooled.view(states, n, q, -1))
 
 
@@ -141,22 +142,3 @@ def room(*shape: int) -> Tensor:
                 "TMPDIR to another folder"
             ) from None
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(shape)
-
-
-class _Progress:
-    """Lines with the time left, a few seconds apart."""
-
-    SECONDS = 5.0
-
-    def __init__(self, total: int, report: Callable[[str], None] | None) -> None:
-        self.total, self.done, self.report = total, 0, report
-        self.began = self.said = time.monotonic()
-
-    def add(self, tokens: int) -> None:
-        self.done += tokens
-        now = time.monotonic()
-        if self.report is None or (now - self.said < self.SECONDS and self.done < self.total):
-            return
-        self.said = now
-        left = (now - self.began) * (self.total - self.done) / self.done
-        self.report(f"target: {self.done:,} of {self.total:,} tokens, {left:.0f} s left")

@@ -1,4 +1,4 @@
-"""The profiles as a figure, in the form of the paper's Figure 4: a panel a metric, over layers.
+"""The profiles as a figure, in the form of the paper's Figure 4: one panel for each metric.
 
 With the probe, a third panel: what every layer explains alone, and in its best tried pair.
 """
@@ -28,27 +28,27 @@ def draw(report: SelectReport, path: Path) -> None:
     figure = Figure(figsize=(5 * count, 4), layout="constrained")
     panels = figure.subplots(1, count)
     rows = (
-        ("Curvature", "radians", report.curvature, report.curvature_interval, "a", choice.a),
-        ("LiDAR", "nats", report.lidar, report.lidar_interval, "b", choice.b),
+        ("Curvature", "radians", report.curvature, "a", choice.a),
+        ("LiDAR", "nats", report.lidar, "b", choice.b),
     )
-    for axes, colour, (name, unit, profile, band, letter, state) in zip(
+    for axes, colour, (name, unit, profile, letter, state) in zip(
         panels[:2], _COLOURS, rows, strict=True
     ):
-        states = range(len(profile))
+        states = range(len(profile.values))
         axes.fill_between(
             states,
-            [low for low, _ in band],
-            [high for _, high in band],
+            [low for low, _ in profile.interval],
+            [high for _, high in profile.interval],
             color=colour,
             alpha=0.2,
             linewidth=0,
             label="spread over resampled texts, 5-95 %",
         )
-        axes.plot(states, profile, color=colour, marker="o", markersize=3)
+        axes.plot(states, profile.values, color=colour, marker="o", markersize=3)
         axes.axvline(state, color="grey", linestyle="--", linewidth=1)
         axes.plot(
             [state],
-            [profile[state]],
+            [profile.values[state]],
             marker="*",
             markersize=14,
             linestyle="none",
@@ -58,7 +58,7 @@ def draw(report: SelectReport, path: Path) -> None:
         _finish(axes, name, unit)
     if report.probe is not None:
         _draw_probe(panels[2], report.probe)
-    figure.suptitle(f"{Path(report.target).name}, {report.texts['count']} texts", fontsize=10)
+    figure.suptitle(f"{Path(report.target).name}, {report.texts.count} texts", fontsize=10)
     figure.savefig(path, format="png", dpi=150)
 
 

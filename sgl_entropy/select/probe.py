@@ -1,17 +1,17 @@
-"""What two layers tell of the next hidden state: a drafter solved for instead of trained. (Ours.)
+"""Rank pairs of layers by a closed-form drafter instead of trained ones. (Ours.)
 
-Curvature and LiDAR judge a layer by itself. What a drafter needs of a pair is another thing: from
-both layers' states at one token and the next token's embedding it has to tell the target's final
-hidden state there. Kernel ridge regression answers that in closed form, for the kernel
+Curvature and LiDAR judge each layer by itself. A drafter has another task: from the states of two
+layers at one token and the next token's embedding it predicts the target's final hidden state
+there. Kernel ridge regression solves that in closed form, with the kernel
 
     k(row, row') = (1 + f . f') (1 + e . e')
 
-of the states f of a pair, standardised and side by side, and the embeddings e: all products of a
-state's and an embedding's entry, as in EDFuse's gate, weigh in. The share of the final states'
-variance that it explains on texts it has not seen is what pairs are ranked by.
+of a pair's states f, standardised and side by side, and the embeddings e. It weighs all products
+of a state's and an embedding's entry, as EDFuse's gate does. Pairs are ranked by the share of the
+final states' variance that is explained on texts that were not learned from.
 
-The pairs that are tried hold one of the few layers that explain most alone. Memory: 16 MB of kernel
-a layer, whatever the hidden size, and the rows (mapped from a file where they are many).
+Only pairs with one of the few layers that explain most alone are tried. Memory: 16 MB of kernel a
+layer, whatever the hidden size, and the rows (mapped from a file where they are many).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sgl_entropy.select.hidden_states import batches, padded, room
 from sgl_entropy.target.plain import PlainTarget
+from sgl_entropy.verify.resampling import resampled_sums, seeded
 
 # Rows that are learned from and held out, spread evenly over the texts.
 LEARNED, HELD_OUT = 1536, 1024
@@ -40,12 +41,12 @@ _DIRECTIONS = 1024
 
 @dataclass(frozen=True)
 class ProbeRows:
-    """What is told from what; those that are learned from stand first.
+    """Inputs and outputs of the regression; rows that are learned from come first.
 
     Attributes:
         taps: float32 [layers, rows, d], outputs of decoder layers 0 .. L - 2 at a token.
-        embeds: float32 [rows, d], of the token behind it.
-        final: float32 [rows, d], there, after the final norm.
+        embeds: float32 [rows, d], of the next token.
+        final: float32 [rows, d], of the next token, after the final norm.
         texts: int64 [rows], the text that each comes from.
         learned: how many are learned from. The others' texts are held out.
     """
@@ -89,9 +90,9 @@ def collect(
     A text's first token is left out: attention rests on it, and its states are of another size.
     """
     count = len(texts)
-    behind = max(1, round(_HELD_OUT_SHARE * count))
-    front = count - behind
-    most = [-(-learned // front)] * front + [-(-held_out // behind)] * behind
+    back = max(1, round(_HELD_OUT_SHARE * count))
+    front = count - back
+    most = [-(-learned // front)] * front + [-(-held_out // back)] * back
     at = [_spread(len(text) - 2, few) for text, few in zip(texts, most, strict=True)]
     starts = torch.tensor([0, *map(len, at)]).cumsum(0).tolist()
     layers, rows, d = target.num_layers - 1, starts[-1], target.hidden_size
@@ -128,7 +129,7 @@ def probe(
     resamples: int,
     seed: int,
     also: Collection[tuple[int, int]] = (),
-    report: Callable[[str], None] | None = None,
+    told: Callable[[int, int], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> Probe:
     """Every layer alone, then the best ones with every other.
@@ -136,12 +137,12 @@ def probe(
     Args:
         resamples: of the held-out texts, for ``Probe.share``.
         also: other pairs to try, rising.
-        report: called with progress lines.
+        told: called with the number of pairs that were tried, and of all.
         device: where kernels are computed and solved.
     """
     learned, layers = rows.learned, len(rows.taps)
     kernels = [kernel(tap.to(device), learned) for tap in rows.taps]
-    told = _directions(rows.final, seed).to(device)
+    outputs = _directions(rows.final, seed).to(device)
     beside = kernel(rows.embeds.to(device), learned)
     held = rows.texts[learned:]
     _, text = torch.unique(held, return_inverse=True)
@@ -149,21 +150,18 @@ def probe(
     def explained(pair: Sequence[int]) -> Tensor:
         """[held-out texts, 2]: squares that are left, and all there are."""
         states = torch.stack([kernels[layer] for layer in pair]).mean(0)
-        squares = left_and_all((1 + states) * (1 + beside), told, learned).cpu()
+        squares = left_and_all((1 + states) * (1 + beside), outputs, learned).cpu()
         return torch.zeros((int(text.max()) + 1, 2)).double().index_add_(0, text, squares.double())
 
-    singles = []
-    for layer in range(layers):
-        singles.append(explained([layer]))
-        _say(report, "layers", layer + 1, layers)
-    alone = [_share(one.sum(0)) for one in singles]
+    alone = [_share(explained([layer]).sum(0)) for layer in range(layers)]
     leaders = sorted(range(layers), key=lambda layer: (-alone[layer], layer))[:LEADERS]
     pairs = {(min(a, b), max(a, b)) for a in leaders for b in range(layers) if a != b}
     todo = sorted(pairs.union(also))
     tried = {}
     for pair in todo:
         tried[pair] = explained(pair)
-        _say(report, "pairs", len(tried), len(todo))
+        if told is not None:
+            told(len(tried), len(todo))
     ranked = sorted(tried, key=lambda pair: (-_share(tried[pair].sum(0)), pair))
     return Probe(
         alone,
@@ -212,13 +210,5 @@ def _share(squares: Tensor) -> float:
 
 def _wins(squares: Tensor, resamples: int, seed: int) -> float:
     """How often the first pair of [pairs, texts, 2] leaves least, of so many resamples."""
-    texts = squares.shape[1]
-    chance = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(texts, (resamples, texts), generator=chance)
-    left = squares[:, :, 0][:, drawn].sum(-1)
-    return float((left.argmin(0) == 0).double().mean())
-
-
-def _say(report: Callable[[str], None] | None, what: str, done: int, of: int) -> None:
-    if report is not None and (done % 20 == 0 or done == of):
-        report(f"probe: {done} of {of} {what}")
+    left = resampled_sums(squares[:, :, 0].T, resamples, seeded(seed))
+    return float((left.argmin(1) == 0).double().mean())

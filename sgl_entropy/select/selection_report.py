@@ -1,54 +1,74 @@
-"""What EDSelect found: as JSON, as a table for people, and read again by whoever trains."""
+"""EDSelect's report: JSON, a table for people, and the choice read back by trainings."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sgl_entropy import __version__
 from sgl_entropy.base.json_file import read_object
+from sgl_entropy.base.tables import text_table
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.drafter.config import hidden_state_number, target_layer_id
-from sgl_entropy.select.against import lines as against_lines
+from sgl_entropy.select.against import ScoredPairs
 from sgl_entropy.select.choice import Choice, ranked
 from sgl_entropy.select.probe import Probe
+from sgl_entropy.select.settings import SelectSettings
 
 RUNNER_UPS = 3
 
 
 @dataclass(frozen=True)
+class TextsUsed:
+    """Names of the files, sha256 of their bytes, texts used and passed over as too short."""
+
+    file: str
+    sha256: str
+    count: int
+    short: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One metric over hidden states 0 .. L.
+
+    Attributes:
+        values: radians of curvature, nats of LiDAR.
+        interval: of each hidden state, see ``bootstrap.interval``.
+        share: of the resamples in which the chosen state wins (a runner-up: without the other
+            metric's pick).
+    """
+
+    values: list[float]
+    interval: list[tuple[float, float]]
+    share: float
+
+
+@dataclass(frozen=True)
 class SelectReport:
-    """Both profiles over hidden states 0 .. L, the choice and how sure it is.
+    """Both profiles, the choice and how sure it is.
 
     Attributes:
         target: the folder's name.
-        texts: file (or files), their sha256, texts used, texts passed over as too short, tokens.
-        settings: of the selection, as they were used.
-        curvature: radians; lidar: nats.
-        curvature_interval, lidar_interval: of each hidden state, see ``bootstrap.interval``.
-        curvature_share, lidar_share: share of the resamples in which a, b win their metric (a
-            runner-up: with the other's pick left aside).
         threads, seconds: of the run.
-        probe: what chooses instead of the metrics; None = they do.
-        against: the scores beside trained drafters, see ``against.against``.
+        probe: chooses instead of the metrics; None = they do.
+        against: the scores beside trained drafters.
     """
 
     target: str
-    texts: dict[str, Any]
-    settings: dict[str, Any]
-    curvature: list[float]
-    lidar: list[float]
-    curvature_interval: list[tuple[float, float]]
-    lidar_interval: list[tuple[float, float]]
-    curvature_share: float
-    lidar_share: float
+    texts: TextsUsed
+    settings: SelectSettings
+    curvature: Profile
+    lidar: Profile
     choice: Choice
     threads: int
     seconds: float
     probe: Probe | None = None
-    against: dict[str, Any] | None = None
+    against: ScoredPairs | None = None
 
     @property
     def target_layer_ids(self) -> tuple[int, int]:
@@ -57,7 +77,7 @@ class SelectReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``--json`` writes it; layers in both numberings, pairs rising as configs want them."""
-        choice = self.choice
+        choice, settings = self.choice, self.settings
         return {
             "choice": {
                 "hidden_states": [hidden_state_number(one) for one in self.target_layer_ids],
@@ -68,31 +88,31 @@ class SelectReport:
                 "runner_up": choice.stepped_down or None,
             },
             **({} if self.probe is None else {"probe": _probe_dict(self.probe)}),
-            **({} if self.against is None else {"against": self.against}),
+            **({} if self.against is None else {"against": as_json(self.against)}),
             "profiles": {
-                "curvature": [round(value, 6) for value in self.curvature],
-                "lidar": [round(value, 6) for value in self.lidar],
+                "curvature": [round(value, 6) for value in self.curvature.values],
+                "lidar": [round(value, 6) for value in self.lidar.values],
             },
             "runner_ups": {
-                "curvature": _behind(self.curvature, choice.a),
-                "lidar": _behind(self.lidar, choice.b),
+                "curvature": _others(self.curvature, choice.a),
+                "lidar": _others(self.lidar, choice.b),
             },
             "stability": {
-                "a_share": round(self.curvature_share, 4),
-                "b_share": round(self.lidar_share, 4),
+                "a_share": round(self.curvature.share, 4),
+                "b_share": round(self.lidar.share, 4),
                 "resamples": {
-                    "curvature": self.settings["resamples"],
-                    "lidar": self.settings["lidar_resamples"],
+                    "curvature": settings.resamples,
+                    "lidar": settings.lidar_resamples,
                 },
                 "interval": "5 to 95 % of the resamples, their mean moved onto the profile",
-                "curvature": [[round(end, 6) for end in ends] for ends in self.curvature_interval],
-                "lidar": [[round(end, 6) for end in ends] for ends in self.lidar_interval],
+                "curvature": [[round(e, 6) for e in ends] for ends in self.curvature.interval],
+                "lidar": [[round(e, 6) for e in ends] for ends in self.lidar.interval],
             },
-            "texts": self.texts,
+            "texts": asdict(self.texts),
             "target": self.target,
-            "views": self.settings["views"],
-            "seed": self.settings["seed"],
-            "settings": self.settings,
+            "views": settings.views,
+            "seed": settings.seed,
+            "settings": asdict(settings),
             "threads": self.threads,
             "seconds": round(self.seconds, 1),
             "versions": {
@@ -103,35 +123,33 @@ class SelectReport:
 
     def table(self) -> str:
         """For people: both profiles, marks, the choice, the runner-ups."""
-        head = ("hidden state", "layer id", "curvature", "5-95 %", "LiDAR", "5-95 %", "")
-        lines = [head]
-        for state, (curvature, lidar) in enumerate(zip(self.curvature, self.lidar, strict=True)):
-            lines.append(
+        header = ("hidden state", "layer id", "curvature", "5-95 %", "LiDAR", "5-95 %", "")
+        marks = {self.choice.a: "<- a (curvature)", self.choice.b: "<- b (LiDAR)"}
+        marks |= dict.fromkeys((0, len(self.lidar.values) - 1), "not a candidate")
+        rows = []
+        for state, (curvature, lidar) in enumerate(
+            zip(self.curvature.values, self.lidar.values, strict=True)
+        ):
+            rows.append(
                 (
                     str(state),
                     "-" if state == 0 else str(target_layer_id(state)),
                     f"{curvature:.4f}",
-                    "{:.4f}-{:.4f}".format(*self.curvature_interval[state]),
+                    "{:.4f}-{:.4f}".format(*self.curvature.interval[state]),
                     f"{lidar:.4f}",
-                    "{:.4f}-{:.4f}".format(*self.lidar_interval[state]),
-                    self._mark(state),
+                    "{:.4f}-{:.4f}".format(*self.lidar.interval[state]),
+                    marks.get(state, ""),
                 )
             )
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        rows = [
-            "  ".join(cell.rjust(width) for cell, width in zip(line[:-1], widths, strict=False))
-            + f"  {line[-1]}".rstrip()
-            for line in lines
-        ]
-        return "\n".join([*rows, "", *self.summary()])
+        return "\n".join([text_table(header, rows), "", *self.summary()])
 
     def summary(self) -> list[str]:
         """The choice in words."""
         choice, settings = self.choice, self.settings
         lines = []
-        for name, state, metric, profile, share, resamples in (
-            ("a", choice.a, "curvature", self.curvature, self.curvature_share, "resamples"),
-            ("b", choice.b, "LiDAR", self.lidar, self.lidar_share, "lidar_resamples"),
+        for name, state, metric, profile, resamples in (
+            ("a", choice.a, "curvature", self.curvature, settings.resamples),
+            ("b", choice.b, "LiDAR", self.lidar, settings.lidar_resamples),
         ):
             why = f"highest {metric}"
             if name in choice.fixed:
@@ -139,26 +157,20 @@ class SelectReport:
             elif choice.stepped_down == name:
                 other, taken = ("b", choice.b) if name == "a" else ("a", choice.a)
                 why = f"runner-up by {metric} (the first, hidden state {taken}, is {other})"
-            behind = ", ".join(
-                f"{row['hidden_state']} ({row['value']:.4f})" for row in _behind(profile, state)
+            others = ", ".join(
+                f"{row['hidden_state']} ({row['value']:.4f})" for row in _others(profile, state)
             )
             lines += [
-                f"{name} = {state_name(state)}: {why}; first in {share:.0%} of "
-                f"{settings[resamples]} resamples of the texts",
-                f"    others by {metric}: {behind}",
+                f"{name} = {state_name(state)}: {why}; first in {profile.share:.0%} of "
+                f"{resamples} resamples of the texts",
+                f"    others by {metric}: {others}",
             ]
         if self.probe is not None:
             lines += _probe_lines(self.probe, choice.target_layer_ids)
         if self.against is not None:
-            lines += ["", *against_lines(self.against), ""]
+            lines += ["", self.against.table(), ""]
         ids = ", ".join(map(str, self.target_layer_ids))
         return [*lines, f"target_layer_ids: [{ids}]"]
-
-    def _mark(self, state: int) -> str:
-        if state in (0, len(self.curvature) - 1):
-            return "not a candidate"
-        names = {self.choice.a: "<- a (curvature)", self.choice.b: "<- b (LiDAR)"}
-        return names.get(state, "")
 
 
 def state_name(state: int) -> str:
@@ -228,7 +240,7 @@ def _both(state: int) -> dict[str, int]:
     return {"hidden_state": state, "target_layer_id": target_layer_id(state)}
 
 
-def _behind(profile: list[float], chosen: int) -> list[dict[str, Any]]:
+def _others(profile: Profile, chosen: int) -> list[dict[str, Any]]:
     """The best few candidates besides the chosen one."""
-    states = ranked(profile, {chosen})[:RUNNER_UPS]
-    return [{**_both(state), "value": round(profile[state], 6)} for state in states]
+    states = ranked(profile.values, {chosen})[:RUNNER_UPS]
+    return [{**_both(state), "value": round(profile.values[state], 6)} for state in states]

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from sgl_entropy.select.against import Trained, against, check_tapped, lines, read_trained, spearman
+from sgl_entropy.select.against import (
+    TrainedPair,
+    check_tapped,
+    read_trained,
+    score_pairs,
+    spearman,
+)
 from tests.select.conftest import command
 
 Texts = Callable[..., Path]
@@ -49,27 +55,27 @@ def test_pairs_are_read_with_their_tau(tmp_path: Path) -> None:
     found = read_trained(comparison(tmp_path / "c.json", PAIRS))
     check_tapped(found, num_layers=5)
     assert [one.arm for one in found] == ["ab", "ac", "bc", "ad"]
-    assert found[3] == Trained("ad", (0, 3), 1.45)
+    assert found[3] == TrainedPair("ad", (0, 3), 1.45)
 
 
 def test_scores_are_those_of_the_pair() -> None:
-    trained = [Trained("x", (0, 2), 1.2), Trained("y", (1, 2), 1.3)]
+    trained = [TrainedPair("x", (0, 2), 1.2), TrainedPair("y", (1, 2), 1.3)]
     # Hidden states 0 .. 4: layers 0 to 2 are states 1 to 3.
     curvature, lidar = [9.0, 1.0, 2.0, 3.0, 9.0], [9.0, 4.0, 6.0, 5.0, 9.0]
-    found = against(trained, curvature, lidar, {(0, 2): 0.25, (1, 2): 0.5})
-    first, second = found["arms"]
-    assert (first["curvature"], first["lidar"], first["probe"]) == (3.0, 5.0, 0.25)
-    assert (second["curvature"], second["lidar"], second["probe"]) == (3.0, 6.0, 0.5)
+    found = score_pairs(trained, curvature, lidar, {(0, 2): 0.25, (1, 2): 0.5})
+    first, second = found.arms
+    assert (first.curvature, first.lidar, first.probe) == (3.0, 5.0, 0.25)
+    assert (second.curvature, second.lidar, second.probe) == (3.0, 6.0, 0.5)
     deviation = (2 / 3) ** 0.5
     # x: layer 2 bends most; LiDAR of layer 0 is a deviation below the mean.
-    assert first["metrics"] == pytest.approx((1 - 1) / deviation, abs=1e-4)
-    assert second["metrics"] == pytest.approx((1 + 1) / deviation, abs=1e-4)
-    assert found["spearman"] == {"curvature": 0.0, "lidar": 1.0, "metrics": 1.0, "probe": 1.0}
-    table = lines(found)
+    assert first.metrics == pytest.approx((1 - 1) / deviation, abs=1e-4)
+    assert second.metrics == pytest.approx((1 + 1) / deviation, abs=1e-4)
+    assert found.spearman == {"curvature": 0.0, "lidar": 1.0, "metrics": 1.0, "probe": 1.0}
+    table = found.table().splitlines()
     assert table[0].split() == ["layer", "ids", "tau", "curvature", "LiDAR", "both", "probe"]
-    assert "[1, 2]" in table[1], "the best first"
+    assert "[1, 2]" in table[2], "the best first"
     assert table[-1].split()[-1] == "+1.00"
-    assert "probe" not in against(trained, curvature, lidar, None)["spearman"]
+    assert "probe" not in score_pairs(trained, curvature, lidar, None).spearman
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sgl_entropy.select.choice import Choice, choose, ranked
-from sgl_entropy.select.selection_report import SelectReport, read_choice
+from sgl_entropy.select.selection_report import Profile, SelectReport, TextsUsed, read_choice
+from sgl_entropy.select.settings import SelectSettings
 
 # Six hidden states, 0 .. 5: the ends are highest and must not be chosen.
 CURVATURE = [9.0, 1.0, 2.0, 5.0, 3.0, 9.0]
@@ -80,14 +81,10 @@ def test_the_table_says_why(fixed: dict[str, int], a_line: str, b_line: str) -> 
     band = [(value - 0.5, value + 0.5) for value in CURVATURE]
     report = SelectReport(
         target="t",
-        texts={},
-        settings={"resamples": 200, "lidar_resamples": 20},
-        curvature=CURVATURE,
-        lidar=CURVATURE,
-        curvature_interval=band,
-        lidar_interval=band,
-        curvature_share=0.75,
-        lidar_share=0.5,
+        texts=TextsUsed("t.jsonl", "0" * 64, 9, 0, 99),
+        settings=SelectSettings(),
+        curvature=Profile(CURVATURE, band, 0.75),
+        lidar=Profile(CURVATURE, band, 0.5),
         choice=choose(CURVATURE, CURVATURE, **fixed),
         threads=1,
         seconds=1.0,
@@ -101,6 +98,12 @@ def test_the_table_says_why(fixed: dict[str, int], a_line: str, b_line: str) -> 
         ("3 (5.0000), 2 (2.0000), 1 (1.0000)", "4 (3.0000), 2 (2.0000), 1 (1.0000)")
     )
     assert ids == "target_layer_ids: [2, 3]"
+
+
+@pytest.mark.parametrize(("name", "layers"), [("", (0, 19)), ("-probe", (22, 28))])
+def test_committed_reports_are_read(name: str, layers: tuple[int, int]) -> None:
+    results = Path(__file__).resolve().parents[2] / "bench" / "results" / "select"
+    assert read_choice(results / f"smollm2-135m{name}.json") == layers
 
 
 def write(path: Path, choice: Any) -> Path:

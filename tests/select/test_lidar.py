@@ -13,12 +13,12 @@ from sgl_entropy.select.bootstrap import (
     curvature_profiles,
     interval,
     lidar_profiles,
-    resample_counts,
 )
 from sgl_entropy.select.choice import win_share
 from sgl_entropy.select.lidar import gram, lidar, lidar_of
 from sgl_entropy.select.reference import plain_lidar
 from sgl_entropy.select.scatter import lidar_by_sums
+from sgl_entropy.verify.resampling import resample_counts, seeded
 
 
 def pooled(n: int, q: int, d: int, rank: int | None = None, noise: float = 0.3) -> Tensor:
@@ -70,7 +70,7 @@ def test_sums_over_texts_are_the_definition_too(
     exact = plain_lidar(vectors)
     assert lidar_by_sums(vectors) == pytest.approx(exact, rel=1e-6)
     assert lidar_by_sums(vectors, dtype=torch.float32) == pytest.approx(exact, abs=2e-3)
-    counts = resample_counts(len(vectors), 1, seed=3)[0]
+    counts = resample_counts(len(vectors), 1, seeded(3))[0]
     again = lidar_by_sums(vectors, counts)
     assert again == pytest.approx(lidar_of(gram(vectors), counts), rel=1e-6)
 
@@ -80,7 +80,7 @@ def test_many_texts_make_no_matrix_as_wide_as_they_are_many(
 ) -> None:
     monkeypatch.setattr(bootstrap, "gram", lambda vectors: pytest.fail("[nq, nq]"))
     layers = torch.stack([pooled(60, 4, 12), pooled(60, 4, 12, noise=1.0)])
-    profile, again = lidar_profiles(layers, resample_counts(60, 3, seed=1))
+    profile, again = lidar_profiles(layers, resample_counts(60, 3, seeded(1)))
     assert profile.tolist() == pytest.approx([lidar(layers[0]), lidar(layers[1])], rel=1e-6)
     assert again.shape == (3, 2)
     monkeypatch.undo()
@@ -126,7 +126,7 @@ def test_a_resample_of_one_text_alone_tells_nothing_apart() -> None:
 
 def test_resamples_in_single_precision_lose_nothing_that_matters() -> None:
     layers = torch.stack([pooled(10, 4, 30), pooled(10, 4, 30, noise=1e-3)])
-    counts = resample_counts(10, 5, seed=1)
+    counts = resample_counts(10, 5, seeded(1))
     profile, again = lidar_profiles(layers, counts)
     assert profile.tolist() == [lidar(layers[0]), lidar(layers[1])]
     for row, resample in enumerate(counts):
@@ -136,17 +136,17 @@ def test_resamples_in_single_precision_lose_nothing_that_matters() -> None:
 
 
 def test_resamples_are_seeded_and_take_as_many_texts() -> None:
-    counts = resample_counts(9, 30, seed=4)
+    counts = resample_counts(9, 30, seeded(4))
     assert counts.sum(1).tolist() == [9] * 30
-    assert torch.equal(counts, resample_counts(9, 30, seed=4))
-    assert not torch.equal(counts, resample_counts(9, 30, seed=5))
+    assert torch.equal(counts, resample_counts(9, 30, seeded(4)))
+    assert not torch.equal(counts, resample_counts(9, 30, seeded(5)))
 
 
 def test_a_dominant_layer_wins_every_resample_and_equals_do_not() -> None:
     chance = torch.Generator().manual_seed(0)
     by_text = torch.rand(6, 20, generator=chance, dtype=torch.float64)
     by_text[3] += 2
-    counts = resample_counts(20, 200, seed=0)
+    counts = resample_counts(20, 200, seeded(0))
     again = curvature_profiles(by_text, counts)
     assert win_share(again.tolist(), 3) == 1.0
     shares = [win_share(again.tolist(), layer, without={3}) for layer in (1, 2, 4)]
@@ -159,7 +159,7 @@ def test_a_dominant_layer_wins_every_resample_and_equals_do_not() -> None:
 
 def test_intervals_show_spread_and_lie_about_the_profile() -> None:
     vectors = torch.stack([pooled(16, 4, 12), pooled(16, 4, 12, noise=1.0)])
-    profile, again = lidar_profiles(vectors, resample_counts(16, 40, seed=0))
+    profile, again = lidar_profiles(vectors, resample_counts(16, 40, seeded(0)))
     # Fewer different texts: what a plain percentile interval would show.
     assert bool((again.max(0).values < profile).all())
     for layer, (low, high) in enumerate(interval(profile, again)):

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from sgl_entropy.select import probe as module
 from sgl_entropy.select.hidden_states import hidden_states
 from sgl_entropy.select.probe import ProbeRows, collect, kernel, left_and_all, probe
-from sgl_entropy.select.selection import SelectSettings
 from sgl_entropy.select.selection_report import read_choice
+from sgl_entropy.select.settings import SelectSettings
 from sgl_entropy.target.plain import PlainTarget
 from tests.select.conftest import command
 
@@ -138,7 +138,7 @@ def test_the_probe_chooses_where_it_is_asked(
     assert len(found["probe"]["explained"]) == 3, "of four layers, the last cannot be tapped"
     assert len(found["probe"]["pairs"]) == 3
     out, err = capsys.readouterr()
-    assert "probe: 3 of 3 pairs" in err
+    assert "3 of 3 pairs probed" in err
     assert out.splitlines()[-1] == f"target_layer_ids: {chosen['target_layer_ids']}"
     assert f"the metrics' {plain['choice']['target_layer_ids']}: " in out
 

@@ -156,7 +156,7 @@ def test_from_texts_to_json_table_and_figure(
     assert code == 0, err
     assert "warning" in err  # 12 texts instead of 128
     assert "12 usable texts of 12" in err
-    assert "0 s left" in err
+    assert "(about 0:00 left)" in err
     found = json.loads(report.read_text())
     assert {len(found["profiles"][name]) for name in ("curvature", "lidar")} == {5}
     assert all(0 < value < math.pi / 2 for value in found["profiles"]["curvature"])
@@ -318,7 +318,7 @@ def test_targets_that_do_not_do(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     texts = texts_file()
-    refused(capsys, run(texts, target=tmp_path / "gone"), "expected config.json")
+    refused(capsys, run(texts, target=tmp_path / "gone"), "gone: holds no *.safetensors")
     gemma = copied(target_folder, tmp_path / "gemma", model_type="gemma2")
     refused(capsys, run(texts, target=gemma), "targets of the llama family", "'gemma2'")
     (tmp_path / "mute").mkdir()
@@ -336,9 +336,9 @@ def test_targets_that_do_not_do(
 @pytest.mark.slow
 def test_an_interrupt_is_one_line(target_folder: Path, texts_file: Texts, tmp_path: Path) -> None:
     report = tmp_path / "r.json"
-    words = ["select", str(target_folder), "--texts", str(texts_file(300)), "--count", "300"]
+    words = ["select", str(target_folder), "--texts", str(texts_file(40)), "--count", "40"]
     words += ["--resamples", "2000", "--lidar-resamples", "2000", "--json", str(report)]
-    code, said = interrupt(words, tmp_path / "log", lambda text: "target:" in text)
+    code, said = interrupt(words, tmp_path / "log", lambda text: "through the target" in text)
     assert code == 130
     assert said.splitlines()[-1] == "interrupted"
     assert "Traceback" not in said
