@@ -53,7 +53,7 @@ def read_answers(path: Path) -> list[Answered]:
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
-    held = []
+    answers = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
         try:
             row = json.loads(line)
@@ -67,8 +67,8 @@ def read_answers(path: Path) -> list[Answered]:
                 raise ValueError(f"prompt_length {answered.prompt_length}")
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: no answer: {error!r}") from None
-        held.append(answered)
-    return held
+        answers.append(answered)
+    return answers
 
 
 def refuse_other_answers(
@@ -95,9 +95,9 @@ def refuse_other_answers(
 def drop_cut_line(path: Path) -> None:
     """Cut the file after its last whole line, so that the next one starts on its own."""
     if path.is_file():
-        held = path.read_bytes()
+        content = path.read_bytes()
         with path.open("r+b") as file:
-            file.truncate(held.rfind(b"\n") + 1)
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def in_batches(answers: Sequence[Answered], rows: int) -> Iterator[list[Answered]]:

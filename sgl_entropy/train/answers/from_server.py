@@ -64,8 +64,8 @@ def collect_answers(
     refusals = refusals_of(path)
     drop_cut_line(path)
     drop_cut_line(refusals)
-    held = read_answers(path)
-    done, tokens = {one.prompt_id for one in held}, sum(one.answer_length for one in held)
+    before = read_answers(path)
+    done, tokens = {one.prompt_id for one in before}, sum(one.answer_length for one in before)
     if refusals.is_file() and (refused := {row["prompt_id"] for row in read_jsonl(refusals)}):
         done |= refused
         report(f"{len(refused)} prompts were refused before; delete {refusals} to ask them again")

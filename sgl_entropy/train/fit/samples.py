@@ -111,7 +111,7 @@ class FitSamples:
         if not self.settings.hold_gb or not isinstance(self.store, OnlineStore):
             return False
         mine = [*self.train, *self.validation]
-        return self.store.hold(mine, self.layers, self.prompt_from, self.settings.hold_gb)
+        return self.store.keep(mine, self.layers, self.prompt_from, self.settings.hold_gb)
 
     def _sample(self, entry: Entry) -> Sample:
         return self.store.sample(entry, self.layers)

@@ -82,7 +82,7 @@ def step_rows(batch: Batch, t2d: Tensor, steps: int) -> list[StepRows]:
     chain = torch.arange(batch.starts.shape[1], device=t2d.device)
     own_row = (torch.cumsum(batch.chains, 0) - batch.chains)[:, None] + chain
     counts = batch.chains.tolist()
-    found = []
+    each_step = []
     for step in range(steps):
         real = chain < (batch.chains - step)[:, None]
         target_row = (own_row + step).clamp(max=len(batch.learned) - 1)
@@ -90,8 +90,8 @@ def step_rows(batch: Batch, t2d: Tensor, steps: int) -> list[StepRows]:
         counted = real & (label >= 0) & batch.learned[target_row]
         at = counted.flatten().nonzero().squeeze(-1)
         rows = sum(max(0, count - step) for count in counts)
-        found.append(StepRows(at, target_row.flatten()[at], label.flatten()[at], rows))
-    return found
+        each_step.append(StepRows(at, target_row.flatten()[at], label.flatten()[at], rows))
+    return each_step
 
 
 def unrolled_loss(

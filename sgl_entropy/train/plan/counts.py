@@ -13,7 +13,7 @@ from typing import Any
 from sgl_entropy.drafter.config import DrafterConfig
 from sgl_entropy.train.plan.lengths import Lengths
 from sgl_entropy.train.samples.batches import chain_count, plan_epoch
-from sgl_entropy.train.samples.device_cache import held_bytes
+from sgl_entropy.train.samples.device_cache import cached_bytes
 from sgl_entropy.train.schedules import masked_percent
 from sgl_entropy.train.settings.fit import FitSettings
 
@@ -109,7 +109,7 @@ def keeps_features(config: DrafterConfig, lengths: Lengths, fit: FitSettings) ->
 def kept_bytes(config: DrafterConfig, lengths: Lengths, fit: FitSettings) -> int:
     """Bytes of those features on the device."""
     kept, taps = [*lengths.learned(fit), *lengths.held_out(fit)], config.target_layer_ids or ()
-    return held_bytes(kept, len(taps), config.target_hidden_size, lengths.prompt_from(fit))
+    return cached_bytes(kept, len(taps), config.target_hidden_size, lengths.prompt_from(fit))
 
 
 def row_bytes(width: int, layers: int) -> int:

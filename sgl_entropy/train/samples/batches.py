@@ -33,9 +33,9 @@ def shortened(entries: Sequence[Entry], answer_length: int) -> list[Entry]:
 
 def split_validation(entries: Sequence[Entry], every: int) -> tuple[list[Entry], list[Entry]]:
     """(training, validation): every ``every``-th prompt number is held out."""
-    held = [entry for entry in entries if entry.prompt_id % every == 0]
+    held_out = [entry for entry in entries if entry.prompt_id % every == 0]
     kept = [entry for entry in entries if entry.prompt_id % every]
-    return kept, held
+    return kept, held_out
 
 
 def first_tokens(entries: Sequence[Entry], answer_tokens: int) -> list[Entry]:
@@ -46,13 +46,13 @@ def first_tokens(entries: Sequence[Entry], answer_tokens: int) -> list[Entry]:
     """
     if not answer_tokens:
         return list(entries)
-    held = 0
+    tokens = 0
     for count, entry in enumerate(entries, 1):
-        held += entry.length - entry.prompt_length
-        if held >= answer_tokens:
+        tokens += entry.length - entry.prompt_length
+        if tokens >= answer_tokens:
             return list(entries[:count])
     raise ValueError(
-        f"fit.answer_tokens is {answer_tokens}, and the store holds {held} to learn from"
+        f"fit.answer_tokens is {answer_tokens}, and the store holds {tokens} to learn from"
     )
 
 
@@ -85,14 +85,14 @@ def plan_epoch(
             order[start : start + _SORT_BLOCK], key=lambda e: (e.length, e.answer_rows, e.prompt_id)
         )
         batch: list[Entry] = []
-        held = 0
+        chains_so_far = 0
         for entry in block:
             chains = chain_count(entry, prompt_from)
-            if batch and held + chains / 2 > rows:
+            if batch and chains_so_far + chains / 2 > rows:
                 batches.append(batch)
-                batch, held = [], 0
+                batch, chains_so_far = [], 0
             batch.append(entry)
-            held += chains
+            chains_so_far += chains
         batches.append(batch)
     chance.shuffle(batches)
     return batches

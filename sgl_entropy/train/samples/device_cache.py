@@ -22,7 +22,7 @@ _ROWS, _DEVICE_ROWS = 2048, 32768
 
 
 @dataclass(frozen=True)
-class HeldRows:
+class KeptRows:
     """Rows of some entries, one entry after the other.
 
     Attributes:
@@ -60,22 +60,22 @@ class HeldRows:
         return self.features[index], self.final[chains], self.entropy[chains], self.best[chains]
 
 
-def held_bytes(entries: Sequence[Entry], taps: int, width: int, prompt_from: int | None) -> int:
-    """What ``hold_rows`` keeps of ``entries``, with so many tapped layers of ``width``."""
+def cached_bytes(entries: Sequence[Entry], taps: int, width: int, prompt_from: int | None) -> int:
+    """What ``keep_rows`` keeps of ``entries``, with so many tapped layers of ``width``."""
     rows = sum(entry.length - 2 for entry in entries)
     chains = sum(chain_count(entry, prompt_from) for entry in entries)
     return 2 * rows * taps * width + chains * (2 * width + 12)
 
 
 @torch.no_grad()
-def hold_rows(
+def keep_rows(
     target: PlainTarget,
     tokens: Callable[[Sequence[Entry]], Tensor],
     entries: Sequence[Entry],
     columns: Sequence[int],
     prompt_from: int | None,
     most_gb: float,
-) -> HeldRows | None:
+) -> KeptRows | None:
     """Run the target over ``entries``, neighbours of similar length together.
 
     Args:
@@ -85,9 +85,9 @@ def hold_rows(
     device, d = target.device, target.hidden_size
     rows = sum(entry.length - 2 for entry in entries)
     chains = sum(chain_count(entry, prompt_from) for entry in entries)
-    if held_bytes(entries, len(columns), d, prompt_from) > most_gb * 1e9:
+    if cached_bytes(entries, len(columns), d, prompt_from) > most_gb * 1e9:
         return None
-    held = HeldRows(
+    kept = KeptRows(
         torch.empty((rows, len(columns) * d), dtype=torch.bfloat16, device=device),
         torch.empty((chains, d), dtype=torch.bfloat16, device=device),
         torch.empty(chains, device=device),
@@ -105,20 +105,20 @@ def hold_rows(
         first = torch.tensor([[first_chain(e.prompt_length, prompt_from)] for e in part])
         column = torch.arange(ids.shape[1] - 1)
         starts = torch.zeros(len(part), dtype=torch.long, device=device)
-        out = target.forward(ids[:, :-1], starts, None, tap_layers=held.columns)
+        out = target.forward(ids[:, :-1], starts, None, tap_layers=kept.columns)
         real = (column < lengths - 2).to(device)
         taps = torch.cat(out.taps, dim=-1)[real].to(torch.bfloat16)
         final = out.final[((column > first) & (column < lengths - 1)).to(device)]
         entropy, best = judge(target, final)
-        held.features[row : row + len(taps)] = taps
+        kept.features[row : row + len(taps)] = taps
         end = chain + len(final)
-        held.final[chain:end] = final.to(torch.bfloat16)
-        held.entropy[chain:end], held.best[chain:end] = entropy.float(), best
+        kept.final[chain:end] = final.to(torch.bfloat16)
+        kept.entropy[chain:end], kept.best[chain:end] = entropy.float(), best
         for entry in part:
-            held.at[entry.prompt_id] = row, chain
+            kept.at[entry.prompt_id] = row, chain
             row += entry.length - 2
             chain += chain_count(entry, prompt_from)
-    return held
+    return kept
 
 
 def _parts(entries: Sequence[Entry], most: int) -> list[list[Entry]]:

@@ -90,11 +90,11 @@ def refuse_foreign(samples: Sequence[Sample], target: str) -> None:
     Raises:
         ValueError: the answers are not greedy ones of this target.
     """
-    found = agreement(samples) if samples else 1.0
-    if found < AGREEMENT:
+    agree = agreement(samples) if samples else 1.0
+    if agree < AGREEMENT:
         ids = sorted(s.prompt_id for s in samples)
         raise ValueError(
-            f"only {found:.0%} of the answer tokens to prompts {ids[0]} to {ids[-1]} are what "
+            f"only {agree:.0%} of the answer tokens to prompts {ids[0]} to {ids[-1]} are what "
             f"{target} writes: they come from another model, or were sampled"
         )
 
@@ -178,16 +178,16 @@ def check_generated(store: Store, target: PlainTarget, some: int = 8) -> float:
     answers = [
         Answered(e.prompt_id, e.prompt_length, tuple(store.tokens(e).tolist())) for e in spread
     ]
-    found = agreement(
+    agree = agreement(
         [one for answer in answers for one in features_of(target, [answer], store.tap_layers)]
     )
-    if found < AGREEMENT:
+    if agree < AGREEMENT:
         raise RuntimeError(
-            f"{store.folder}: only {found:.0%} of the tokens of {len(answers)} answers are what "
+            f"{store.folder}: only {agree:.0%} of the tokens of {len(answers)} answers are what "
             "the target writes when it reads the same text at once: the answers in this store are "
             "not its own"
         )
-    return found
+    return agree
 
 
 def run_feature_worker(plan: FeaturePlan) -> None:

@@ -17,7 +17,7 @@ from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.target.reading import by_rows, judge, likeliest
 from sgl_entropy.train.answers.file import Answered
 from sgl_entropy.train.samples.batches import Batch, first_chain
-from sgl_entropy.train.samples.device_cache import HeldRows, hold_rows
+from sgl_entropy.train.samples.device_cache import KeptRows, keep_rows
 from sgl_entropy.train.samples.features import features_of
 from sgl_entropy.train.samples.shards import Sample
 from sgl_entropy.train.samples.store import Entry
@@ -54,9 +54,9 @@ class OnlineStore:
         # After the last sequence come as many zeros as a batch may read there.
         longest = max((entry.length for entry in self.entries), default=0)
         self._flat = torch.tensor([*flat, *[0] * longest], device=target.device)
-        self._held: HeldRows | None = None
+        self._kept: KeptRows | None = None
 
-    def hold(
+    def keep(
         self,
         entries: Sequence[Entry],
         columns: Sequence[int],
@@ -72,9 +72,9 @@ class OnlineStore:
         Returns:
             Whether it is kept; False = it would take more than ``most_gb``.
         """
-        self._held = None
-        self._held = hold_rows(self._target, self._ids, entries, columns, prompt_from, most_gb)
-        return self._held is not None
+        self._kept = None
+        self._kept = keep_rows(self._target, self._ids, entries, columns, prompt_from, most_gb)
+        return self._kept is not None
 
     def _ids(self, entries: Sequence[Entry]) -> Tensor:
         """Tokens of ``entries``, padded with zeros: int64 [entries, longest]."""
@@ -118,8 +118,8 @@ class OnlineStore:
         chains = (lengths - 2 - first)[:, 0]
         widest = max(e.length - 2 - f for e, f in zip(entries, firsts, strict=True))
         starts = torch.minimum(first + column[:widest], lengths - 3)
-        if self._held is not None and self._held.made_for(columns, prompt_from):
-            features, final, entropy, best = self._held.batch(entries, rows)
+        if self._kept is not None and self._kept.made_for(columns, prompt_from):
+            features, final, entropy, best = self._kept.batch(entries, rows)
         else:
             out = self._target.forward(
                 ids[:, :-1], torch.zeros_like(lengths[:, 0]), None, tap_layers=tuple(columns)

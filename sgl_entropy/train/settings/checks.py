@@ -12,10 +12,10 @@ def out_of_range(
     """A line for each of ``given``'s numbers ``names`` that is not finite and from ``low`` to
     ``high``, both included."""
     wanted = f"be at least {low}" if high == math.inf else f"be from {low} to {high}"
-    found = [(name, getattr(given, name)) for name in names]
+    values = [(name, getattr(given, name)) for name in names]
     return [
         f"{section}.{name} must {wanted}, found {value!r}"
-        for name, value in found
+        for name, value in values
         if not (math.isfinite(value) and low <= value <= high)
     ]
 
@@ -30,8 +30,8 @@ def no_layers(section: str, name: str, layers: Sequence[int], *, empty: bool) ->
 def no_taps(section: str, name: str, layers: Sequence[int], *, empty: bool) -> list[str]:
     """As ``no_layers``, for the layers that a drafter taps, which have to rise."""
     wrong = no_layers(section, name, layers, empty=empty)
-    found, rising = list(layers), sorted(set(layers))
-    if wrong or found == rising:
+    given, rising = list(layers), sorted(set(layers))
+    if wrong or given == rising:
         return wrong
-    mended = str(rising) if len(rising) == len(found) else "name other layers"
-    return [f"{section}.{name} must rise without repeats, found {found!r}: {mended}"]
+    mended = str(rising) if len(rising) == len(given) else "name other layers"
+    return [f"{section}.{name} must rise without repeats, found {given!r}: {mended}"]

@@ -48,17 +48,17 @@ def _keys(part: Any) -> list[str]:
 
 def attributes(kind: type) -> dict[str, str]:
     """The text for each attribute in the docstring of ``kind``, by name."""
-    text = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
-    found: dict[str, str] = {}
+    told = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
+    texts: dict[str, str] = {}
     names: list[str] = []
-    for line in textwrap.dedent(text).splitlines():
+    for line in textwrap.dedent(told).splitlines():
         entry = None if line.startswith(" ") else _ENTRY.fullmatch(line)
         if entry:
             names = entry[1].split(", ")
-            found |= dict.fromkeys(names, entry[2])
+            texts |= dict.fromkeys(names, entry[2])
         else:
-            found |= {name: f"{found[name]} {line.strip()}" for name in names}
-    return {name: told.replace("``", "`").strip() for name, told in found.items()}
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    return {name: text.replace("``", "`").strip() for name, text in texts.items()}
 
 
 def _toml(value: Any) -> str:

@@ -140,7 +140,7 @@ def test_a_shortened_answer_is_a_whole_one_cut(tiny_target: PlainTarget, tiny_st
     expected = collate(
         [tiny_store.sample(e, (2, 0)) for e in shortened(tiny_store.entries, 4)][2:11], 3
     )
-    assert online.hold(some, (2, 0), None, 1.0)
+    assert online.keep(some, (2, 0), None, 1.0)
     found = online.batch(some, (2, 0), 3)
     for field in fields(expected):
         one, other = getattr(expected, field.name), getattr(found, field.name)
@@ -155,8 +155,8 @@ def test_held_rows_are_the_computed_ones(
     store = OnlineStore(tiny_target, answered(tiny_store), TAPS, Path("answers"))
     part = store.entries[2:15]
     expected = [store.batch(some, (2, 0), 3, 30.0, prompt_from) for some in (part[:5], part[9:])]
-    assert not store.hold(part, (2, 0), prompt_from, 1e-6), "too much for a kilobyte"
-    assert store.hold(part, (2, 0), prompt_from, 1.0)
+    assert not store.keep(part, (2, 0), prompt_from, 1e-6), "too much for a kilobyte"
+    assert store.keep(part, (2, 0), prompt_from, 1.0)
     held = [store.batch(some, (2, 0), 3, 30.0, prompt_from) for some in (part[:5], part[9:])]
     for one, other in zip(expected, held, strict=True):
         for field in fields(one):
