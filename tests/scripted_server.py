@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from sgl_entropy_bench.fakeserver.job import Job
 from sgl_entropy_bench.fakeserver.routes import ApiConnection
-from sgl_entropy_bench.fakeserver.service import Service
+from sgl_entropy_bench.fakeserver.service import JOBS, Service
 from sgl_entropy_bench.fakeserver.settings import parse_options
 
 Json = dict[str, Any]
@@ -61,13 +62,17 @@ class ScriptedServer:
 
     Args:
         script: gives a reply in the server's place, or None; called in threads of its own.
+        jobs: by path, the class of the requests that the fake server serves; they find what was
+            sent as ``job.connection.request``.
 
     Attributes:
         asked: every POST so far, in the order in which they came.
     """
 
-    def __init__(self, *flags: str, script: Script | None = None) -> None:
-        self._flags, self.script = flags, script
+    def __init__(
+        self, *flags: str, script: Script | None = None, jobs: Mapping[str, type[Job]] = JOBS
+    ) -> None:
+        self._flags, self.script, self.jobs = flags, script, jobs
         self.asked: list[Request] = []
         self.threads = ThreadPoolExecutor(64)
         self.url, self.port = "", 0
@@ -90,9 +95,10 @@ class ScriptedServer:
 
     async def _serve(self) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        service = Service(parse_options(["--port", "0", *self._flags]), self._loop)
+        options = parse_options(self._flags)
+        self.service = service = Service(options, self._loop, self.jobs)
         server = await self._loop.create_server(
-            lambda: _Connection(service, self), "127.0.0.1", 0, backlog=4096
+            lambda: _Connection(service, self), "127.0.0.1", options.port, backlog=4096
         )
         self.port = server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -116,6 +122,7 @@ class _Connection(ApiConnection):
         except (ValueError, RecursionError):
             held = {}
         request = Request(method, path, held if isinstance(held, dict) else {})
+        self.request = request
         if method == "POST":
             server.asked.append(request)
         if server.script is None:

@@ -1,10 +1,11 @@
-"""A fake server in a thread, and a launcher for it as a program."""
+"""The fake server in a thread, and a launcher for it as a program."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,31 +14,27 @@ from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.server.arms import Engine
 from sgl_entropy_bench.server.launch import Server, free_port
 
-from tests.bench import fake_server
+from tests.bench.sglang_program import SglangServer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Run with -P: beside this program lies a folder `http`.
-PROGRAM = Path(fake_server.__file__)
+PROGRAM = ("-m", "tests.bench.sglang_program")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def fake_client() -> Iterator[Callable[..., Client]]:
     """``fake_client("--flag", ...)``: a client of a fresh fake server with these flags."""
-    servers = []
+    with ExitStack() as stack:
 
-    def make(*words: str) -> Client:
-        server = fake_server.start_thread(list(words))
-        servers.append(server)
-        return Client("127.0.0.1", server.server_address[1], timeout_s=10.0)
+        def make(*words: str) -> Client:
+            server = stack.enter_context(SglangServer(words))
+            return Client("127.0.0.1", server.port, timeout_s=10.0)
 
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+        yield make
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     def make(*words: str, name: str = "fake", port: int | None = None, **options: float) -> Server:
         port = port or free_port()
-        command = [sys.executable, "-P", str(PROGRAM), "--port", str(port), *words]
+        command = [sys.executable, *PROGRAM, "--port", str(port), *words]
         made.append(Server(name, command, port, tmp_path / f"{name}.log", **options))
         return made[-1]
 
@@ -61,7 +58,7 @@ def target(tmp_path: Path) -> Path:
     """A target's folder, as far as the measuring side reads it."""
     folder = tmp_path / "target"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"vocab_size": 1000}))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": 10000}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML}))
     write_weights(folder, b"targ")
     return folder
@@ -78,7 +75,7 @@ def write_weights(folder: Path, content: bytes) -> None:
 def fake_python(tmp_path: Path) -> str:
     """A program in Python's place: ``-m sglang.launch_server ...`` runs the fake server."""
     script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -P {PROGRAM} "$@"\n')
+    script.write_text(f'#!/bin/sh\ncd {ROOT}\nexec {sys.executable} {" ".join(PROGRAM)} "$@"\n')
     script.chmod(0o755)
     return str(script)
 

@@ -12,6 +12,7 @@ import heapq
 import math
 import time
 from collections import deque
+from collections.abc import Mapping
 
 from sgl_entropy_bench.fakeserver import faults
 from sgl_entropy_bench.fakeserver.connection import Connection
@@ -34,10 +35,19 @@ ABORTED: Json = {"type": "abort", "message": "Aborted", "status_code": None}
 
 
 class Service:
-    """All requests of one server, from their arrival to their end."""
+    """All requests of one server, from their arrival to their end.
 
-    def __init__(self, options: FakeServerOptions, loop: asyncio.AbstractEventLoop) -> None:
+    ``jobs``: by path, the class of its requests.
+    """
+
+    def __init__(
+        self,
+        options: FakeServerOptions,
+        loop: asyncio.AbstractEventLoop,
+        jobs: Mapping[str, type[Job]] = JOBS,
+    ) -> None:
         self.options = options
+        self._kinds = jobs
         self.loop = loop
         self.begun_s = loop.time()
         self.ranks = [
@@ -68,7 +78,7 @@ class Service:
             raise Refused(f"Duplicate request ID detected: {ask.rid}")
         self._requests += 1
         self.arrivals.append(time.monotonic())
-        job = JOBS[ask.path](ask, self._requests, connection, self.options)
+        job = self._kinds[ask.path](ask, self._requests, connection, self.options)
         faults.plan(job)
         if faults.refuses(job):
             return None

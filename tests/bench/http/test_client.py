@@ -8,15 +8,13 @@ from collections.abc import Callable
 import pytest
 from sgl_entropy_bench.http.client import Client, ServerError
 
-from tests.bench.fake_server import tokens_for
-
 Fake = Callable[..., Client]
 
 
 def test_generate_streams_ids_counts_and_times(fake_client: Fake) -> None:
     client = fake_client("--per-cycle", "3", "--cycle-s", "0.02")
     done = client.generate(text="a prompt", max_new_tokens=10)
-    assert done.output_ids == tuple(tokens_for("a prompt", 10))
+    assert len(set(done.output_ids)) == len(done.text.split()) == 10
     assert (done.completion_tokens, done.finish) == (10, "length")
     assert (done.cycles, done.emitted) == (3, 9)
     assert [arrival.tokens for arrival in done.arrivals] == [1, 4, 7, 10]
@@ -25,8 +23,10 @@ def test_generate_streams_ids_counts_and_times(fake_client: Fake) -> None:
 
 
 def test_generate_takes_ids(fake_client: Fake) -> None:
-    done = fake_client().generate(input_ids=[5, 6], max_new_tokens=4)
-    assert done.output_ids == tuple(tokens_for("[5, 6]", 4))
+    client = fake_client()
+    done = client.generate(input_ids=[5, 6], max_new_tokens=4)
+    assert len(done.output_ids) == 4
+    assert done.output_ids != client.generate(input_ids=[5, 7], max_new_tokens=4).output_ids
     assert (done.cycles, done.emitted) == (0, 0)
 
 
@@ -45,7 +45,7 @@ def test_chat_joins_the_pieces(fake_client: Fake) -> None:
 
 
 def test_a_refusal_carries_status_and_message(fake_client: Fake) -> None:
-    with pytest.raises(ServerError, match="400 the prompt is empty") as caught:
+    with pytest.raises(ServerError, match="400 text: the prompt is empty") as caught:
         fake_client().generate(text="")
     assert caught.value.status == 400
 

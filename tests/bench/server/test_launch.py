@@ -74,7 +74,7 @@ import sys, time
 from pathlib import Path
 from sgl_entropy_bench.server.launch import Server, free_port
 port = free_port()
-command = [sys.executable, "-P", {str(PROGRAM)!r}, "--port", str(port), "--children", "1"]
+command = [sys.executable, *{PROGRAM!r}, "--port", str(port), "--children", "1"]
 with Server("fake", command, port, Path({str(tmp_path / "log")!r})).start() as server:
     print(*server.pids(), flush=True)
     time.sleep(60)
