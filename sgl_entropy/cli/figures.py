@@ -129,10 +129,10 @@ def run(args: argparse.Namespace) -> int:
         quick=args.quick,
         chosen=chosen,
     )
-    data, page = _measure(args, plan)
-    path = write_results(plan, args.name, data, page)
+    figure, page = _measure(args, plan)
+    path = write_results(plan, args.name, figure, page)
     print(f"{page}\n\nwritten: {path} and {path.with_suffix('.json').name}")
-    return 0 if _passed(args.name, data) else 1
+    return 0 if _passed(figure) else 1
 
 
 def _refuse_flags_of_others(args: argparse.Namespace) -> None:
@@ -143,8 +143,8 @@ def _refuse_flags_of_others(args: argparse.Namespace) -> None:
             )
 
 
-def _measure(args: argparse.Namespace, plan: FigurePlan) -> tuple[dict[str, Any], str]:
-    """The figure as JSON, and its page."""
+def _measure(args: argparse.Namespace, plan: FigurePlan) -> tuple[object, str]:
+    """The figure (its class, or an object of JSON), and its page."""
     if args.name == "matmuls":
         return matmuls(plan.engine.target, plan.engine.threads)
     if args.name == "entropy-cost":
@@ -155,16 +155,21 @@ def _measure(args: argparse.Namespace, plan: FigurePlan) -> tuple[dict[str, Any]
         from sgl_entropy_bench.figures import clients
 
         return clients.measure(plan.engine.target, args.quick, args.peer_path)
-    figure = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}")
-    data, page = figure.measure(plan)
-    return data, page
+    module = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}")
+    figure, page = module.measure(plan)
+    return figure, page
 
 
-def _passed(name: str, data: dict[str, Any]) -> bool:
+def _passed(figure: object) -> bool:
     """Whether a figure that is a check found nothing wrong; others pass."""
-    if name == "leaks":
-        return all(row["passed"] for row in data["arms"].values())
-    return name != "lossless" or not any(row["differences"] for row in data["runs"].values())
+    from sgl_entropy_bench.figures.leaks import LeaksFigure
+    from sgl_entropy_bench.figures.lossless import LosslessFigure
+
+    if isinstance(figure, LeaksFigure):
+        return all(row.passed for row in figure.arms.values())
+    return not isinstance(figure, LosslessFigure) or not any(
+        run.differences for run in figure.runs.values()
+    )
 
 
 def arm_of(text: str) -> ServeArm:
@@ -210,7 +215,7 @@ def entropy_cost(threads: int, quick: bool) -> tuple[dict[str, Any], str]:
     return data, cost.page(data)
 
 
-def entropy_modes(args: argparse.Namespace, plan: FigurePlan) -> tuple[dict[str, Any], str]:
+def entropy_modes(args: argparse.Namespace, plan: FigurePlan) -> tuple[object, str]:
     """Measures the server's entropy modes, with each drafter that was chosen."""
     from sgl_entropy_bench.figures import easd, stop
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
@@ -34,8 +34,52 @@ OURS = "sgl-entropy bench"
 HABIT = "draws all times first and sleeps to them"
 
 
-def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[dict[str, Any], str]:
-    """Returns the data (a row a client, rate and busy share) and the page.
+@dataclass(frozen=True)
+class ClientFacts:
+    """A load tester's version (ours: empty), and how it keeps time."""
+
+    version: str
+    habit: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How well a client kept its times; both clocks are set to the first request.
+
+    Attributes:
+        lag_p99_s, lag_max_s: how much later requests came than the client had drawn.
+        cpu_ms_a_request: processor time of the client.
+    """
+
+    requests: int
+    scheduled_rate: float
+    achieved_rate: float
+    lag_p99_s: float
+    lag_max_s: float
+    cpu_ms_a_request: float
+
+
+@dataclass(frozen=True)
+class ClientRow(Kept):
+    """One client at one rate (requests a second) and busy share of its event loop."""
+
+    client: str
+    rate: float
+    busy: float
+
+
+@dataclass(frozen=True)
+class ClientsFigure:
+    """The whole figure; ``missing``: load testers that are not installed."""
+
+    seconds: float
+    clients: Mapping[str, ClientFacts]
+    missing: Sequence[str]
+    rows: Sequence[ClientRow]
+
+
+def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[ClientsFigure, str]:
+    """Returns the figure and its page.
 
     Args:
         target: a folder with a tokenizer, for clients that need one.
@@ -55,7 +99,7 @@ def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[d
             file=sys.stderr,
         )
     cases = list(itertools.product(RATES, BUSY, [None, *others]))
-    clients = {OURS: {"version": "", "habit": HABIT}}
+    clients = {OURS: ClientFacts("", HABIT)}
     progress = Progress(len(cases) * (seconds + 10))
     rows = []
     with FakeServer("--ttft", "0.01", "--cycle", "0.005", "--slots", "4096") as server:
@@ -67,17 +111,13 @@ def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[d
             control.forget_prefixes()
             sent = peers.run(peer, load, busy, peer_path) if peer else _ours(load, busy)
             if peer:
-                clients[name] = {"version": sent.version, "habit": peer.habit}
+                clients[name] = ClientFacts(sent.version, peer.habit)
             arrived = control.get("/fake_arrivals")[-load.count :]
-            rows.append({"client": name, "rate": rate, "busy": busy, **_judged(sent, arrived)})
+            kept = _judged(sent, arrived)
+            rows.append(ClientRow(**vars(kept), client=name, rate=rate, busy=busy))
     progress.close()
-    data = {
-        "seconds": seconds,
-        "clients": clients,
-        "missing": [peer.name for peer in missing],
-        "rows": rows,
-    }
-    return data, page(data)
+    figure = ClientsFigure(seconds, clients, [peer.name for peer in missing], rows)
+    return figure, page(figure)
 
 
 def _ours(load: PeerLoad, busy: float) -> Sent:
@@ -99,8 +139,7 @@ def _ours(load: PeerLoad, busy: float) -> Sent:
     return Sent(times, outcome.tallies[0].cpu_s)
 
 
-def _judged(sent: Sent, arrived: Sequence[float]) -> dict[str, Any]:
-    """Rates and lag of the requests that came, both clocks set to the first one."""
+def _judged(sent: Sent, arrived: Sequence[float]) -> Kept:
     planned, count = sent.times, len(sent.times)
     if len(arrived) != count:
         raise RuntimeError(f"{len(arrived)} requests came, {count} were planned")
@@ -108,44 +147,44 @@ def _judged(sent: Sent, arrived: Sequence[float]) -> dict[str, Any]:
         (there - arrived[0]) - (time - planned[0])
         for time, there in zip(planned, sorted(arrived), strict=True)
     )
-    return {
-        "requests": count,
-        "scheduled_rate": (count - 1) / (planned[-1] - planned[0]),
-        "achieved_rate": (count - 1) / (max(arrived) - arrived[0]),
-        "lag_p99_s": quantile(late, 0.99),
-        "lag_max_s": late[-1],
-        "cpu_ms_a_request": 1e3 * sent.cpu_s / count,
-    }
+    return Kept(
+        requests=count,
+        scheduled_rate=(count - 1) / (planned[-1] - planned[0]),
+        achieved_rate=(count - 1) / (max(arrived) - arrived[0]),
+        lag_p99_s=quantile(late, 0.99),
+        lag_max_s=late[-1],
+        cpu_ms_a_request=1e3 * sent.cpu_s / count,
+    )
 
 
-def page(data: dict[str, Any]) -> str:
+def page(figure: ClientsFigure) -> str:
     """The figure as Markdown."""
     rows = [
         [
-            row["client"],
-            f"{row['rate']:g}",
-            "half busy" if row["busy"] else "idle",
-            f"{row['scheduled_rate']:.2f}",
-            f"{row['achieved_rate']:.2f} ({row['achieved_rate'] / row['scheduled_rate'] - 1:+.1%})",
-            f"{1e3 * row['lag_p99_s']:.1f}",
-            f"{1e3 * row['lag_max_s']:.1f}",
-            f"{row['cpu_ms_a_request']:.2f}",
+            row.client,
+            f"{row.rate:g}",
+            "half busy" if row.busy else "idle",
+            f"{row.scheduled_rate:.2f}",
+            f"{row.achieved_rate:.2f} ({row.achieved_rate / row.scheduled_rate - 1:+.1%})",
+            f"{1e3 * row.lag_p99_s:.1f}",
+            f"{1e3 * row.lag_max_s:.1f}",
+            f"{row.cpu_ms_a_request:.2f}",
         ]
-        for row in data["rows"]
+        for row in figure.rows
     ]
     header = (
         *("client", "asked/s", "event loop", "scheduled/s", "achieved/s"),
         *("lag p99, ms", "lag max, ms", "CPU, ms a request"),
     )
     habits = [
-        f"- `{name}`{client['version'] and ' ' + client['version']} {client['habit']}."
-        for name, client in data["clients"].items()
+        f"- `{name}`{client.version and ' ' + client.version} {client.habit}."
+        for name, client in figure.clients.items()
     ]
-    missing = [f"- `{name}` was not installed." for name in data["missing"]]
+    missing = [f"- `{name}` was not installed." for name in figure.missing]
     return "\n\n".join(
         [
             "# Load testers: do they send when they say?",
-            f"One process each against the fake server, {data['seconds']:g} s of Poisson arrivals, "
+            f"One process each against the fake server, {figure.seconds:g} s of Poisson arrivals, "
             f"{TOKENS} streamed tokens a request. Scheduled: the client's own drawn times. Lag: by "
             "how much a request came to the server later than that, from the first request on. "
             "Half busy: a task takes half of the event loop's time, 2 ms at a time. CPU: the "

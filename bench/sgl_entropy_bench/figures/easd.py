@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sgl_entropy_bench.figures import easd_grid, easd_overhead
@@ -16,10 +17,18 @@ PARTS = {
 }
 
 
+@dataclass(frozen=True)
+class EasdFigure:
+    """One of ``PARTS``, by drafter."""
+
+    dtype: str
+    drafters: Mapping[str, easd_grid.GridFigure | easd_overhead.OverheadFigure]
+
+
 def measure(
     plan: FigurePlan, figure: str, drafters: Sequence[str] = ("edsd",), amount: Any = None
-) -> tuple[dict[str, Any], str]:
-    """One of ``PARTS`` for each drafter; returns the data (by drafter) and the page.
+) -> tuple[EasdFigure, str]:
+    """One of ``PARTS`` for each drafter; returns the figure and its page.
 
     Args:
         amount: prompts a benchmark (``easd``), batches by batch size (``easd-overhead``). None =
@@ -31,13 +40,12 @@ def measure(
     part, title = PARTS[figure]
     template = ChatTemplate(plan.engine.target)
     dtype = plan.engine.dtype
-    data: dict[str, Any] = {"dtype": dtype, "drafters": {}}
-    text, done = [f"# {title}"], []
+    figures, text, done = {}, [f"# {title}"], []
     for name in drafters:
-        data["drafters"][name], records = part.measure(plan, name, template, amount)
+        figures[name], records = part.measure(plan, name, template, amount)
         done.append(records)
         if len(drafters) > 1:
             text.append(f"## {name}")
-        text.append(part.section(data["drafters"][name], name, dtype))
+        text.append(part.section(figures[name], name, dtype))
     plan.spent.extend(records.path for records in done)
-    return data, "\n\n".join(text)
+    return EasdFigure(dtype, figures), "\n\n".join(text)

@@ -15,7 +15,13 @@ from typing import Any
 from sgl_entropy.base.intervals import jackknife, shown, wilson
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
-from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan, Records, benchmark_prompts
+from sgl_entropy_bench.figures.figure_plan import (
+    BENCHMARKS,
+    FigurePlan,
+    Records,
+    Rounded,
+    benchmark_prompts,
+)
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client
 
@@ -28,6 +34,7 @@ ALL_VERIFIED = (("SGL_ENTROPY_CPU_CYCLE_ROWS", "inf"),)
 ALL = "all"
 TOKENS_PER_S_GUESS = 18.0
 
+EasdSetting = bool | Mapping[str, float]
 Rows = Sequence[Mapping[str, "GridAnswer"]]
 
 
@@ -48,7 +55,7 @@ class GridAnswer:
     seconds: float
 
     @classmethod
-    def ask(cls, client: Client, text: str, limit: int, easd: Any) -> GridAnswer:
+    def ask(cls, client: Client, text: str, limit: int, easd: EasdSetting) -> GridAnswer:
         """Ask for one answer; the prompt is processed anew, as a cached prefix may round apart."""
         client.forget_prefixes()
         done = client.generate(
@@ -66,9 +73,45 @@ class GridAnswer:
         )
 
 
-def settings(quick: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SettingRow:
+    """One setting over some prompts; intervals from the spread between prompts.
+
+    Attributes:
+        differing: prompts whose output is not that of ``off``.
+    """
+
+    prompts: int
+    tokens: float
+    checks: float
+    fires: float
+    fires_per_check: Rounded
+    fires_per_100_tokens: Rounded
+    acceptance_length: Rounded
+    tokens_per_s: Rounded
+    speed_ratio: Rounded
+    differing: int
+    differing_share: Rounded
+
+
+@dataclass(frozen=True)
+class GridFigure:
+    """One drafter's part of the figure.
+
+    Attributes:
+        settings: by name, what a request's ``custom_params["easd"]`` is.
+        benchmarks: by benchmark (``all`` among them) and setting.
+    """
+
+    max_new_tokens: int
+    prompts_per_benchmark: int
+    settings: Mapping[str, EasdSetting]
+    benchmarks: Mapping[str, Mapping[str, SettingRow]]
+
+
+def settings(quick: bool) -> dict[str, EasdSetting]:
     """By name, what a request's ``custom_params["easd"]`` is."""
-    grid: dict[str, Any] = {OFF: False}
+    grid: dict[str, EasdSetting] = {OFF: False}
     for nats in QUICK_NATS if quick else NATS:
         grid[f"{nats:g}"] = {"target_entropy": nats, "draft_entropy": nats, "overlap": OVERLAP}
     return grid
@@ -76,8 +119,8 @@ def settings(quick: bool) -> dict[str, Any]:
 
 def measure(
     plan: FigurePlan, drafter: str, template: ChatTemplate, per_benchmark: int | None = None
-) -> tuple[dict[str, Any], Records]:
-    """Returns the data (by benchmark and setting) and the answers that it was made from."""
+) -> tuple[GridFigure, Records]:
+    """Returns the figure and the answers that it was made from."""
     limit = 24 if plan.quick else 64
     per_benchmark = per_benchmark or (2 if plan.quick else 8)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
@@ -109,17 +152,11 @@ def measure(
         prompt.id: {name: read(records.rows[f"{prompt.id} {name}"]) for name in names}
         for prompt in prompts
     }
-    found = {
+    by_benchmark = {
         part: summarise([row for key, row in rows.items() if part in (ALL, key.split("/")[0])])
         for part in (ALL, *BENCHMARKS)
     }
-    data = {
-        "max_new_tokens": limit,
-        "prompts_per_benchmark": per_benchmark,
-        "settings": grid,
-        "benchmarks": found,
-    }
-    return data, records
+    return GridFigure(limit, per_benchmark, grid, by_benchmark), records
 
 
 def read(row: Mapping[str, Any]) -> GridAnswer:
@@ -128,15 +165,15 @@ def read(row: Mapping[str, Any]) -> GridAnswer:
     return GridAnswer(**{**fields, "output_ids": tuple(row["output_ids"])})
 
 
-def summarise(rows: Rows) -> dict[str, dict[str, Any]]:
+def summarise(rows: Rows) -> dict[str, SettingRow]:
     """The figures of each setting over ``rows``: by prompt, the answers at every setting."""
     return {name: figures(rows, name) for name in rows[0]}
 
 
-def figures(rows: Rows, name: str) -> dict[str, Any]:
-    """The figures of one setting; intervals from the spread between prompts."""
+def figures(rows: Rows, name: str) -> SettingRow:
+    """The figures of one setting."""
 
-    def pooled(value: Callable[[Rows], float], most: float = math.inf) -> dict[str, float | None]:
+    def pooled(value: Callable[[Rows], float], most: float = math.inf) -> Rounded:
         return jackknife(rows, value, most=most).rounded()
 
     def rate(above: str, below: str, setting: str = name) -> Callable[[Rows], float]:
@@ -146,23 +183,23 @@ def figures(rows: Rows, name: str) -> dict[str, Any]:
     per_token = rate("fires", "length")
     differing = sum(row[name].output_ids != row[OFF].output_ids for row in rows)
     low, high = wilson(differing, len(rows))
-    return {
-        "prompts": len(rows),
-        "tokens": total(rows, name, "length"),
-        "checks": total(rows, name, "checks"),
-        "fires": total(rows, name, "fires"),
-        "fires_per_check": pooled(rate("fires", "checks"), 1),
-        "fires_per_100_tokens": pooled(lambda some: 100 * per_token(some), 100),
-        "acceptance_length": pooled(rate("emitted", "cycles")),
-        "tokens_per_s": pooled(speed),
-        "speed_ratio": pooled(lambda some: ratio(speed(some), plain(some))),
-        "differing": differing,
-        "differing_share": {
+    return SettingRow(
+        prompts=len(rows),
+        tokens=total(rows, name, "length"),
+        checks=total(rows, name, "checks"),
+        fires=total(rows, name, "fires"),
+        fires_per_check=pooled(rate("fires", "checks"), 1),
+        fires_per_100_tokens=pooled(lambda some: 100 * per_token(some), 100),
+        acceptance_length=pooled(rate("emitted", "cycles")),
+        tokens_per_s=pooled(speed),
+        speed_ratio=pooled(lambda some: ratio(speed(some), plain(some))),
+        differing=differing,
+        differing_share={
             "value": round(differing / len(rows), 4),
             "low": round(low, 4),
             "high": round(high, 4),
         },
-    }
+    )
 
 
 def total(rows: Rows, name: str, field: str) -> float:
@@ -175,7 +212,7 @@ def ratio(above: float, below: float) -> float:
     return above / below if below else 0.0
 
 
-def section(data: Mapping[str, Any], drafter: str, dtype: str) -> str:
+def section(figure: GridFigure, drafter: str, dtype: str) -> str:
     """This part of the page."""
     header = (
         *("benchmark, nats", "checks", "fires", "per check", "per 100 tokens", "tau", "tok/s"),
@@ -184,24 +221,24 @@ def section(data: Mapping[str, Any], drafter: str, dtype: str) -> str:
     rows = [
         [
             f"{part}, {name}",
-            f"{row['checks']:.0f}",
-            f"{row['fires']:.0f}",
-            shown(row["fires_per_check"], 3),
-            shown(row["fires_per_100_tokens"]),
-            shown(row["acceptance_length"]),
-            shown(row["tokens_per_s"], 1),
-            shown(row["speed_ratio"]),
-            f"{row['differing']}/{row['prompts']} "
-            f"({row['differing_share']['low']:.2f}-{row['differing_share']['high']:.2f})",
+            f"{row.checks:.0f}",
+            f"{row.fires:.0f}",
+            shown(row.fires_per_check, 3),
+            shown(row.fires_per_100_tokens),
+            shown(row.acceptance_length),
+            shown(row.tokens_per_s, 1),
+            shown(row.speed_ratio),
+            f"{row.differing}/{row.prompts} "
+            f"({row.differing_share['low']:.2f}-{row.differing_share['high']:.2f})",
         ]
-        for part, by_name in data["benchmarks"].items()
+        for part, by_name in figure.benchmarks.items()
         for name, row in by_name.items()
     ]
     return "\n\n".join(
         [
             f"Thresholds. One {drafter.upper()} server in EASD mode, {dtype}, chains of 4, "
-            f"temperature 0, {data['max_new_tokens']} tokens, "
-            f"{data['prompts_per_benchmark']} prompts of each benchmark, one request at a time. "
+            f"temperature 0, {figure.max_new_tokens} tokens, "
+            f"{figure.prompts_per_benchmark} prompts of each benchmark, one request at a time. "
             "Each request sets both entropies' thresholds (nats) itself, with an overlap of "
             f'{OVERLAP} of the 10 likeliest tokens; off: `{{"easd": false}}`, which is exact. '
             "All drafted tokens are verified (`SGL_ENTROPY_CPU_CYCLE_ROWS=inf`), so that outputs "

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,17 +18,22 @@ from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server, free_port
 
 BENCHMARKS = ("mt_bench", "humaneval", "gsm8k", "alpaca", "sum")
+# An interval as results hold it: value, low and high (None = not known).
+Rounded = Mapping[str, float | None]
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class FigurePlan:
-    """A figure's settings. ``prompts``: folder with the five benchmarks' JSONL files.
+    """A figure's settings.
 
-    ``work``: where records grow while a figure is measured, so that it can be resumed;
-    ``results``: where the finished figure goes. ``chosen``: arms with drafters, in place of
-    ``eagle3`` and ``edsd``. ``spent``: records of what is measured, dropped once it is written.
+    Attributes:
+        prompts: folder with the five benchmarks' JSONL files.
+        work: where records grow while a figure is measured, so that it can be resumed.
+        results: where the finished figure goes.
+        chosen: arms with drafters, in place of ``eagle3`` and ``edsd``.
+        spent: files of records that are dropped once the figure is written.
     """
 
     engine: Engine
@@ -103,7 +108,8 @@ class BenchPrompt:
 def benchmark_prompts(folder: Path | None, per_benchmark: int) -> list[BenchPrompt]:
     """The first ``per_benchmark`` prompts of each of the five benchmarks, interleaved.
 
-    Raises ValueError where the folder or one of its files is missing or too short.
+    Raises:
+        ValueError: the folder or one of its files is missing, or a file is too short.
     """
     if folder is None:
         raise ValueError(
@@ -184,12 +190,31 @@ def in_parallel(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def write_results(plan: FigurePlan, name: str, data: Mapping[str, Any], page: str) -> Path:
-    """Write ``NAME.json`` and ``NAME.md`` with provenance; returns the page's path."""
+def as_json(value: Any) -> Any:
+    """A figure's result as JSON: classes become objects by field, without optional fields (those
+    that are None by default) where they are None."""
+    if is_dataclass(value):
+        given = {each: getattr(value, each.name) for each in fields(value)}
+        return {
+            each.name: as_json(one)
+            for each, one in given.items()
+            if one is not None or each.default is not None
+        }
+    if isinstance(value, Mapping):
+        return {str(key): as_json(one) for key, one in value.items()}
+    return [as_json(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_results(plan: FigurePlan, name: str, result: object, page: str) -> Path:
+    """Write ``NAME.json`` and ``NAME.md`` with provenance; returns the page's path.
+
+    Args:
+        result: the figure's class, or an object of JSON.
+    """
     facts = plan.provenance()
     plan.results.mkdir(parents=True, exist_ok=True)
     stem = f"{name}-quick" if plan.quick else name
-    whole = {**data, "provenance": facts}
+    whole = {**as_json(result), "provenance": facts}
     (plan.results / f"{stem}.json").write_text(json.dumps(whole, indent=2) + "\n")
     path = plan.results / f"{stem}.md"
     path.write_text(f"{page.rstrip()}\n\n{footer(facts)}\n")

@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sgl_entropy.base.progress import Progress
@@ -33,8 +34,42 @@ TOKENS_PER_S_GUESS = 25.0
 REFERENCE = "transformers"
 
 
-def measure(plan: FigurePlan) -> tuple[dict[str, Any], str]:
-    """Returns the data (counts and differences by arm and batch) and the page."""
+@dataclass(frozen=True)
+class SequenceDifference:
+    """A prompt whose sequence is not the reference's, from token ``position`` on.
+
+    Attributes:
+        top2_gap: in log-probability between the target's two best tokens there.
+    """
+
+    prompt: str
+    position: int
+    top2_gap: float | None = None
+
+
+@dataclass(frozen=True)
+class LosslessRun:
+    """One arm at one batch size: prompts with the sequence of the reference, of transformers."""
+
+    equal: int
+    equal_to_transformers: int
+    differences: Sequence[SequenceDifference]
+
+
+@dataclass(frozen=True)
+class LosslessFigure:
+    """The whole figure, by run; ``reference``: the run that the others are compared with."""
+
+    prompts: int
+    max_new_tokens: int
+    dtype: str
+    reference: str
+    tokens: int
+    runs: Mapping[str, LosslessRun]
+
+
+def measure(plan: FigurePlan) -> tuple[LosslessFigure, str]:
+    """Returns the figure and its page."""
     per_benchmark, limit = (2, 32) if plan.quick else (20, 128)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
     arms = [
@@ -52,23 +87,23 @@ def measure(plan: FigurePlan) -> tuple[dict[str, Any], str]:
     base = f"none batch {BATCHES[0]}"
     found = {name: differences(runs[base], run) for name, run in runs.items() if name != base}
     if any(found.values()):
-        explain(plan, ids, runs[base], found)
-    data = {
-        "prompts": len(prompts),
-        "max_new_tokens": limit,
-        "dtype": plan.engine.dtype,
-        "reference": base,
-        "tokens": sum(map(len, runs[base].values())),
-        "runs": {
-            name: {
-                "equal": len(prompts) - len(differences(runs[base], run)),
-                f"equal_to_{REFERENCE}": len(prompts) - len(differences(runs[REFERENCE], run)),
-                "differences": found.get(name, []),
-            }
+        found = explain(plan, ids, runs[base], found)
+    figure = LosslessFigure(
+        len(prompts),
+        limit,
+        plan.engine.dtype,
+        base,
+        sum(map(len, runs[base].values())),
+        {
+            name: LosslessRun(
+                len(prompts) - len(differences(runs[base], run)),
+                len(prompts) - len(differences(runs[REFERENCE], run)),
+                found.get(name, []),
+            )
             for name, run in runs.items()
         },
-    }
-    return data, page(data)
+    )
+    return figure, page(figure)
 
 
 def run_arm(
@@ -147,13 +182,13 @@ def reference(
 
 def differences(
     expected: Mapping[str, Sequence[int]], actual: Mapping[str, Sequence[int]]
-) -> list[dict[str, Any]]:
+) -> list[SequenceDifference]:
     """Prompts whose sequences differ, with the first position that does."""
     found = []
     for name, ids in expected.items():
         position = first_difference(ids, actual[name])
         if position is not None:
-            found.append({"prompt": name, "position": position})
+            found.append(SequenceDifference(name, position))
     return found
 
 
@@ -161,42 +196,44 @@ def explain(
     plan: FigurePlan,
     ids: Mapping[str, Sequence[int]],
     base: Mapping[str, Sequence[int]],
-    found: Mapping[str, list[dict[str, Any]]],
-) -> None:
-    """Add to each difference the gap in log-probability of the target's two best tokens."""
+    found: Mapping[str, list[SequenceDifference]],
+) -> dict[str, list[SequenceDifference]]:
+    """The differences with the gap between the target's two best tokens at each."""
     with plan.server(ServeArm("none")).start() as server:
-        for rows in found.values():
-            for row in rows:
-                prefix = [*ids[row["prompt"]], *base[row["prompt"]][: row["position"]]]
-                done = server.client.generate(
-                    input_ids=prefix, max_new_tokens=1, return_logprob=True, top_logprobs_num=2
-                )
-                best = done.raw["output_top_logprobs"][0]
-                row["top2_gap"] = round(best[0][0] - best[1][0], 6)
+
+        def explained(one: SequenceDifference) -> SequenceDifference:
+            prefix = [*ids[one.prompt], *base[one.prompt][: one.position]]
+            done = server.client.generate(
+                input_ids=prefix, max_new_tokens=1, return_logprob=True, top_logprobs_num=2
+            )
+            best = done.raw["output_top_logprobs"][0]
+            return replace(one, top2_gap=round(best[0][0] - best[1][0], 6))
+
+        return {name: list(map(explained, several)) for name, several in found.items()}
 
 
-def page(data: Mapping[str, Any]) -> str:
+def page(figure: LosslessFigure) -> str:
     """The figure as Markdown."""
-    total = data["prompts"]
+    total = figure.prompts
     rows = [
-        [name, f"{run['equal']}/{total}", f"{run[f'equal_to_{REFERENCE}']}/{total}"]
-        for name, run in data["runs"].items()
+        [name, f"{run.equal}/{total}", f"{run.equal_to_transformers}/{total}"]
+        for name, run in figure.runs.items()
     ]
     wrong = [
-        f"- {name}: {row['prompt']} from token {row['position']}, gap between the target's two "
-        f"best tokens there {row['top2_gap']:.6f}"
-        for name, run in data["runs"].items()
-        for row in run["differences"]
+        f"- {name}: {row.prompt} from token {row.position}, gap between the target's two "
+        f"best tokens there {row.top2_gap:.6f}"
+        for name, run in figure.runs.items()
+        for row in run.differences
     ]
     return "\n\n".join(
         [
             "# Lossless: greedy output with and without drafters",
-            f"{total} prompts (the first of each of the five benchmarks), {data['dtype']}, "
-            f"temperature 0, at most {data['max_new_tokens']} new tokens, {data['tokens']} tokens "
+            f"{total} prompts (the first of each of the five benchmarks), {figure.dtype}, "
+            f"temperature 0, at most {figure.max_new_tokens} new tokens, {figure.tokens} tokens "
             "in all. Counted: prompts whose whole token sequence is identical. edsd-tree: depth "
             "4, top-3, 12 tokens; the others are chains of 4. Batch 8 mixes the benchmarks' "
             f"lengths. {REFERENCE}: `generate` with the same weights.",
-            markdown_table(("run", f"equal to {data['reference']}", f"to {REFERENCE}"), rows),
+            markdown_table(("run", f"equal to {figure.reference}", f"to {REFERENCE}"), rows),
             "Differences (a gap near 0 is a tie decided by rounding):\n\n" + "\n".join(wrong)
             if wrong
             else "No sequence differs.",

@@ -21,6 +21,7 @@ from sgl_entropy_bench.figures.figure_plan import (
     BenchPrompt,
     FigurePlan,
     Records,
+    Rounded,
     benchmark_prompts,
 )
 from sgl_entropy_bench.figures.paired import WARM_UP_TOKENS, kept, running, start_all
@@ -63,14 +64,61 @@ class ServedAnswer:
         )
 
 
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One arm on one benchmark, pooled."""
+
+    acceptance_length: float
+    tokens_per_s: float
+    speed_up: float
+
+
+@dataclass(frozen=True)
+class OverBaseline:
+    """One arm over the first drafter."""
+
+    acceptance_length: Rounded
+    speed: Rounded
+
+
+@dataclass(frozen=True)
+class ServedArm:
+    """One arm at one temperature: means of the benchmarks.
+
+    Attributes:
+        speed_up: over the arm without a drafter.
+        equal_outputs: share of answers with that arm's token ids.
+        over_baseline: None for that arm and the first drafter.
+    """
+
+    requests: int
+    tokens: int
+    acceptance_length: Rounded
+    speed_up: Rounded
+    equal_outputs: float
+    benchmarks: Mapping[str, BenchmarkRow]
+    over_baseline: OverBaseline | None = None
+
+
+@dataclass(frozen=True)
+class ServedFigure:
+    """The whole figure, by temperature (as text) and arm."""
+
+    dtype: str
+    max_new_tokens: int
+    prompts_per_benchmark: int
+    benchmarks: tuple[str, ...]
+    temperatures: Mapping[str, Mapping[str, ServedArm]]
+
+
 # By arm, the answers of one round in the order of BENCHMARKS.
 Round = Mapping[str, Sequence[ServedAnswer]]
 # Of rounds, an arm and a benchmark's index.
 Figure = Callable[[Sequence[Round], str, int], float]
 
 
-def measure(plan: FigurePlan, per_benchmark: int | None = None) -> tuple[dict[str, Any], str]:
-    """Returns the data (by temperature and arm) and the page.
+def measure(plan: FigurePlan, per_benchmark: int | None = None) -> tuple[ServedFigure, str]:
+    """Returns the figure and its page.
 
     The plan's first drafter is what the others are compared with.
 
@@ -85,13 +133,7 @@ def measure(plan: FigurePlan, per_benchmark: int | None = None) -> tuple[dict[st
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
     records = kept(plan, "served", plan.arms(), limit, ",".join(names))
     _ask_missing(plan, prompts, limit, records)
-    data: dict[str, Any] = {
-        "dtype": plan.engine.dtype,
-        "max_new_tokens": limit,
-        "prompts_per_benchmark": per_benchmark,
-        "benchmarks": list(BENCHMARKS),
-        "temperatures": {},
-    }
+    by_temperature = {}
     for temperature in TEMPERATURES:
         rounds = [
             {
@@ -100,10 +142,11 @@ def measure(plan: FigurePlan, per_benchmark: int | None = None) -> tuple[dict[st
             }
             for group in _rounds(prompts)
         ]
-        data["temperatures"][f"{temperature:g}"] = summarise(rounds, names[1])
-    text = page(data)
+        by_temperature[f"{temperature:g}"] = summarise(rounds, names[1])
+    figure = ServedFigure(plan.engine.dtype, limit, per_benchmark, BENCHMARKS, by_temperature)
+    text = page(figure)
     plan.spent.append(records.path)
-    return data, text
+    return figure, text
 
 
 def _rounds(prompts: Sequence[BenchPrompt]) -> list[Sequence[BenchPrompt]]:
@@ -185,36 +228,35 @@ def tau(rounds: Sequence[Round], name: str, benchmark: int) -> float:
     return sum(answer.emitted for answer in answers) / cycles if cycles else 1.0
 
 
-def summarise(rounds: Sequence[Round], baseline: str) -> dict[str, dict[str, Any]]:
+def summarise(rounds: Sequence[Round], baseline: str) -> dict[str, ServedArm]:
     """By arm: tau, speed-up over no drafter, and both over ``baseline``'s; means of benchmarks."""
     figures = {}
     for name in rounds[0]:
         pairs = [pair for each in rounds for pair in zip(each[name], each[PLAIN], strict=True)]
-        row: dict[str, Any] = {
-            "requests": len(pairs),
-            "tokens": sum(len(answer.output_ids) for answer, _ in pairs),
-            "acceptance_length": jackknife(rounds, partial(mean, tau, name)).rounded(),
-            "speed_up": jackknife(rounds, partial(mean, speed_up, name)).rounded(),
-            "equal_outputs": round(
+        against = None
+        if name not in (PLAIN, baseline):
+            against = OverBaseline(
+                jackknife(rounds, partial(over, tau, name, baseline)).rounded(),
+                jackknife(rounds, partial(over, speed_up, name, baseline)).rounded(),
+            )
+        figures[name] = ServedArm(
+            requests=len(pairs),
+            tokens=sum(len(answer.output_ids) for answer, _ in pairs),
+            acceptance_length=jackknife(rounds, partial(mean, tau, name)).rounded(),
+            speed_up=jackknife(rounds, partial(mean, speed_up, name)).rounded(),
+            equal_outputs=round(
                 sum(a.output_ids == b.output_ids for a, b in pairs) / len(pairs), 4
             ),
-            "benchmarks": {
-                benchmark: {
-                    "acceptance_length": round(tau(rounds, name, column), 4),
-                    "tokens_per_s": round(speed(rounds, name, column), 2),
-                    "speed_up": round(speed_up(rounds, name, column), 4),
-                }
+            benchmarks={
+                benchmark: BenchmarkRow(
+                    round(tau(rounds, name, column), 4),
+                    round(speed(rounds, name, column), 2),
+                    round(speed_up(rounds, name, column), 4),
+                )
                 for column, benchmark in enumerate(BENCHMARKS)
             },
-        }
-        if name not in (PLAIN, baseline):
-            row["over_baseline"] = {
-                "acceptance_length": jackknife(
-                    rounds, partial(over, tau, name, baseline)
-                ).rounded(),
-                "speed": jackknife(rounds, partial(over, speed_up, name, baseline)).rounded(),
-            }
-        figures[name] = row
+            over_baseline=against,
+        )
     return figures
 
 
@@ -235,12 +277,12 @@ def over(figure: Figure, name: str, baseline: str, rounds: Sequence[Round]) -> f
     return mean(figure, name, rounds) / base if base else 0.0
 
 
-def page(data: Mapping[str, Any]) -> str:
+def page(figure: ServedFigure) -> str:
     """The figure as Markdown."""
     parts = [
         "# Drafters in the server, at temperatures 0 and 1",
-        f"Chains of 4, {data['dtype']}, one request at a time, at most {data['max_new_tokens']} "
-        f"tokens, {data['prompts_per_benchmark']} prompts of each benchmark, every prompt on every "
+        f"Chains of 4, {figure.dtype}, one request at a time, at most {figure.max_new_tokens} "
+        f"tokens, {figure.prompts_per_benchmark} prompts of each benchmark, every prompt on every "
         "arm in turn. Speed-up: tokens a second of decoding over those without a drafter; tau: "
         "tokens a draft-verify cycle; both pooled within a benchmark, then the mean of the five. "
         "95 % intervals from the rounds of one prompt of each benchmark (jackknife). Equal: share "
@@ -248,26 +290,26 @@ def page(data: Mapping[str, Any]) -> str:
         "draws anew. Tokens that are not worth their rows are left out of verification, as this "
         "engine does by default.",
     ]
-    for temperature, arms in data["temperatures"].items():
+    for temperature, arms in figure.temperatures.items():
         names = list(arms)
         header = (
             *("arm", "tau", f"over {names[1]}", "speed-up", f"over {names[1]}", "equal"),
-            *(f"{benchmark}: tau, speed-up" for benchmark in data["benchmarks"]),
+            *(f"{benchmark}: tau, speed-up" for benchmark in figure.benchmarks),
         )
         rows = []
         for name, row in arms.items():
-            against = row.get("over_baseline")
+            against = row.over_baseline
             rows.append(
                 [
                     name,
-                    shown(row["acceptance_length"]),
-                    shown(against["acceptance_length"], 3) if against else "",
-                    shown(row["speed_up"]),
-                    shown(against["speed"], 3) if against else "",
-                    f"{row['equal_outputs']:.2f}",
+                    shown(row.acceptance_length),
+                    shown(against.acceptance_length, 3) if against else "",
+                    shown(row.speed_up),
+                    shown(against.speed, 3) if against else "",
+                    f"{row.equal_outputs:.2f}",
                     *(
-                        f"{each['acceptance_length']:.2f}, {each['speed_up']:.2f}"
-                        for each in row["benchmarks"].values()
+                        f"{each.acceptance_length:.2f}, {each.speed_up:.2f}"
+                        for each in row.benchmarks.values()
                     ),
                 ]
             )

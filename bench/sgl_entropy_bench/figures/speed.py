@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
 
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan, benchmark_prompts
@@ -22,7 +22,7 @@ from sgl_entropy_bench.figures.paired import (
     tps,
     with_windows,
 )
-from sgl_entropy_bench.figures.stats import Spread, break_even, spread
+from sgl_entropy_bench.figures.stats import break_even, spread
 from sgl_entropy_bench.http.chat import ChatTemplate
 
 # batch size -> batches of that size: about as many seconds for each
@@ -31,10 +31,66 @@ QUICK_ROUNDS = {1: 3, 8: 2}
 PLAIN = "none"
 
 
-def measure(
-    plan: FigurePlan, rounds: Mapping[int, int] | None = None
-) -> tuple[dict[str, Any], str]:
-    """Returns the data (by batch size and arm) and the page."""
+@dataclass(frozen=True)
+class Quartiles:
+    """The spread of paired ratios."""
+
+    median: float
+    quartile_1: float
+    quartile_3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        """Rounded for the JSON file."""
+        found = spread(values)
+        return cls(round(found.median, 4), round(found.low, 4), round(found.high, 4))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.quartile_1:.2f}-{self.quartile_3:.2f})"
+
+
+@dataclass(frozen=True)
+class ArmSpeed:
+    """One arm at one batch size.
+
+    Attributes:
+        windows: batches that decoded together on every arm; decode figures are of these alone.
+        step_cost: seconds a step over those of the arm without a drafter.
+        decode_speedup_paired, step_cost_paired: batch by batch; the others are pooled.
+    """
+
+    batches: int
+    windows: int
+    decode_tokens_per_s: float
+    decode_speedup: float
+    decode_speedup_paired: Quartiles
+    acceptance_length: float
+    step_ms: float
+    step_cost: float
+    step_cost_paired: Quartiles
+    end_to_end_tokens_per_s: float
+    end_to_end_speedup: float
+
+
+@dataclass(frozen=True)
+class SpeedFigure:
+    """The whole figure, by batch size (as text) and arm.
+
+    Attributes:
+        break_even_batch_size: by drafter, where its speed-up falls to 1; None = it still pays at
+            the largest size, 0 = it pays at none.
+    """
+
+    max_new_tokens: int
+    dtype: str
+    usable_prompts: int
+    benchmarks: tuple[str, ...]
+    batch_sizes: Mapping[str, Mapping[str, ArmSpeed]]
+    break_even_batch_size: Mapping[str, float | None]
+
+
+def measure(plan: FigurePlan, rounds: Mapping[int, int] | None = None) -> tuple[SpeedFigure, str]:
+    """Returns the figure and its page."""
     rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
     limit, per_benchmark = (24, 6) if plan.quick else (96, 12)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
@@ -44,87 +100,65 @@ def measure(
         servers = start_all(plan, stack, plan.arms())
         usable = long_answers(plan, servers[PLAIN], prompts, texts, limit)
         measured = take_turns(servers, batches(usable, rounds), texts, limit, "speed")
-    data: dict[str, Any] = {
-        "max_new_tokens": limit,
-        "dtype": plan.engine.dtype,
-        "usable_prompts": len(usable),
-        "benchmarks": list(BENCHMARKS),
-        "batch_sizes": {str(size): summarise(rows) for size, rows in measured.items()},
-    }
-    data["break_even_batch_size"] = {
-        arm.name: break_even(
-            {
-                int(size): row[arm.name]["decode_speedup"]
-                for size, row in data["batch_sizes"].items()
-                if arm.name in row
-            }
-        )
+    sizes = {size: summarise(rows) for size, rows in measured.items()}
+    even = {
+        arm.name: break_even({size: row[arm.name].decode_speedup for size, row in sizes.items()})
         for arm in plan.arms()
         if arm.name != PLAIN
     }
-    return data, page(data)
+    by_size = {str(size): row for size, row in sizes.items()}
+    figure = SpeedFigure(limit, plan.engine.dtype, len(usable), BENCHMARKS, by_size, even)
+    return figure, page(figure)
 
 
-def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, dict[str, Any]]:
-    """The figures of one batch size, by arm, from batches that every arm has measured.
+def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, ArmSpeed]:
+    """One batch size, by arm, from batches that every arm has measured.
 
-    Batches without a full window on some arm count end to end only. Raises ValueError where no
-    batch has a window on all arms.
+    Batches without a full window on some arm count end to end only.
+
+    Raises:
+        ValueError: no batch has a window on all arms.
     """
     whole = with_windows(rows)
-    figures: dict[str, dict[str, Any]] = {}
+    figures = {}
     plain = pooled([row[PLAIN] for row in whole])
     for name in rows[0]:
         window = pooled([row[name] for row in whole])
         end_to_end = sum(r[name].tokens for r in rows) / sum(r[name].seconds for r in rows)
         plain_end_to_end = sum(r[PLAIN].tokens for r in rows) / sum(r[PLAIN].seconds for r in rows)
-        figures[name] = {
-            "batches": len(rows),
-            "windows": len(whole),
-            "decode_tokens_per_s": round(window.tokens_per_s, 2),
-            "decode_speedup": round(window.tokens_per_s / plain.tokens_per_s, 4),
-            "decode_speedup_paired": as_dict(
-                spread([tps(row[name]) / tps(row[PLAIN]) for row in whole])
-            ),
-            "acceptance_length": round(window.tokens_per_step, 4),
-            "step_ms": round(window.step_s * 1000, 2),
-            "step_cost": round(window.step_s / plain.step_s, 4),
-            "step_cost_paired": as_dict(
-                spread([step(row[name]) / step(row[PLAIN]) for row in whole])
-            ),
-            "end_to_end_tokens_per_s": round(end_to_end, 2),
-            "end_to_end_speedup": round(end_to_end / plain_end_to_end, 4),
-        }
+        figures[name] = ArmSpeed(
+            batches=len(rows),
+            windows=len(whole),
+            decode_tokens_per_s=round(window.tokens_per_s, 2),
+            decode_speedup=round(window.tokens_per_s / plain.tokens_per_s, 4),
+            decode_speedup_paired=Quartiles.of([tps(row[name]) / tps(row[PLAIN]) for row in whole]),
+            acceptance_length=round(window.tokens_per_step, 4),
+            step_ms=round(window.step_s * 1000, 2),
+            step_cost=round(window.step_s / plain.step_s, 4),
+            step_cost_paired=Quartiles.of([step(row[name]) / step(row[PLAIN]) for row in whole]),
+            end_to_end_tokens_per_s=round(end_to_end, 2),
+            end_to_end_speedup=round(end_to_end / plain_end_to_end, 4),
+        )
     return figures
 
 
-def as_dict(value: Spread) -> dict[str, float]:
-    """A spread for the JSON file."""
-    return {
-        "median": round(value.median, 4),
-        "quartile_1": round(value.low, 4),
-        "quartile_3": round(value.high, 4),
-    }
-
-
-def page(data: Mapping[str, Any]) -> str:
+def page(figure: SpeedFigure) -> str:
     """The figure as Markdown."""
     rows = []
-    for size, arms in data["batch_sizes"].items():
+    for size, arms in figure.batch_sizes.items():
         for name, row in arms.items():
-            pair, cost = row["decode_speedup_paired"], row["step_cost_paired"]
             rows.append(
                 [
                     f"{name}, batch {size}",
-                    f"{row['decode_tokens_per_s']:.1f}",
-                    f"{row['decode_speedup']:.2f}",
-                    f"{pair['median']:.2f} ({pair['quartile_1']:.2f}-{pair['quartile_3']:.2f})",
-                    f"{row['acceptance_length']:.2f}",
-                    f"{row['step_ms']:.1f}",
-                    f"{row['step_cost']:.2f}",
-                    f"{cost['median']:.2f} ({cost['quartile_1']:.2f}-{cost['quartile_3']:.2f})",
-                    f"{row['end_to_end_tokens_per_s']:.1f}",
-                    f"{row['end_to_end_speedup']:.2f}",
+                    f"{row.decode_tokens_per_s:.1f}",
+                    f"{row.decode_speedup:.2f}",
+                    str(row.decode_speedup_paired),
+                    f"{row.acceptance_length:.2f}",
+                    f"{row.step_ms:.1f}",
+                    f"{row.step_cost:.2f}",
+                    str(row.step_cost_paired),
+                    f"{row.end_to_end_tokens_per_s:.1f}",
+                    f"{row.end_to_end_speedup:.2f}",
                 ]
             )
     header = (
@@ -132,18 +166,18 @@ def page(data: Mapping[str, Any]) -> str:
         *("step cost", "paired", "end-to-end tok/s", "speed-up"),
     )
     even = []
-    for name, size in data["break_even_batch_size"].items():
-        if size is None:
+    for name, at in figure.break_even_batch_size.items():
+        if at is None:
             even.append(f"- {name} pays at every measured batch size.")
-        elif size == 0.0:
+        elif at == 0.0:
             even.append(f"- {name} pays at none of the measured batch sizes.")
         else:
-            even.append(f"- {name} stops paying at batch size {size:.1f}.")
+            even.append(f"- {name} stops paying at batch size {at:.1f}.")
     return "\n\n".join(
         [
             "# Speed: three arms, one run, paired",
-            f"Chains of 4, {data['dtype']}, temperature 0, {data['max_new_tokens']} tokens, "
-            f"prompts of {', '.join(data['benchmarks'])}. Decode figures are of the window in "
+            f"Chains of 4, {figure.dtype}, temperature 0, {figure.max_new_tokens} tokens, "
+            f"prompts of {', '.join(figure.benchmarks)}. Decode figures are of the window in "
             "which the whole batch decodes, pooled; a step is one draft-verify cycle or one "
             "plain decode step, and its cost is in units of the plain step at the same batch "
             "size. tau: tokens a cycle in the window. End to end includes the prompts.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
 
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
@@ -12,16 +12,32 @@ from sgl_entropy_bench.figures.figure_plan import FigurePlan
 from sgl_entropy_bench.figures.stats import spread
 
 
-def measure(plan: FigurePlan) -> tuple[dict[str, Any], str]:
-    """Returns the data (by arm: seconds and bytes of each start) and the page.
+@dataclass(frozen=True)
+class Starts:
+    """One arm's starts: seconds until it is healthy, bytes then and after ten requests."""
+
+    startup_s: list[float] = field(default_factory=list)
+    ready_bytes: list[int] = field(default_factory=list)
+    used_bytes: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StartupFigure:
+    """The whole figure, by arm."""
+
+    starts: int
+    max_total_tokens: int
+    arms: Mapping[str, Starts]
+
+
+def measure(plan: FigurePlan) -> tuple[StartupFigure, str]:
+    """Returns the figure and its page.
 
     One start of each arm comes first and is not counted: it fills the disk cache for all.
     """
     starts = 1 if plan.quick else 3
     arms = plan.arms()
-    data: dict[str, dict[str, list[float]]] = {
-        arm.name: {"startup_s": [], "ready_bytes": [], "used_bytes": []} for arm in arms
-    }
+    measured = {arm.name: Starts() for arm in arms}
     total = (starts + 1) * len(arms)
     progress = Progress(25.0 * total)
     for index in range(total):
@@ -35,27 +51,27 @@ def measure(plan: FigurePlan) -> tuple[dict[str, Any], str]:
             for prompt in load_prompts() if counted else ():
                 server.client.chat(prompt.messages, max_new_tokens=16)
             if counted:
-                row = data[arm.name]
-                row["startup_s"].append(round(server.startup_s, 2))
-                row["ready_bytes"].append(ready)
-                row["used_bytes"].append(server.memory_bytes())
+                row = measured[arm.name]
+                row.startup_s.append(round(server.startup_s, 2))
+                row.ready_bytes.append(ready)
+                row.used_bytes.append(server.memory_bytes())
     progress.close()
-    result = {"starts": starts, "max_total_tokens": plan.engine.max_total_tokens, "arms": data}
-    return result, page(result)
+    figure = StartupFigure(starts, plan.engine.max_total_tokens, measured)
+    return figure, page(figure)
 
 
-def page(data: Mapping[str, Any]) -> str:
+def page(figure: StartupFigure) -> str:
     """The figure as Markdown."""
     rows = []
-    for name, row in data["arms"].items():
-        seconds = spread(row["startup_s"])
+    for name, row in figure.arms.items():
+        seconds = spread(row.startup_s)
         rows.append(
             [
                 name,
                 f"{seconds.median:.1f} ({seconds.low:.1f}-{seconds.high:.1f})",
                 *(
-                    f"{spread(row[key]).median / 2**20:.0f}"
-                    for key in ("ready_bytes", "used_bytes")
+                    f"{spread(each).median / 2**20:.0f}"
+                    for each in (row.ready_bytes, row.used_bytes)
                 ),
             ]
         )
@@ -63,9 +79,9 @@ def page(data: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "# Start-up time and memory of the server",
-            f"{data['starts']} start(s) an arm after one that fills the disk cache, in turn; from "
+            f"{figure.starts} start(s) an arm after one that fills the disk cache, in turn; from "
             "launch to the first healthy answer. Memory of all its processes, shared pages "
-            f"counted once, with a KV pool of {data['max_total_tokens']} tokens.",
+            f"counted once, with a KV pool of {figure.max_total_tokens} tokens.",
             markdown_table(header, rows),
         ]
     )

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.easd_grid import ALL_VERIFIED
-from sgl_entropy_bench.figures.figure_plan import FigurePlan, Records, benchmark_prompts
+from sgl_entropy_bench.figures.figure_plan import (
+    FigurePlan,
+    Records,
+    Rounded,
+    as_json,
+    benchmark_prompts,
+)
 from sgl_entropy_bench.figures.paired import (
     FINISHED,
     PairedBatch,
@@ -41,13 +46,50 @@ FIXED, SVIP, CALIBRATED = "fixed", "svip", "calibrated"
 WHOLE = "-all"
 
 
+@dataclass(frozen=True)
+class StopRow:
+    """One arm at one batch size; ratios are over fixed length, verified likewise."""
+
+    batches: int
+    windows: int
+    decode_tokens_per_s: float
+    cycle_ms: float
+    decode_ratio: Rounded
+    end_to_end_ratio: Rounded
+    verified_per_cycle: float
+    acceptance_length: float
+    equal_outputs: float
+
+
+# Of one drafter: by batch size (as text) and arm.
+BySize = Mapping[str, Mapping[str, StopRow]]
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """Which calibration the calibrated stop used."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StopFigure:
+    """The whole figure, by drafter."""
+
+    dtype: str
+    max_new_tokens: int
+    drafters: Mapping[str, BySize]
+    calibration: CalibrationFile | None = None
+
+
 def measure(
     plan: FigurePlan,
     drafters: Sequence[str] = ("eagle3", "edsd"),
     calibration: Path | None = None,
     rounds: Mapping[int, int] | None = None,
-) -> tuple[dict[str, Any], str]:
-    """Returns the data (by drafter, batch size and arm) and the page.
+) -> tuple[StopFigure, str]:
+    """Returns the figure and its page.
 
     Args:
         calibration: of the one drafter; None = the calibrated stop is left out.
@@ -61,22 +103,20 @@ def measure(
         raise ValueError(f"--calibration {calibration}: no such file")
     rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
     limit = 24 if plan.quick else 64
-    data: dict[str, Any] = {"dtype": plan.engine.dtype, "max_new_tokens": limit, "drafters": {}}
+    used = None
     if calibration is not None:
-        digest = file_sha256(calibration)[:16]
-        data["calibration"] = {"file": calibration.name, "sha256": digest}
-    done = []
-    for name in drafters:
-        data["drafters"][name], records = one_drafter(plan, name, calibration, rounds, limit)
-        done.append(records)
-    text = page(data)
-    plan.spent.extend(records.path for records in done)
-    return data, text
+        used = CalibrationFile(calibration.name, file_sha256(calibration)[:16])
+    measured = {name: one_drafter(plan, name, calibration, rounds, limit) for name in drafters}
+    by_drafter = {name: figures for name, (figures, _) in measured.items()}
+    figure = StopFigure(plan.engine.dtype, limit, by_drafter, used)
+    text = page(figure)
+    plan.spent.extend(records.path for _, records in measured.values())
+    return figure, text
 
 
 def one_drafter(
     plan: FigurePlan, drafter: str, calibration: Path | None, rounds: Mapping[int, int], limit: int
-) -> tuple[dict[str, Any], Records]:
+) -> tuple[BySize, Records]:
     """The figures of one drafter by batch size, and the batches that they were made from."""
     title = f"stop: {drafter}"
     prompts = benchmark_prompts(plan.prompts, 6 if plan.quick else 12)
@@ -86,13 +126,17 @@ def one_drafter(
     held = "" if calibration is None else file_sha256(calibration)
     records = kept(plan, "stop", arms, limit, f"{held}{dict(rounds)}")
     if FINISHED in records.rows:
-        return records.rows[FINISHED]["figures"], records
+        finished = records.rows[FINISHED]["figures"]
+        return {
+            size: {name: StopRow(**row) for name, row in arms.items()}
+            for size, arms in finished.items()
+        }, records
     with ExitStack() as stack:
         servers = start_all(plan, stack, arms, title)
         usable = long_answers(plan, servers[FIXED], prompts, texts, limit, title)
         measured = take_turns(servers, batches(usable, rounds), texts, limit, title, records)
     figures = {str(size): summarise(rows) for size, rows in measured.items()}
-    records.add({"id": FINISHED, "figures": figures})
+    records.add({"id": FINISHED, "figures": as_json(figures)})
     return figures, records
 
 
@@ -107,8 +151,8 @@ def arms_of(arm: ServeArm, calibration: Path | None) -> list[ServeArm]:
     return [*served, *whole]
 
 
-def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, dict[str, Any]]:
-    """The figures of one batch size by arm; ratios are over fixed length, verified likewise."""
+def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, StopRow]:
+    """The figures of one batch size by arm."""
     whole = with_windows(rows)
     figures = {}
     for name in rows[0]:
@@ -132,40 +176,40 @@ def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, dict[str, 
             )
             return over / under
 
-        figures[name] = {
-            "batches": len(rows),
-            "windows": len(whole),
-            "decode_tokens_per_s": round(window.tokens_per_s, 2),
-            "cycle_ms": round(window.step_s * 1000, 2),
-            "decode_ratio": jackknife(whole, speedup).rounded(),
-            "end_to_end_ratio": jackknife(rows, end_to_end).rounded(),
-            "verified_per_cycle": round(sum(b.verified for b in every) / max(1, cycles), 4),
-            "acceptance_length": round(sum(b.emitted for b in every) / max(1, cycles), 4),
-            "equal_outputs": round(equal_share(rows, name, FIXED), 4),
-        }
+        figures[name] = StopRow(
+            batches=len(rows),
+            windows=len(whole),
+            decode_tokens_per_s=round(window.tokens_per_s, 2),
+            cycle_ms=round(window.step_s * 1000, 2),
+            decode_ratio=jackknife(whole, speedup).rounded(),
+            end_to_end_ratio=jackknife(rows, end_to_end).rounded(),
+            verified_per_cycle=round(sum(b.verified for b in every) / max(1, cycles), 4),
+            acceptance_length=round(sum(b.emitted for b in every) / max(1, cycles), 4),
+            equal_outputs=round(equal_share(rows, name, FIXED), 4),
+        )
     return figures
 
 
-def page(data: Mapping[str, Any]) -> str:
+def page(figure: StopFigure) -> str:
     """The figure as Markdown."""
     rows = []
-    for drafter, sizes in data["drafters"].items():
+    for drafter, sizes in figure.drafters.items():
         for size, arms in sizes.items():
             for name, row in arms.items():
                 stop = name.removesuffix(WHOLE)
-                drafted = arms[stop + WHOLE]["verified_per_cycle"]
+                drafted = arms[stop + WHOLE].verified_per_cycle
                 label = f"{stop}, all verified" if name.endswith(WHOLE) else stop
                 rows.append(
                     [
                         f"{drafter}, batch {size}, {label}",
-                        f"{row['decode_tokens_per_s']:.1f}",
-                        shown(row["decode_ratio"], 3),
-                        shown(row["end_to_end_ratio"], 3),
-                        f"{row['cycle_ms']:.1f}",
+                        f"{row.decode_tokens_per_s:.1f}",
+                        shown(row.decode_ratio, 3),
+                        shown(row.end_to_end_ratio, 3),
+                        f"{row.cycle_ms:.1f}",
                         f"{drafted:.2f}",
-                        f"{row['verified_per_cycle']:.2f}",
-                        f"{row['acceptance_length']:.2f}",
-                        f"{row['equal_outputs']:.3f}",
+                        f"{row.verified_per_cycle:.2f}",
+                        f"{row.acceptance_length:.2f}",
+                        f"{row.equal_outputs:.3f}",
                     ]
                 )
     header = (
@@ -175,7 +219,7 @@ def page(data: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "# Drafts that end early",
-            f"Chains of at most 4, {data['dtype']}, temperature 0, {data['max_new_tokens']} "
+            f"Chains of at most 4, {figure.dtype}, temperature 0, {figure.max_new_tokens} "
             "tokens. Tokens a second in the window in which the whole batch decodes, over fixed "
             "length in the same run and verified likewise, with an interval from the batches. "
             "By default the CPU engine leaves out drafted tokens that are not worth their rows; "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sgl_entropy_bench.figures import clients, peers
+from sgl_entropy_bench.figures.clients import ClientFacts, ClientRow, ClientsFigure
 from sgl_entropy_bench.figures.peers import Peer, PeerLoad, Sent
 
 from sgl_entropy.cli import main
@@ -95,18 +96,17 @@ def test_a_tester_is_run_as_it_is_and_its_draws_are_noted(tmp_path: Path) -> Non
 def test_lag_is_seen_where_there_is_some() -> None:
     sent = Sent([0.0, 1.0, 2.0, 3.0, 4.0], cpu_s=0.01)
     found = clients._judged(sent, [7.0, 8.5, 9.5, 10.5, 12.0])
-    assert (found["lag_max_s"], found["scheduled_rate"]) == (1.0, 1.0)
-    assert found["achieved_rate"] == pytest.approx(0.8)
-    assert found["cpu_ms_a_request"] == pytest.approx(2.0)
+    assert (found.lag_max_s, found.scheduled_rate) == (1.0, 1.0)
+    assert found.achieved_rate == pytest.approx(0.8)
+    assert found.cpu_ms_a_request == pytest.approx(2.0)
     with pytest.raises(RuntimeError, match="3 requests came, 5"):
         clients._judged(sent, [1.0, 2.0, 3.0])
 
 
 def test_the_page_says_by_how_much_a_rate_was_missed_and_by_whom() -> None:
-    row = {"client": "x", "rate": 40.0, "busy": 0.5, "requests": 5, "scheduled_rate": 40.0}
-    row |= {"achieved_rate": 30.0, "lag_p99_s": 0.2, "lag_max_s": 0.3, "cpu_ms_a_request": 1.0}
-    who = {"x": {"version": "1.2", "habit": "sleeps"}, "y": {"version": "", "habit": "rests"}}
-    page = clients.page({"seconds": 4.0, "clients": who, "missing": ["z"], "rows": [row]})
+    row = ClientRow(5, 40.0, 30.0, 0.2, 0.3, 1.0, client="x", rate=40.0, busy=0.5)
+    who = {"x": ClientFacts("1.2", "sleeps"), "y": ClientFacts("", "rests")}
+    page = clients.page(ClientsFigure(4.0, who, ["z"], [row]))
     assert "| x | 40 | half busy | 40.00 | 30.00 (-25.0%) | 200.0 | 300.0 | 1.00 |" in page
     assert "- `x` 1.2 sleeps.\n- `y` rests.\n- `z` was not installed.\n" in page
 
@@ -119,15 +119,15 @@ def test_the_figure_takes_the_testers_that_are_there_and_says_which_is_missing(
     monkeypatch.setattr(clients, "RATES", (20.0,))
     monkeypatch.setattr(clients, "BUSY", (0.0,))
     data, page = clients.measure(tmp_path, quick=True, peer_path=tmp_path)
-    assert [row["client"] for row in data["rows"]] == ["sgl-entropy bench", "toy"]
-    assert data["clients"]["toy"] == {"version": "1.2", "habit": "keeps time like this"}
-    assert data["missing"] == ["other"]
-    ours, its = data["rows"]
-    assert its["requests"] == 80
+    assert [row.client for row in data.rows] == ["sgl-entropy bench", "toy"]
+    assert data.clients["toy"] == ClientFacts("1.2", "keeps time like this")
+    assert data.missing == ["other"]
+    ours, its = data.rows
+    assert its.requests == 80
     # Drawn before the load, a gap of 9 s would show.
-    assert its["scheduled_rate"] == pytest.approx(20.0, rel=0.1)
+    assert its.scheduled_rate == pytest.approx(20.0, rel=0.1)
     # It sleeps for gaps: what a request takes adds up.
-    assert its["lag_max_s"] > ours["lag_max_s"]
+    assert its.lag_max_s > ours.lag_max_s
     assert "`other` was not installed" in page
     said = capsys.readouterr().err
     assert "not installed, the figure goes without: other\n" in said

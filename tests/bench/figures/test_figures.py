@@ -6,12 +6,13 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sgl_entropy_bench.figures import (
+    clients,
     easd,
     easd_grid,
     easd_overhead,
@@ -19,6 +20,7 @@ from sgl_entropy_bench.figures import (
     leaks,
     lossless,
     paired,
+    served,
     speed,
     startup,
     stop,
@@ -41,6 +43,8 @@ from sgl_entropy.base import provenance
 from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.provenance import command_line
 from sgl_entropy.cli import main
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def generation(times: Sequence[float], tokens: Sequence[int], cycles: int = 0) -> Generation:
@@ -139,10 +143,10 @@ def test_spread_and_slope() -> None:
 
 def test_flatness_looks_past_the_first_quarter() -> None:
     settling = [(n, 100.0 + min(n, 25)) for n in range(1, 101)]
-    assert leaks.flatness(settling)["memory_flat"]
+    assert leaks.flatness(settling).memory_flat
     growing = [(n, 100.0 + 0.1 * n) for n in range(1, 101)]
-    assert not leaks.flatness(growing)["memory_flat"]
-    assert leaks.flatness(growing)["growth_share"] == pytest.approx(7.4 / 102.6, rel=1e-3)
+    assert not leaks.flatness(growing).memory_flat
+    assert leaks.flatness(growing).growth_share == pytest.approx(7.4 / 102.6, rel=1e-3)
 
 
 def test_records_resume_and_survive_a_cut_line(tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_a_refusal_that_did_not_come_is_unexpected() -> None:
 def test_sequences_are_compared_token_by_token() -> None:
     expected = {"a": [1, 2, 3], "b": [4, 5]}
     assert lossless.differences(expected, {"a": [1, 2, 3], "b": [4, 6]}) == [
-        {"prompt": "b", "position": 1}
+        lossless.SequenceDifference("b", 1)
     ]
 
 
@@ -213,17 +217,15 @@ def test_benchmark_prompts_are_interleaved_and_checked(prompts: Path) -> None:
 
 def test_speed_against_the_fake_server(plan: FigurePlan) -> None:
     data, page = speed.measure(plan, {1: 2, 4: 2})
-    one = data["batch_sizes"]["1"]
+    one = data.batch_sizes["1"]
     # 3 tokens a cycle. Times are this machine's: how busy it is, is nobody's business here.
-    assert one["edsd"]["acceptance_length"] == pytest.approx(3.0, rel=0.15)
-    assert one["edsd"]["batches"] == one["edsd"]["windows"] == 2
-    assert one["none"]["step_cost"] == 1.0
-    assert one["none"]["decode_speedup_paired"]["median"] == 1.0
-    for row in (one["edsd"], data["batch_sizes"]["4"]["eagle3"]):
-        assert row["decode_speedup"] == pytest.approx(
-            row["acceptance_length"] / row["step_cost"], rel=0.01
-        )
-    assert set(data["break_even_batch_size"]) == {"eagle3", "edsd"}
+    assert one["edsd"].acceptance_length == pytest.approx(3.0, rel=0.15)
+    assert one["edsd"].batches == one["edsd"].windows == 2
+    assert one["none"].step_cost == 1.0
+    assert one["none"].decode_speedup_paired.median == 1.0
+    for row in (one["edsd"], data.batch_sizes["4"]["eagle3"]):
+        assert row.decode_speedup == pytest.approx(row.acceptance_length / row.step_cost, rel=0.01)
+    assert set(data.break_even_batch_size) == {"eagle3", "edsd"}
     assert "none, batch 4" in page
     path = write_results(plan, "speed", data, page)
     assert path.name == "speed-quick.md"
@@ -234,27 +236,27 @@ def test_speed_against_the_fake_server(plan: FigurePlan) -> None:
 
 def test_easd_against_the_fake_server(plan: FigurePlan) -> None:
     data, _ = easd.measure(plan, "easd-overhead", ("edsd",), {1: 3, 2: 2})
-    cost = data["drafters"]["edsd"]["batch_sizes"]
-    assert cost["2"]["batches"] == 2
-    assert cost["1"]["equal_outputs"] == 1.0
-    assert cost["1"]["cycle_ratio"]["low"] < cost["1"]["cycle_ratio"]["high"]
+    cost = data.drafters["edsd"].batch_sizes
+    assert cost["2"].batches == 2
+    assert cost["1"].equal_outputs == 1.0
+    assert cost["1"].cycle_ratio["low"] < cost["1"].cycle_ratio["high"]
     # Two requests a step: 0.05 ms of each, of steps of 5 ms and more.
-    assert (cost["1"]["own_ms"], cost["2"]["own_ms"]) == (0.05, 0.1)
-    assert 0 < cost["1"]["own_share"]["value"] < 0.011
-    assert cost["1"]["goal"] == "met"
+    assert (cost["1"].own_ms, cost["2"].own_ms) == (0.05, 0.1)
+    assert 0 < cost["1"].own_share["value"] < 0.011
+    assert cost["1"].goal == "met"
     data, page = easd.measure(plan, "easd", ("edsd",), 2)
-    grid = data["drafters"]["edsd"]["benchmarks"]
+    grid = data.drafters["edsd"].benchmarks
     assert list(grid) == ["all", *BENCHMARKS]
-    assert {row["prompts"] for row in grid["gsm8k"].values()} == {2}
+    assert {row.prompts for row in grid["gsm8k"].values()} == {2}
     off, low, high = (grid["all"][name] for name in ("off", "1", "3"))
     # It fires twice in each of ten answers of 24 tokens, of which the first is not checked.
-    assert (off["checks"], off["fires"], off["differing"]) == (0, 0, 0)
-    assert (low["checks"], low["fires"], low["differing"]) == (230, 20, 10)
-    assert low["fires_per_check"]["value"] == pytest.approx(2 / 23, abs=1e-4)
-    assert low["fires_per_100_tokens"]["value"] == pytest.approx(200 / 24, abs=1e-4)
-    assert (high["checks"], high["fires"], high["differing_share"]["value"]) == (230, 0, 0.0)
-    assert off["speed_ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert off["acceptance_length"]["value"] == pytest.approx(23 / 8, abs=1e-4)
+    assert (off.checks, off.fires, off.differing) == (0, 0, 0)
+    assert (low.checks, low.fires, low.differing) == (230, 20, 10)
+    assert low.fires_per_check["value"] == pytest.approx(2 / 23, abs=1e-4)
+    assert low.fires_per_100_tokens["value"] == pytest.approx(200 / 24, abs=1e-4)
+    assert (high.checks, high.fires, high.differing_share["value"]) == (230, 0, 0.0)
+    assert off.speed_ratio == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert off.acceptance_length["value"] == pytest.approx(23 / 8, abs=1e-4)
     assert "| all, 1 | 230 | 20 | 0.087 (0.087-0.087) | 8.33 (8.33-8.33) |" in page
     # Once it is written, nothing is left that a second measurement would take for its own.
     write_results(plan, "easd", data, page)
@@ -338,13 +340,13 @@ def test_stop_against_the_fake_server(plan: FigurePlan, tmp_path: Path) -> None:
     calibration = tmp_path / "calibration.json"
     calibration.write_text("{}")
     data, page = stop.measure(plan, ("eagle3",), calibration, {1: 2})
-    rows = data["drafters"]["eagle3"]["1"]
+    rows = data.drafters["eagle3"]["1"]
     assert list(rows) == ["fixed", "svip", "calibrated", "fixed-all", "svip-all", "calibrated-all"]
-    assert [row["verified_per_cycle"] for row in rows.values()] == [4, 2, 2] * 2
-    assert {row["equal_outputs"] for row in rows.values()} == {1.0}
-    assert rows["fixed-all"]["decode_ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert rows["svip"]["decode_ratio"]["low"] is not None
-    assert data["calibration"]["file"] == "calibration.json"
+    assert [row.verified_per_cycle for row in rows.values()] == [4, 2, 2] * 2
+    assert {row.equal_outputs for row in rows.values()} == {1.0}
+    assert rows["fixed-all"].decode_ratio == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert rows["svip"].decode_ratio["low"] is not None
+    assert data.calibration.file == "calibration.json"
     assert "eagle3, batch 1, svip, all verified" in page
     with pytest.raises(ValueError, match="made for one drafter: name it with --drafter"):
         stop.measure(plan, ("eagle3", "edsd"), calibration)
@@ -414,15 +416,48 @@ def test_options_of_other_figures_are_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "way", "row"),
+    [
+        ("speed", ("batch_sizes", "1", "edsd"), speed.ArmSpeed),
+        ("speed", ("batch_sizes", "1", "edsd", "step_cost_paired"), speed.Quartiles),
+        ("speed", (), speed.SpeedFigure),
+        ("stop", ("drafters", "edsd", "1", "fixed"), stop.StopRow),
+        ("stop", (), stop.StopFigure),
+        ("easd", ("drafters", "edsd", "benchmarks", "all", "off"), easd_grid.SettingRow),
+        ("easd", ("drafters", "edsd"), easd_grid.GridFigure),
+        ("easd-overhead", ("drafters", "edsd", "batch_sizes", "1"), easd_overhead.OverheadRow),
+        ("easd-overhead", ("drafters", "edsd"), easd_overhead.OverheadFigure),
+        ("lossless", ("runs", "none batch 8"), lossless.LosslessRun),
+        ("lossless", (), lossless.LosslessFigure),
+        ("leaks", ("arms", "edsd"), leaks.LeakRow),
+        ("leaks", (), leaks.LeaksFigure),
+        ("startup", ("arms", "edsd"), startup.Starts),
+        ("startup", (), startup.StartupFigure),
+        ("served", (), served.ServedFigure),
+        ("clients", (), clients.ClientsFigure),
+    ],
+)
+def test_results_keep_the_form_of_the_committed_ones(
+    name: str, way: tuple[str, ...], row: type
+) -> None:
+    held = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
+    for step in way:
+        held = held[step]
+    required = {each.name for each in fields(row) if each.default is not None}
+    optional = {each.name for each in fields(row)} - required
+    assert required <= held.keys() <= required | optional | {"provenance"}
+
+
 def test_leaks_against_the_fake_server(plan: FigurePlan) -> None:
     data, page = leaks.measure(plan)
-    row = data["arms"]["edsd"]
-    assert row["unexpected"] == []
-    assert row["load_at_end"] == {"requests": 0, "tokens": 0}
-    assert row["retractions"] > 0
-    assert sum(row["outcomes"].values()) == 120
-    assert row["outcomes"].keys() >= {"disconnect: left", "bad_grammar: 400"}
-    assert row["passed"] == row["memory_flat"]
+    row = data.arms["edsd"]
+    assert row.unexpected == []
+    assert row.load_at_end == leaks.InUse(0, 0)
+    assert row.retractions > 0
+    assert sum(row.outcomes.values()) == 120
+    assert row.outcomes.keys() >= {"disconnect: left", "bad_grammar: 400"}
+    assert row.passed == row.memory_flat
     assert "bad_input: 400" in page
 
 
@@ -433,12 +468,12 @@ def test_a_leak_is_found(plan: FigurePlan, monkeypatch: pytest.MonkeyPatch) -> N
     row = leaks.run_arm(
         FigurePlan(leaky, plan.eagle3, plan.edsd, None, plan.work, plan.results), arm, 110
     )
-    assert row["load_at_end"]["tokens"] > 0
-    assert not row["passed"]
+    assert row.load_at_end.tokens > 0
+    assert not row.passed
 
 
 def test_startup_against_the_fake_server(plan: FigurePlan) -> None:
     data, page = startup.measure(plan)
-    assert [len(row["startup_s"]) for row in data["arms"].values()] == [1, 1, 1]
-    assert all(row["ready_bytes"][0] > 2**20 for row in data["arms"].values())
+    assert [len(row.startup_s) for row in data.arms.values()] == [1, 1, 1]
+    assert all(row.ready_bytes[0] > 2**20 for row in data.arms.values())
     assert "MiB when ready" in page

@@ -15,18 +15,18 @@ from sgl_entropy_bench.server.arms import ServeArm
 
 def test_served_against_the_fake_server(plan: FigurePlan) -> None:
     data, page = served.measure(plan)
-    assert list(data["temperatures"]) == ["0", "1"]
-    for arms in data["temperatures"].values():
+    assert list(data.temperatures) == ["0", "1"]
+    for arms in data.temperatures.values():
         assert list(arms) == ["none", "eagle3", "edsd"]
-        assert {row["requests"] for row in arms.values()} == {10}
+        assert {row.requests for row in arms.values()} == {10}
         none, eagle3, edsd = arms.values()
-        assert none["speed_up"]["value"] == none["acceptance_length"]["value"] == 1.0
-        assert eagle3["acceptance_length"]["value"] == pytest.approx(3.0, rel=0.15)
-        assert "over_baseline" not in eagle3
-        ratio = edsd["speed_up"]["value"] / eagle3["speed_up"]["value"]
-        assert edsd["over_baseline"]["speed"]["value"] == pytest.approx(ratio, abs=2e-3)
-        assert edsd["over_baseline"]["acceptance_length"]["low"] is not None
-        assert list(edsd["benchmarks"]) == list(BENCHMARKS)
+        assert none.speed_up["value"] == none.acceptance_length["value"] == 1.0
+        assert eagle3.acceptance_length["value"] == pytest.approx(3.0, rel=0.15)
+        assert eagle3.over_baseline is None
+        ratio = edsd.speed_up["value"] / eagle3.speed_up["value"]
+        assert edsd.over_baseline.speed["value"] == pytest.approx(ratio, abs=2e-3)
+        assert edsd.over_baseline.acceptance_length["low"] is not None
+        assert list(edsd.benchmarks) == list(BENCHMARKS)
     assert "## Temperature 1" in page
     assert list((plan.work / "served").glob("*.jsonl")), "not written yet"
     write_results(plan, "served", data, page)
@@ -53,7 +53,7 @@ def test_served_goes_on_where_it_ended(plan: FigurePlan, monkeypatch: pytest.Mon
     resumed = True
     data, _ = served.measure(plan)
     assert len(asked) == len(set(asked)) == 20
-    assert data["temperatures"]["1"]["edsd"]["requests"] == 10
+    assert data.temperatures["1"]["edsd"].requests == 10
 
 
 @pytest.mark.parametrize("arms", [2, 3, 4, 5, 6])
@@ -85,8 +85,8 @@ def test_the_arms_of_served_are_the_drafters_that_were_named(
     ] * 2
     found = served.summarise(rounds, "a")
     # Speed-ups of 2, 2, 2, 2 and 4: their mean, and not that of the pooled seconds.
-    assert found["a"]["speed_up"]["value"] == 2.4
-    assert found["a"]["acceptance_length"]["value"] == 2.0
-    assert found["b"]["over_baseline"]["acceptance_length"]["value"] == 1.5
-    assert found["b"]["over_baseline"]["speed"]["value"] == 0.5
-    assert found["b"]["benchmarks"]["sum"]["speed_up"] == 2.0
+    assert found["a"].speed_up["value"] == 2.4
+    assert found["a"].acceptance_length["value"] == 2.0
+    assert found["b"].over_baseline.acceptance_length["value"] == 1.5
+    assert found["b"].over_baseline.speed["value"] == 0.5
+    assert found["b"].benchmarks["sum"].speed_up == 2.0
