@@ -1,11 +1,11 @@
-"""``sgl-entropy doctor``: is all in place for a server, and if not, what is to be done?
+"""``sgl-entropy doctor``: is everything in place for a server, and if not, what should be done?
 
-Nothing here imports SGLang, and torch is imported only to read the values of a drafter: it runs
-on an unpacked copy, beside a GPU install on a machine without a GPU, and where SGLang itself does
-not start.
+Nothing here imports SGLang, and torch is imported only to read a drafter's values. So the doctor
+also works on an unpacked copy of SGLang, on a GPU install where there is no GPU, and where SGLang
+itself does not start.
 """
 
-from sgl_entropy.doctor.examination import Question, examine
-from sgl_entropy.doctor.report import Check, Report
+from sgl_entropy.doctor.diagnosis import Check, Diagnosis
+from sgl_entropy.doctor.examination import ExaminationRequest, examine
 
-__all__ = ["Check", "Question", "Report", "examine"]
+__all__ = ["Check", "Diagnosis", "ExaminationRequest", "examine"]

@@ -1,4 +1,4 @@
-"""All checks in their order, as far as what came before lets them run."""
+"""All checks in order; a check whose premises failed is left out."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy import patching
 from sgl_entropy.doctor import hardware, host, software
-from sgl_entropy.doctor.flags import FlagError, parse_flags, split_command
+from sgl_entropy.doctor.diagnosis import Check, Diagnosis, Level, fail, ok, warn
+from sgl_entropy.doctor.flags import FlagError, LaunchFlags, parse_flags, split_command
 from sgl_entropy.doctor.launch import check_launch
 from sgl_entropy.doctor.machine import Machine
-from sgl_entropy.doctor.report import Check, Report, fail, ok, warn
 from sgl_entropy.drafter.check import check_drafter
 from sgl_entropy.drafter.checkpoint import inspect_checkpoint
 from sgl_entropy.patching import PatchError, SglangInstall
 from sgl_entropy.runtime.v0_5_6.contract import table
 
-_LEVELS: Mapping[str, Any] = {"ok": "ok", "warn": "warn", "error": "FAIL"}
+_LEVELS: Mapping[str, Level] = {"ok": "ok", "warn": "warn", "error": "FAIL"}
 
 MakeMachine = Callable[[Mapping[str, str], Path | None], Machine]
 
 
 @dataclass(frozen=True)
-class Question:
-    """What to examine beside the machine.
+class ExaminationRequest:
+    """What to examine besides the machine.
 
     Attributes:
         sglang: folder of SGLang; None = the one that this Python would import.
         drafter, target: folders; None = those of the launch flags, where they name folders.
         launch: words of a launch command (``NAME=VALUE`` words first, then the server's flags);
-            empty = none is examined.
+            empty = no command is examined.
     """
 
     sglang: str | None = None
@@ -41,34 +40,37 @@ class Question:
     launch: tuple[str, ...] = ()
 
 
-def examine(question: Question, machine_for: MakeMachine = Machine.here) -> Report:
+def examine(request: ExaminationRequest, machine_for: MakeMachine = Machine.here) -> Diagnosis:
     """Run every check that can be run.
 
     Args:
         machine_for: (environment of the server, folder that holds SGLang) -> its machine.
     """
-    variables, words = split_command(question.launch)
+    variables, words = split_command(request.launch)
     install: SglangInstall | PatchError
     try:
-        install = patching.find_sglang(question.sglang)
+        install = patching.find_sglang(request.sglang)
         site: Path | None = install.root.parent
     except PatchError as error:
         install, site = error, None
     machine = machine_for({**os.environ, **variables}, site)
-    return Report(tuple(_checks(question, words, install, machine)))
+    return Diagnosis(tuple(_checks(request, words, install, machine)))
 
 
 def _checks(
-    question: Question, words: list[str], install: SglangInstall | PatchError, machine: Machine
+    request: ExaminationRequest,
+    words: list[str],
+    install: SglangInstall | PatchError,
+    machine: Machine,
 ) -> Iterator[Check]:
-    flags: dict[str, Any] | None = None
+    flags: LaunchFlags | None = None
     refused = ""
     if words and isinstance(install, SglangInstall):
         try:
-            flags = parse_flags(install.root, words)
+            flags = LaunchFlags.of(parse_flags(install.root, words))
         except FlagError as error:
             refused = str(error)
-    algorithm = (flags or {}).get("speculative_algorithm")
+    algorithm = flags.speculative_algorithm if flags else None
 
     yield software.check_python(machine)
     yield host.check_sglang(install)
@@ -88,15 +90,15 @@ def _checks(
         yield fail("flags", refused, "see `python -m sglang.launch_server --help`")
     if flags is not None:
         yield from check_launch(flags, machine)
-    yield from _pair(question, flags or {})
+    yield from _pair(request, flags or LaunchFlags())
 
 
-def _pair(question: Question, flags: Mapping[str, Any]) -> Iterator[Check]:
-    """The drafter, against the target where one is known."""
-    drafter = question.drafter or _folder(flags.get("speculative_draft_model_path"))
-    target = question.target or _folder(flags.get("model_path"))
+def _pair(request: ExaminationRequest, flags: LaunchFlags) -> Iterator[Check]:
+    """The drafter, compared with the target if one is named."""
+    drafter = request.drafter or _folder(flags.speculative_draft_model_path)
+    target = request.target or _folder(flags.model_path)
     if drafter is None:
-        if question.target is not None:
+        if request.target is not None:
             yield fail("drafter", "--target without a drafter", "add --drafter DIR")
         return
     findings = tuple(inspect_checkpoint(drafter))

@@ -1,19 +1,59 @@
-"""A launch command's flags, read with SGLang's own definitions and without importing it."""
+"""A launch command's flags, parsed by SGLang's own definitions without importing SGLang."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 _TYPES = {"int": int, "float": float, "str": str}
 
 
+@dataclass(frozen=True)
+class LaunchFlags:
+    """The flags that the checks read, named and by default as in SGLang; None = not given.
+
+    ``count``: how many flags the command gives, these or others.
+    """
+
+    count: int = 0
+    model_path: str | None = None
+    config: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 30000
+    device: str | None = None
+    attention_backend: str | None = None
+    sleep_on_idle: bool = False
+    page_size: int = 1
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    quantization: str | None = None
+    enable_lora: bool = False
+    lora_paths: Sequence[str] = ()
+    enable_mixed_chunk: bool = False
+    speculative_algorithm: str | None = None
+    speculative_draft_model_path: str | None = None
+    speculative_token_map: str | None = None
+    speculative_num_steps: int | None = None
+    speculative_eagle_topk: int | None = None
+    speculative_num_draft_tokens: int | None = None
+    speculative_accept_threshold_single: float = 1.0
+    speculative_accept_threshold_acc: float = 1.0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> LaunchFlags:
+        """From what ``parse_flags`` returns."""
+        known = {each.name for each in fields(cls)} - {"count"}
+        read = {name: value for name, value in given.items() if name in known}
+        return cls(count=len(given), **read)
+
+
 class FlagError(ValueError):
-    """The flags cannot be read; the message says which and why."""
+    """The flags cannot be read; the message says which one and why."""
 
 
 def split_command(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -42,13 +82,13 @@ def split_text(text: str) -> list[str]:
 
 
 def parse_flags(root: Path, words: Sequence[str]) -> dict[str, Any]:
-    """The flags that were given: destination -> value; what was not given is not there.
+    """The flags that the command gives: destination -> value, nothing for the others.
 
     Args:
         root: SGLang's package folder; its ``server_args.py`` defines the flags.
 
     Raises:
-        FlagError: an unknown flag, a value that it does not take, or no definitions to be found.
+        FlagError: an unknown flag, a value that it does not take, or no definitions.
     """
     parser = _Parser(add_help=False, argument_default=argparse.SUPPRESS, prog="launch_server")
     source = root / "srt" / "server_args.py"
@@ -79,7 +119,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add(parser: _Parser, call: ast.Call, named: dict[str, ast.expr]) -> None:
-    """Repeat one ``add_argument`` call, as far as its arguments are literals."""
+    """Repeat one ``add_argument`` call with those of its arguments that are literals."""
     strings = [str(arg.value) for arg in call.args if isinstance(arg, ast.Constant)]
     if not strings or any(s in parser._option_string_actions for s in strings):
         return
@@ -97,5 +137,5 @@ def _add(parser: _Parser, call: ast.Call, named: dict[str, ast.expr]) -> None:
                 kept[keyword.arg] = ast.literal_eval(value)
             except ValueError:
                 continue
-    # An action class of SGLang's own is no literal: then the value is kept as it is given.
+    # An action class of SGLang's own is no literal: such a flag keeps its text as the value.
     parser.add_argument(*strings, **kept)

@@ -1,19 +1,19 @@
-"""The device, the CPU's instructions, threads, and the variables that steer them."""
+"""The device, the CPU's instruction sets, threads, and the variables that set them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Literal
 
+from sgl_entropy.doctor.diagnosis import Check, fail, ok, warn
 from sgl_entropy.doctor.machine import Machine
-from sgl_entropy.doctor.report import Check, fail, ok, warn
 
 _TRUE = ("true", "1", "yes", "y")  # as SGLang reads its own variables
 _ENGINE = "SGLANG_USE_CPU_ENGINE"
 
 
 def check_device(machine: Machine, *, launch: bool) -> Check:
-    """Which device a server would get. ``launch``: its flags are known, so this must be right."""
+    """The device that a server would use. ``launch``: flags are given, so it has to be there."""
     name = "device"
     value = machine.environ.get(_ENGINE)
     devices = machine.cuda.devices
@@ -46,7 +46,7 @@ def check_cpu(machine: Machine) -> Check:
 
 
 def check_threads(machine: Machine) -> Check:
-    """OMP_NUM_THREADS against the cores, where the CPU engine computes."""
+    """OMP_NUM_THREADS compared with the number of cores, if the CPU engine computes."""
     name = "threads"
     value = machine.environ.get("OMP_NUM_THREADS")
     if not machine.on_cpu:
@@ -55,7 +55,7 @@ def check_threads(machine: Machine) -> Check:
         fix = f"set OMP_NUM_THREADS (1 to {machine.cores}): more threads than idle cores can be "
         return warn(name, "OMP_NUM_THREADS is not set", fix + "20 times slower")
     if not value.isdigit() or int(value) < 1:
-        found = f"OMP_NUM_THREADS={value!r} is no number from 1"
+        found = f"OMP_NUM_THREADS={value!r} is not a whole number from 1"
         return fail(name, found, f"set it to 1 to {machine.cores}")
     threads, found = int(value), f"OMP_NUM_THREADS={value} on {machine.cores} cores"
     if threads > machine.cores:
@@ -67,7 +67,7 @@ def check_threads(machine: Machine) -> Check:
 
 
 def check_variables(machine: Machine, algorithm: str | None) -> Iterator[Check]:
-    """Environment variables that go wrong together with us."""
+    """Environment variables that break a server with our patches."""
     if machine.on_cpu:
         name, value = "torch.compile", machine.environ.get("TORCHDYNAMO_DISABLE")
         if value == "1":

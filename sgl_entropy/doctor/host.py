@@ -1,4 +1,4 @@
-"""The SGLang itself: its version, our patches in it, and all that we use of it."""
+"""SGLang itself: its version, our patches in it, and everything that we use of it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sgl_entropy import patching
-from sgl_entropy.doctor.report import Check, fail, ok
+from sgl_entropy.doctor.diagnosis import Check, fail, ok
 from sgl_entropy.hostapi.uses import Mismatch
 from sgl_entropy.patching import SglangInstall, manifest
 
-# More lines of one kind than this do not help to see what is wrong.
+# More lines of one kind do not help to see what is wrong.
 _SHOWN = 12
 
 
 def check_sglang(install: SglangInstall | patching.PatchError) -> Check:
-    """Found, and a version that a series is shipped for."""
+    """It is installed, in a version that we ship patches for."""
     if isinstance(install, patching.PatchError):
         fix = "install it beside sgl-entropy, or name its folder with --sglang DIR"
         return fail("sglang", str(install), fix)
@@ -28,19 +28,22 @@ def check_sglang(install: SglangInstall | patching.PatchError) -> Check:
 
 
 def check_patches(install: SglangInstall) -> Iterator[Check]:
-    """The state of our patches, down to every file's hash. Settles a crashed run, if need be."""
+    """The state of our patches, down to every file's hash.
+
+    An apply or revert that was cut short is undone first.
+    """
     name = "patches"
     try:
         report = patching.verify(install, patching.load_series(install.version))
     except patching.PatchError as error:
-        yield fail(name, str(error), "mend that, then: sgl-entropy patch apply")
+        yield fail(name, str(error), "fix that, then: sgl-entropy patch apply")
         return
     count = sum(state == "patched" for state in report.files.values())
     if report.state == "applied":
         yield ok(name, f"applied, {count} files, every hash is right")
         damaged = [note for note in report.notes if note.startswith("stored original")]
         if damaged:
-            fix = "serving is not affected, reverting is: reinstall SGLang to get them back"
+            fix = "serving works, reverting does not: reinstall SGLang to get them back"
             yield Check("warn", "patch originals", "; ".join(damaged), fix)
     elif report.state == "not applied":
         yield fail(name, "not applied", "sgl-entropy patch apply")
@@ -59,7 +62,7 @@ def check_patches(install: SglangInstall) -> Iterator[Check]:
 def check_functions(
     install: SglangInstall, check: Callable[[Path], list[Mismatch]], count: int
 ) -> Iterator[Check]:
-    """Every SGLang function and field that we rely on, against the sources."""
+    """Every function and field of SGLang that we rely on, compared with its sources."""
     name = "functions"
     try:
         mismatches = check(install.root)

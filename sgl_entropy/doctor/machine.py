@@ -1,4 +1,4 @@
-"""The facts that the checks ask for: this process, its Python, its CPU and GPU."""
+"""The facts that the checks need: this process, its Python, its CPU and its GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-# Importing torch from a cold disk takes its time; longer than this is a broken driver.
+# Importing torch from a cold disk is slow; longer than this means a broken driver.
 _PROBE_SECONDS = 120
 _PROBE = """
 import json, torch
@@ -34,12 +34,12 @@ class Cuda:
 
 @dataclass
 class Machine:
-    """Everything that is looked up outside SGLang's folder; tests put other facts in.
+    """Everything that is looked up outside SGLang's folder; tests replace the facts.
 
     Attributes:
-        path: folders that a server started here imports from, the current one first.
+        path: folders from which a server started here imports, the current one first.
         site: the folder that holds SGLang; packages are looked for there first.
-        load: processes that ran in the last minute, on average; None = the system does not tell.
+        load: processes that ran in the last minute, on average; None = the system does not say.
         installed, probe: replacements of the look-ups in packages and on the device.
     """
 
@@ -71,7 +71,7 @@ class Machine:
         )
 
     def version(self, distribution: str) -> str | None:
-        """Of an installed distribution, beside SGLang or in this Python; None: not there."""
+        """The version of a distribution beside SGLang or in this Python; None = not installed."""
         if self.installed is not None:
             return self.installed(distribution)
         folders = ([str(self.site)] if self.site else []) + list(sys.path)
@@ -90,7 +90,7 @@ class Machine:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether a server started here runs on the CPU engine, or can run on nothing else."""
+        """Whether a server started here runs on the CPU engine, by choice or for lack of a GPU."""
         return self.cpu_engine_asked or not self.cuda.devices
 
 
@@ -108,7 +108,7 @@ def _probe(machine: Machine) -> Cuda:
     source = next((p for f in folders if (p := f / "torch" / "version.py").is_file()), None)
     if source is None:
         return Cuda((), "torch is not installed")
-    # Only a CUDA (or ROCm) build is worth the seconds of an import.
+    # Only for a CUDA (or ROCm) build is the import worth its seconds.
     text = source.read_text(encoding="utf-8")
     if not re.search(r"""^(cuda|hip)\b[^=]*=\s*["']""", text, re.MULTILINE):
         return Cuda((), "this torch is a build without CUDA")

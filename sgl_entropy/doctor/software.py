@@ -1,4 +1,4 @@
-"""Python, the packages beside SGLang, and what could stand in their way."""
+"""Python, the packages that SGLang needs, and what could shadow them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from sgl_entropy.doctor.diagnosis import Check, fail, ok, warn
 from sgl_entropy.doctor.machine import Machine
-from sgl_entropy.doctor.report import Check, fail, ok, warn
 
 _TESTED_PYTHONS = ((3, 10), (3, 11), (3, 12))
 
@@ -24,7 +24,7 @@ def check_python(machine: Machine) -> Check:
 
 
 def check_packages(machine: Machine, tested: Mapping[str, tuple[str, ...]]) -> Iterator[Check]:
-    """Installed, and a version that ``tested`` (distribution -> versions) knows."""
+    """Each is installed, in a version that is in ``tested`` (distribution -> versions)."""
     for name, versions in tested.items():
         version = machine.version(name)
         wanted = " or ".join(versions)
@@ -49,11 +49,11 @@ def check_numpy(machine: Machine) -> Check:
 
 
 def check_kernels(machine: Machine, tested: str) -> Check:
-    """``sgl_kernel``: SGLang's compiled operators, which the CPU engine does without."""
+    """``sgl_kernel``: SGLang's compiled operators; the CPU engine does not need them."""
     name = "sgl_kernel"
     version = machine.version("sgl-kernel")
     if version is None and machine.on_cpu:
-        return ok(name, "not installed; the CPU engine does without it")
+        return ok(name, "not installed; the CPU engine does not need it")
     if version is None:
         return fail(name, "not installed", f'pip install "sgl-kernel=={tested}"')
     if version.split("+", 1)[0].split(".post", 1)[0] != tested:
@@ -62,7 +62,7 @@ def check_kernels(machine: Machine, tested: str) -> Check:
 
 
 def check_shadowing(machine: Machine) -> Check:
-    """A foreign package named ``kernels`` is taken by transformers for the one on PyPI."""
+    """transformers takes any package named ``kernels`` for the one on PyPI."""
     name = "import path"
     spec = PathFinder.find_spec("kernels", list(machine.path))
     if spec is None or spec.origin is None:  # a folder without __init__.py shadows nothing

@@ -11,9 +11,9 @@ import pytest
 
 from sgl_entropy import patching
 from sgl_entropy.cli import main
-from sgl_entropy.doctor import Question, Report, examine, host
+from sgl_entropy.doctor import Diagnosis, ExaminationRequest, examine, host
+from sgl_entropy.doctor.diagnosis import Check
 from sgl_entropy.doctor.machine import Machine
-from sgl_entropy.doctor.report import Check
 from sgl_entropy.hostapi.uses import Mismatch, Use
 from sgl_entropy.patching import manifest
 from sgl_entropy.patching.state import original_name, survey, upstream_contents
@@ -116,14 +116,14 @@ def test_functions_are_listed_up_to_a_limit(unpacked: Path) -> None:
 Make = Callable[..., Machine]
 
 
-def ask(make: Make, **question: object) -> Report:
+def ask(make: Make, **question: object) -> Diagnosis:
     def machine_for(environ: Mapping[str, str], site: Path | None) -> Machine:
         return make()
 
-    return examine(Question(**question), machine_for)  # type: ignore[arg-type]
+    return examine(ExaminationRequest(**question), machine_for)  # type: ignore[arg-type]
 
 
-def levels(report: Report) -> dict[str, str]:
+def levels(report: Diagnosis) -> dict[str, str]:
     return {check.name: check.level for check in report.checks}
 
 
@@ -161,7 +161,7 @@ def test_variables_of_the_launch_reach_the_machine(unpacked: Path) -> None:
         return cpu_machine(environ=environ)
 
     words = ("OMP_NUM_THREADS=7", "--model", "T")
-    report = examine(Question(sglang=str(unpacked), launch=words), machine_for)
+    report = examine(ExaminationRequest(sglang=str(unpacked), launch=words), machine_for)
     assert seen == ["7"]
     assert levels(report)["threads"] == "warn"
 
@@ -238,7 +238,7 @@ def test_the_command_takes_flags_after_dashes_or_as_text(
 
 
 def test_a_report_is_one_line_a_check() -> None:
-    report = Report((Check("FAIL", "files", "two:\n  a\n  b\n", "mend them"),))
+    report = Diagnosis((Check("FAIL", "files", "two:\n  a\n  b\n", "mend them"),))
     assert report.lines() == ["FAIL  files  two: a; b -> mend them", "1 failure, 0 warnings"]
     assert not report.ok
-    assert Report((Check("warn", "x", "y", "z"),)).ok
+    assert Diagnosis((Check("warn", "x", "y", "z"),)).ok

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy import patching
-from sgl_entropy.doctor.flags import FlagError, parse_flags, split_command, split_text
+from sgl_entropy.doctor.diagnosis import Check
+from sgl_entropy.doctor.flags import FlagError, LaunchFlags, parse_flags, split_command, split_text
 from sgl_entropy.doctor.launch import check_launch
 from sgl_entropy.doctor.machine import Machine
-from sgl_entropy.doctor.report import Check
 from tests.doctor.machines import cpu_machine, gpu_machine
 from tests.drafter import tiny
 
@@ -62,7 +62,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(root: Path, text: str, machine: Machine) -> dict[str, Check]:
-    return {c.name: c for c in check_launch(parse_flags(root, split_text(text)), machine)}
+    return {
+        c.name: c
+        for c in check_launch(LaunchFlags.of(parse_flags(root, split_text(text))), machine)
+    }
 
 
 def test_flags_are_those_of_sglang(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an examination found: one line a check."""
+"""The result of an examination: one line a check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Check:
     """One checked thing.
 
     Attributes:
-        level: ``ok``; ``warn`` = it runs, but read this; ``FAIL`` = it must be mended first.
+        level: ``ok``; ``warn`` = it runs, but read this; ``FAIL`` = fix this first.
         name: what was checked, a few words.
         found: what is there, and what was expected where that differs.
         fix: what to do; empty for ``ok``.
@@ -38,20 +38,21 @@ def fail(name: str, found: str, fix: str) -> Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class Diagnosis:
     """All checks, in the order in which a person should read them."""
 
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """No failure; warnings may be there."""
+        """No check failed; there may be warnings."""
         return not self.count("FAIL")
 
     def count(self, level: Level) -> int:
         return sum(check.level == level for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
         return {
             "ok": self.ok,
             "failures": self.count("FAIL"),
@@ -60,7 +61,7 @@ class Report:
         }
 
     def lines(self) -> list[str]:
-        """One line a check and one for the whole."""
+        """One line a check, and a last one with the numbers of failures and warnings."""
         width = max((len(check.name) for check in self.checks), default=0)
         out = [_line(check, width) for check in self.checks]
         failures, warnings = self.count("FAIL"), self.count("warn")
