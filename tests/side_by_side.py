@@ -1,7 +1,7 @@
 """The whole suite in two processes: tests that start SGLang, and beside them all others.
 
-Servers of the engine tests keep one core busy and the other idle. With arguments (`make test
-ARGS='-k easd'`) it is plain pytest with them.
+Servers of the engine tests keep one core busy and the other idle. Each half ends with its slowest
+tests. With arguments (`make test ARGS='-k easd'`) this is plain pytest with them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import time
 
 PYTEST = [sys.executable, "-m", "pytest"]
 # A cache of its own, so that neither half forgets what failed in the other.
-ENGINE = [*PYTEST, "-m", "engine", "-o", "cache_dir=.pytest_cache/engine"]
-OTHERS = [*PYTEST, "-m", "not engine"]
+ENGINE = [*PYTEST, "--durations=25", "-m", "engine", "-o", "cache_dir=.pytest_cache/engine"]
+OTHERS = [*PYTEST, "--durations=25", "-m", "not engine"]
 
 
 def main(arguments: list[str]) -> int:
