@@ -179,6 +179,7 @@ def test_what_cannot_be_compared_is_refused(
         measure(Workspace.of(given), "EDSD", 2, print)
 
 
+@pytest.mark.slow
 def test_the_command(
     tiny_store: Store, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
             yield from ((name, "") for name in names if name.split(".")[0] == "sglang")
 
 
+@pytest.mark.slow
 def test_the_file_of_uses_is_what_the_sources_say() -> None:
     lines = (text.splitlines() for text in (USES_FILE.read_text(), dump_uses(generate())))
     changes = [*difflib.unified_diff(*lines, "uses.json", "the sources", lineterm="", n=0)]

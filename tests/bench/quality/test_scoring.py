@@ -137,6 +137,7 @@ def test_the_reference_may_be_a_solution_with_a_box(verifier: MathVerifier) -> N
         task.read("here", {"problem": "?", "solution": "It is 7."}, "")
 
 
+@pytest.mark.slow
 def test_an_expression_that_never_ends_is_undecided_and_hinders_no_other() -> None:
     hasty, verifier = MathVerifier(limit_s=1.0), MathVerifier()
     for power in ("10^{10^{10}}", "9!!!!!!!!"):
