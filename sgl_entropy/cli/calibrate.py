@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from sgl_entropy.base.tables import text_table
 from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.cli.devices import add_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
-from sgl_entropy.cli.output import check_file, write_json
+from sgl_entropy.cli.output import check_file, say, write_json
 
 if TYPE_CHECKING:
     from sgl_entropy.verify.calibration import Calibration, Percentiles
@@ -52,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="held-out prompts: JSON Lines with turns, conversations, question or text, or plain "
-        "lines; a folder stands for its files",
+        "lines; a folder means all of its files",
     )
     add("--out", type=Path, required=True, metavar="FILE", help="the calibration to write")
     add(
@@ -60,12 +59,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=80.0,
         metavar="P",
-        help="of both entropies, 0 to 100: the thresholds (default: 80)",
+        help="percentile of both entropies that becomes the threshold, 0 to 100 (default: 80)",
     )
-    add("--target-percentile", type=float, metavar="P", help="another for the target")
-    add("--draft-percentile", type=float, metavar="P", help="another for the drafter")
-    add("--top-n", type=int, metavar="N", help="tokens compared (default: 10, or the server's)")
-    add("--overlap", type=float, default=0.5, help="least share in common (default: 0.5)")
+    add("--target-percentile", type=float, metavar="P", help="another one for the target")
+    add("--draft-percentile", type=float, metavar="P", help="another one for the drafter")
+    add(
+        "--top-n",
+        type=int,
+        metavar="N",
+        help="likeliest tokens that are compared (default: 10, or the server's)",
+    )
+    add("--overlap", type=float, default=0.5, help="least share of them in common (default: 0.5)")
     add_sizes(parser, max_prompt_tokens=1024)
     add_device(parser, "the plain models compute", dtype=None)
     add("--plot", type=Path, metavar="FILE", help="draw it, .png or .svg (needs matplotlib)")
@@ -92,9 +96,9 @@ def run(args: argparse.Namespace) -> int:
     asked = chat_prompts(source.target, groups, args.max_prompt_tokens)
     prompts = [prompt for group in asked.values() for prompt in group]
     record = args.out.with_name(f"{args.out.name}.trace")
-    seen = observe(source, prompts, record, _say, counter("prompts"))
+    seen = observe(source, prompts, record, say, counter("prompts"))
     if len(seen) < FEW:
-        _say(
+        say(
             f"warning: only {len(seen)} positions: percentiles are not sure; use more prompts or "
             "longer answers (--max-prompts, --max-new-tokens)"
         )
@@ -133,10 +137,6 @@ def _check(args: argparse.Namespace) -> Percentiles:
             raise ValueError(f"{flag} must be a number from 0 to 100, found {given[-1]}")
     EasdRule(top_n=EasdRule.top_n if args.top_n is None else args.top_n, overlap=args.overlap)
     return Percentiles(*given)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _table(made: Calibration) -> str:

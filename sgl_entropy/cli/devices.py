@@ -9,8 +9,8 @@ def add_device(parser: argparse.ArgumentParser, what: str, dtype: str | None = "
     """Both options.
 
     Args:
-        what: computes there: the help's words.
-        dtype: what ``--dtype`` is where it is not given; None = left to ``check_sizes``.
+        what: the words of the help for what computes there.
+        dtype: the default of ``--dtype``; None = ``check_sizes`` sets it.
     """
     parser.add_argument(
         "--device",
@@ -21,12 +21,12 @@ def add_device(parser: argparse.ArgumentParser, what: str, dtype: str | None = "
         "--dtype",
         choices=("float32", "bfloat16"),
         default=dtype,
-        help="of the target (default: float32)",
+        help="numbers of the target (default: float32)",
     )
 
 
 def checked_device(name: str | None) -> str:
-    """The device of that name; of none, CUDA where there is one, else the CPU.
+    """The device of that name; without a name, CUDA where there is one, else the CPU.
 
     Raises:
         ValueError: no such device here.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from sgl_entropy.base.plots import require_plots
 from sgl_entropy.base.texts import text_files
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.devices import add_device, checked_device
-from sgl_entropy.cli.output import write_json
+from sgl_entropy.cli.output import say, write_json
 from sgl_entropy.cli.prompt_groups import read_groups
 
 if TYPE_CHECKING:
@@ -26,11 +25,11 @@ EPILOG = """examples:
   sgl-entropy drafter eval OTHER --target TARGET --texts FOLDER --against first.json
   sgl-entropy drafter eval DRAFTER --target TARGET --texts FOLDER --server http://HOST:PORT
 
-Greedy, by ordinary verification. The deciles and the plot are of the first draft of each cycle. A
-server tells its entropies if it was started with --speculative-verify-mode easd, which is off for
-these requests; any other that was patched tells the rest."""
+Decoding is greedy with ordinary verification. The deciles and the plot show the first draft of
+each cycle. A server reports entropies if it was started with --speculative-verify-mode easd, which
+these requests turn off; any other patched server reports everything else."""
 
-# What only a measurement in plain torch takes: a server has its own.
+# Options of measurements in plain torch alone, with their defaults: a server has its own.
 OFFLINE = {"depth": 4, "dtype": "float32", "threads": 1}
 
 
@@ -48,15 +47,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="prompts, a group a file: JSON Lines with turns, conversations, question or text, "
-        "or plain lines; a folder stands for its files",
+        "or plain lines; a folder means all of its files",
     )
     parser.add_argument(
         "--against",
         type=Path,
         metavar="FILE.json",
-        help="another drafter's report of the same prompts: the ratio of both taus, paired",
+        help="another drafter's report on the same prompts: compare both taus, prompt by prompt",
     )
-    parser.add_argument("--server", metavar="URL", help="ask this server instead, which drafts")
+    parser.add_argument(
+        "--server", metavar="URL", help="ask this server, which drafts, instead of plain torch"
+    )
     add_sizes(parser, max_prompt_tokens=2048)
     add_device(parser, "target and drafter compute, offline", dtype=None)
     parser.add_argument(
@@ -69,12 +70,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def add_sizes(parser: argparse.ArgumentParser, max_prompt_tokens: int) -> None:
     """Options of every measurement on texts; ``check_sizes`` checks them."""
-    parser.add_argument("--depth", type=int, help="of the chain, offline (default: 4)")
+    parser.add_argument("--depth", type=int, help="tokens of a chain, offline (default: 4)")
     parser.add_argument(
-        "--max-prompts", type=int, default=20, metavar="N", help="of each file (default: 20)"
+        "--max-prompts",
+        type=int,
+        default=20,
+        metavar="N",
+        help="prompts of each file (default: 20)",
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=96, metavar="N", help="of an answer (default: 96)"
+        "--max-new-tokens",
+        type=int,
+        default=96,
+        metavar="N",
+        help="tokens of an answer (default: 96)",
     )
     parser.add_argument(
         "--max-prompt-tokens",
@@ -88,15 +97,15 @@ def add_sizes(parser: argparse.ArgumentParser, max_prompt_tokens: int) -> None:
 
 
 def check_sizes(args: argparse.Namespace) -> None:
-    """Also fills in what was not given of ``OFFLINE``, where no server is asked.
+    """Check the sizes, and fill in the defaults of ``OFFLINE`` where no server is asked.
 
     Raises:
-        ValueError: a number below 1, or beside a server what is of offline measurements.
+        ValueError: a number is below 1, or an offline option was given with --server.
     """
     server = getattr(args, "server", None)
     for name in ("device", *OFFLINE):
         if server and getattr(args, name) is not None:
-            raise ValueError(f"--{name} is of offline measurements: leave out --server, or it")
+            raise ValueError(f"--{name} is for offline measurements: leave out --server, or it")
     for name, usual in OFFLINE.items():
         if not server and getattr(args, name) is None:
             setattr(args, name, usual)
@@ -155,7 +164,7 @@ def _measured(
 
         dtype, device = getattr(torch, args.dtype), checked_device(args.device)
         sizes = (args.depth, args.max_new_tokens)
-        asked = judged(args.target, args.drafter, prompts, *sizes, dtype, _progress, device)
+        asked = judged(args.target, args.drafter, prompts, *sizes, dtype, say, device)
     judgements, interruption = _until_interrupted(asked)
     entropies = served is None or served.untraced is None
     acceptance = AcceptanceReport.of(judgements, entropies)
@@ -195,10 +204,6 @@ def _until_interrupted(
     return judgements, interruption
 
 
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _served(args: argparse.Namespace) -> ServedDrafter:
     """
     Raises:
@@ -206,11 +211,11 @@ def _served(args: argparse.Namespace) -> ServedDrafter:
     """
     from sgl_entropy.cli.drafter_eval_server import ServedDrafter
 
-    served = ServedDrafter(args.server, args.drafter, args.target, _progress)
+    served = ServedDrafter(args.server, args.drafter, args.target, say)
     if served.untraced and args.plot is not None:
         raise ValueError(f"--plot needs the entropies: {served.untraced}")
     if served.untraced:
-        _progress(f"without entropies: {served.untraced}")
+        say(f"without entropies: {served.untraced}")
     return served
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
-from sgl_entropy.cli.output import write_json, write_text
+from sgl_entropy.cli.output import say, write_json, write_text
 from sgl_entropy.cli.prompt_groups import read_groups
 
 EPILOG = """examples:
@@ -21,8 +20,8 @@ EPILOG = """examples:
   sgl-entropy drafter robustness edsd=DIR --target TARGET --texts mt_bench.jsonl \\
       --systems systems.jsonl --max-prompts 5 --json robustness.json
 
-Each prompt is answered with the template's own system prompt and with each of the foreign ones.
-Repeated after an interrupt, the command goes on with what is missing (--records)."""
+Each prompt is answered under the template's own system prompt and under each foreign one. After an
+interrupt, repeat the command: it measures only what is missing (--records)."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--records",
         type=Path,
         metavar="FILE",
-        help="counts as they come, to go on from after an interrupt (default: in the cache)",
+        help="keep counts there, to continue after an interrupt (default: in the cache)",
     )
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help="write the figures there, as Markdown"
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     )
     device = checked_device(args.device)
     report = robustness.RobustnessReport(
-        figures=robustness.measure(settings, records, _progress, device),
+        figures=robustness.measure(settings, records, say, device),
         systems=len(systems),
         systems_sha256=file_sha256(args.systems),
         texts_sha256={file.name: file_sha256(file) for file in text_files(args.texts)},
@@ -111,7 +110,3 @@ def _named(words: Sequence[str]) -> dict[str, Path]:
             raise ValueError(f"{name}: no drafter in {folder} (it has no model.safetensors)")
         drafters[name] = Path(folder)
     return drafters
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

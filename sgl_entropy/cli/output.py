@@ -69,6 +69,11 @@ def check_folder(flag: str, where: Path | None) -> None:
         raise ValueError(f"{flag} {where}: cannot be written: {error.strerror}") from None
 
 
+def say(line: str) -> None:
+    """A line for people, on stderr: stdout may be taken by a report."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def write_json(report: Mapping[str, Any], where: str | Path | None) -> bool:
     """Write ``report`` (nowhere for None).
 

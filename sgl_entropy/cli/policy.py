@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME:KEY=VALUE,...",
-        help="may be given often (default: the policies that the trace was recorded under)",
+        help="may be repeated (default: the policies that the trace was recorded under)",
     )
     for name, help_line in (
         ("draft", "time of a draft step, in plain decode steps; with it, speeds are compared"),

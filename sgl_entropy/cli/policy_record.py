@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask, write, say how many."""
+    """Ask, write, tell how many."""
     for name in _NUMBERS:
         if getattr(args, name) < 1:
             flag = name.replace("_", "-")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from sgl_entropy.base.plots import require_plots
 from sgl_entropy.cli.devices import add_device, checked_device
-from sgl_entropy.cli.output import write_json
+from sgl_entropy.cli.output import say, write_json
 
 EPILOG = """examples:
   sgl-entropy select TARGET --texts prompts.jsonl
@@ -17,10 +16,10 @@ EPILOG = """examples:
   sgl-entropy select TARGET --texts prompts.jsonl --by probe --json layers.json
   sgl-entropy select TARGET --texts prompts.jsonl --by probe --against layers-compared.json
 
-Layers have two numbers: hidden states (0 = embedding output, i = output of decoder layer i - 1),
-as the paper counts, and decoder layer ids from 0, as a drafter's target_layer_ids count. a is the
-hidden state of the highest curvature, b that of the highest LiDAR; if both pick the same one, b is
-LiDAR's runner-up. Fewer --views and --view-tokens make it faster, and LiDAR less sure."""
+Layers have two numbers. The paper counts hidden states: 0 is the embedding output, i the output of
+decoder layer i - 1. A drafter's target_layer_ids count decoder layers from 0. a is the hidden state
+of the highest curvature, b that of the highest LiDAR; if both are the same, b is LiDAR's second.
+Fewer --views and --view-tokens make it faster, and LiDAR less certain."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="calibration texts: .jsonl rows with turns, conversations, question or text; any "
-        "other file: a text a line; a folder stands for its files",
+        "other file: a text a line; a folder means all of its files",
     )
     add = parser.add_argument
     add("--count", type=int, help="texts, a seeded sample (default: 128, or what the file has)")
@@ -42,13 +41,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, default=64, help="texts are cut to this (default: 64)")
     add("--view-tokens", type=int, default=24, help="noisy views are cut to this (default: 24)")
     add("--noise", type=float, default=0.3, help="share of a view's words changed (default: 0.3)")
-    add("--seed", type=int, default=0, help="of sample, noise and resamples (default: 0)")
-    add("--resamples", type=int, default=200, help="of the texts, for curvature (default: 200)")
+    add("--seed", type=int, default=0, help="seed of sample, noise and resamples (default: 0)")
+    add(
+        "--resamples",
+        type=int,
+        default=200,
+        help="resamples of the texts, for curvature (default: 200)",
+    )
     add(
         "--lidar-resamples",
         type=int,
         default=20,
-        help="the first so many serve LiDAR too, which costs more (default: 20)",
+        help="how many of them are used for LiDAR too, which costs more (default: 20)",
     )
     add(
         "--fix-a",
@@ -61,15 +65,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--by",
         choices=("metrics", "probe"),
         default="metrics",
-        help="what chooses: the paper's two metrics, or how well a drafter does that is solved for "
-        "on a pair of layers (default: metrics)",
+        help="choose by the paper's two metrics, or by a closed-form drafter on pairs of layers "
+        "(default: metrics)",
     )
     add(
         "--against",
         type=Path,
         metavar="FILE",
-        help="a report of `train compare --json` whose arms tap different layers: hold the scores "
-        "against the acceptance lengths there",
+        help="a report of `train compare --json` whose arms tap different layers: compare the "
+        "scores with the acceptance lengths there",
     )
     add_device(parser, "target and metrics are computed")
     add("--threads", type=int, help="torch threads (default: torch's own choice)")
@@ -100,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
     settings = SelectSettings(**{name: getattr(args, name) for name in names})
     origin = provenance(torch.get_num_threads(), {"target": args.target})
     device = checked_device(args.device)
-    report = select_layers(args.target, args.texts, settings, _say, device, args.against)
-    # Files first: a reader of the table may have gone.
+    report = select_layers(args.target, args.texts, settings, say, device, args.against)
+    # Files first: printing fails where the reader of the table has gone.
     if args.plot is not None:
         draw(report, args.plot)
     # Trainings that read the choice check that it was made for their target.
@@ -110,7 +114,3 @@ def run(args: argparse.Namespace) -> int:
     ):
         print(report.table())
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

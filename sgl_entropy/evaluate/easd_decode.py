@@ -1,10 +1,10 @@
-"""EASD decoding in plain torch, one prompt at a time: what an engine is compared with.
+"""EASD decoding in plain torch, one prompt at a time: the reference for engines.
 
-Plain speculation never changes the target's answer, so ``evaluate`` can write it down first and
-walk over it. EASD does change it: every token depends on which positions fired before. So this
-loop really decodes: the drafter proposes a chain, the target runs over it, ``verify_chain``
-decides, and both go on behind what was emitted. Both keep their caches; a rejected token's rows
-are written over in the target's and never enter the drafter's.
+Plain speculation never changes the target's answer, so ``walk`` can generate it first. EASD changes
+it: every token depends on which positions fired before. So this loop decodes: the drafter proposes
+a chain, the target runs over it, ``verify_chain`` decides, and both continue after the emitted
+tokens. Both keep their caches; a rejected token's rows are overwritten in the target's and never
+enter the drafter's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sgl_entropy.verify.trace import CycleRecord
 
 @dataclass(frozen=True)
 class EasdAnswer:
-    """An answer and how it came about.
+    """An answer and its cycles.
 
     Attributes:
         tokens: without the prompt; ends with the target's end token unless it was cut.
@@ -128,7 +128,7 @@ class _Decoding:
         return self.target.logits(out.final[0]), torch.cat(out.taps, dim=-1)[0]
 
     def _run_drafter(self, tokens: list[int], taps: Tensor, at: int) -> Tensor:
-        """Verified rows from ``at``: tokens beside the taps before them; out [d] of the last."""
+        """Verified rows from ``at``, each token with the taps before it; out [d] of the last."""
         features = self.drafter.fuse_taps(taps.to(self.drafter.fc.weight.dtype))
         return self._rows(tokens, features, at, self.draft_cache)
 
@@ -141,7 +141,7 @@ class _Decoding:
         return out[0, -1]
 
     def _draft(self, out: Tensor, depth: int) -> tuple[list[int], Tensor]:
-        """A greedy chain behind the last verified row: target ids, logits [depth, draft vocab]."""
+        """A greedy chain after the last verified row: target ids, logits [depth, draft vocab]."""
         cache = self.draft_cache.copy()
         tokens: list[int] = []
         logits: list[Tensor] = []
@@ -156,7 +156,7 @@ class _Decoding:
     def _verify(
         self, raw: Tensor, drafted: list[int], draft_logits: Tensor, left: int
     ) -> tuple[CycleRecord, list[int]]:
-        """The cycle and what it emits: at most ``left`` tokens, and none behind an end token."""
+        """The cycle and what it emits: at most ``left`` tokens, and none after an end token."""
         # The rule's plain form: a few rows, wherever the models are.
         raw, draft_logits, d2t = raw.cpu(), draft_logits.cpu(), self.drafter.d2t.cpu()
         ids = torch.tensor(drafted)
@@ -169,7 +169,7 @@ class _Decoding:
         emitted = walk.tokens[:left]
         ends = [i for i, token in enumerate(emitted) if token in self.target.eos_ids]
         emitted = emitted[: ends[0] + 1] if ends else emitted
-        # A position behind the end was judged for nothing.
+        # Positions after the end do not count.
         kept = len(emitted)
         at = torch.arange(len(drafted))
         cycle = CycleRecord(

@@ -243,17 +243,19 @@ def _prompts_that_always_fit(settings: RobustnessSettings) -> dict[str, list[str
 
 
 def _read(records: Path, key: str) -> dict[tuple[int, str], list[PromptCounts]]:
-    held: dict[tuple[int, str], list[PromptCounts]] = {}
+    counts: dict[tuple[int, str], list[PromptCounts]] = {}
     if records.is_file():
         text = records.read_text(encoding="utf-8")
         # A last line that a crash cut off is measured again.
         for line in text[: text.rfind("\n") + 1].splitlines():
             row = json.loads(line)
             if row["key"] == key:
-                held[row["system"], row["drafter"]] = [PromptCounts(*one) for one in row["prompts"]]
+                counts[row["system"], row["drafter"]] = [
+                    PromptCounts(*one) for one in row["prompts"]
+                ]
         if text and not text.endswith("\n"):
             write_whole(records.resolve(), text[: text.rfind("\n") + 1])
-    return held
+    return counts
 
 
 def summarise(

@@ -47,7 +47,7 @@ class FirstDrafts:
 
 @dataclass(frozen=True)
 class EntropyPart:
-    """Positions whose target entropy lies between two values, nats, and their acceptance."""
+    """Positions with a target entropy between two values, nats, and their acceptance."""
 
     entropy: tuple[float, float]
     positions: int

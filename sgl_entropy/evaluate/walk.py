@@ -20,6 +20,7 @@ from sgl_entropy.drafter.model import Drafter
 from sgl_entropy.drafter.unroll import Unroll
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.evaluate.uncertainty import FirstDrafts
+from sgl_entropy.target.batches import by_length, padded
 from sgl_entropy.target.plain import PlainTarget, TargetOutput
 
 
@@ -73,27 +74,15 @@ class ChainFigures:
         return [a / r if r else 0.0 for a, r in zip(self.accepted_at, reached, strict=True)]
 
 
-# Padded rows of a prefill: what its widest activations take is of their order.
+# Padded rows of a prefill: the memory of its widest activations grows with them.
 _MOST_ROWS = 1 << 15
 
 
 def answered_together(
     lengths: Sequence[int], device: torch.device, most: int | None = None
 ) -> list[list[int]]:
-    """Which prompts are answered at once: neighbours by length, the short ones first.
-
-    Args:
-        lengths: of the prompts; ``most``: at once; None = what suits ``device``.
-    """
-    most = most or (16 if device.type == "cpu" else 128)
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        last = batches[-1] if batches else []
-        if last and len(last) < most and (len(last) + 1) * lengths[i] <= _MOST_ROWS:
-            last.append(i)
-        else:
-            batches.append([i])
-    return batches
+    """Which prompts are answered at once, ``most`` of them; None = as suits ``device``."""
+    return by_length(lengths, most or (16 if device.type == "cpu" else 128), _MOST_ROWS)
 
 
 @torch.inference_mode()
@@ -114,11 +103,7 @@ def greedy_answers(
     """
     answers: dict[int, GreedyAnswer] = {}
     for part in answered_together([len(prompt) for prompt in prompts], target.device, batch):
-        lengths = torch.tensor([len(prompts[i]) for i in part])
-        ids = torch.zeros((len(part), int(lengths.max())), dtype=torch.long)
-        for row, i in enumerate(part):
-            ids[row, : len(prompts[i])] = torch.tensor(prompts[i])
-        ids, lengths = ids.to(target.device), lengths.to(target.device)
+        ids, lengths = padded(target, [prompts[i] for i in part])
         cache = target.new_cache(len(part))
         out = target.forward(ids, torch.zeros_like(lengths), cache, tap_layers=tap_layers)
         rows = torch.arange(len(part), device=target.device)
@@ -162,7 +147,7 @@ def draft_answer(
     A cycle that would emit more tokens than the answer has left counts what is left.
 
     Args:
-        embedding: the target's, [vocab, d]; everything lies on one device.
+        embedding: the target's, [vocab, d]; all on one device.
     """
     n, start = len(answer.tokens), answer.prompt_length
     chains = n - 1 - start

@@ -82,27 +82,27 @@ def read_trained(path: Path) -> list[TrainedPair]:
     arms, runs = raw.get("arms"), raw.get("runs")
     if not isinstance(arms, dict) or not isinstance(runs, list):
         raise ValueError(f"{path}: not a report of `sgl-entropy train compare --json`")
-    found: dict[str, TrainedPair] = {}
+    pairs: dict[str, TrainedPair] = {}
     for run in runs:
         layers = run.get("layers") if isinstance(run, dict) else None
         if not isinstance(layers, list):
             raise ValueError(f"{path}: its runs do not say which layers they tap: compare again")
-        if run["algorithm"] != "EDSD" or len(layers) != 2 or run["arm"] in found:
+        if run["algorithm"] != "EDSD" or len(layers) != 2 or run["arm"] in pairs:
             continue
         low, high = sorted(layers)
-        found[run["arm"]] = TrainedPair(run["arm"], (low, high), float(arms[run["arm"]]["tau"]))
-    if len(found) < _FEWEST:
+        pairs[run["arm"]] = TrainedPair(run["arm"], (low, high), float(arms[run["arm"]]["tau"]))
+    if len(pairs) < _FEWEST:
         raise ValueError(
-            f"{path}: {len(found)} of its arms are EDSD drafters of two layers; at least {_FEWEST} "
+            f"{path}: {len(pairs)} of its arms are EDSD drafters of two layers; at least {_FEWEST} "
             "are needed to rank"
         )
-    return list(found.values())
+    return list(pairs.values())
 
 
 def check_tapped(trained: Sequence[TrainedPair], num_layers: int) -> None:
     """
     Raises:
-        ValueError: one taps a layer that a target of ``num_layers`` does not let tap.
+        ValueError: one taps a layer that cannot be tapped in a target of ``num_layers``.
     """
     for one in trained:
         _, high = one.layers

@@ -22,8 +22,8 @@ class Choice:
     Attributes:
         a: by curvature.
         b: by LiDAR.
-        fixed: which of the two a person fixed: "a", "b".
-        stepped_down: which of the two is a runner-up, since the other took its first pick.
+        fixed: those of "a" and "b" that a flag fixed.
+        stepped_down: "a" or "b" if it is a runner-up, because the other has the same first pick.
     """
 
     a: int
@@ -33,7 +33,7 @@ class Choice:
 
     @property
     def hidden_states(self) -> tuple[int, int]:
-        """Both, rising: the order in which their features stand side by side."""
+        """Both, rising: the order in which their features are concatenated."""
         return (min(self.a, self.b), max(self.a, self.b))
 
     @property
@@ -109,6 +109,6 @@ def choose(
 def win_share(
     resampled: Sequence[Sequence[float]], chosen: int, without: Collection[int] = ()
 ) -> float:
-    """Share of resampled profiles in which ``chosen`` ranks first, ``without`` left aside."""
+    """Share of resampled profiles in which ``chosen`` ranks first, leaving out ``without``."""
     wins = sum(ranked(profile, without)[0] == chosen for profile in resampled)
     return wins / len(resampled)

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from sgl_entropy.select.curvature import mean_turn
 from sgl_entropy.select.rows import pooled_rows, unit_rows
+from sgl_entropy.target.batches import by_length, padded
 from sgl_entropy.target.plain import PlainTarget
 
-# Enough rows for a fast matmul; all hidden states of a batch are held at once.
+# Enough for a fast matmul; memory holds all hidden states of a batch at once.
 BATCH_TOKENS = 1024
-# Pooled vectors that are held in memory.
+# Bytes of pooled vectors that stay in memory.
 HELD_BYTES = 1 << 28
 # Every row of a batch has a cache of its own, however short it is.
 BATCH_ROWS = 32
@@ -40,33 +41,6 @@ class MeasuredLayers:
 
     curvature: Tensor
     pooled: Tensor
-
-
-def batches(
-    lengths: Sequence[int], tokens: int = BATCH_TOKENS, rows: int = BATCH_ROWS
-) -> list[list[int]]:
-    """Indices of ``lengths`` in groups of neighbours by length: little padding.
-
-    Returns:
-        Groups of at most ``rows`` texts and ``tokens`` tokens, padding included; a text longer
-        than ``tokens`` is a group of its own.
-    """
-    out: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if out and len(out[-1]) < rows and (len(out[-1]) + 1) * lengths[i] <= tokens:
-            out[-1].append(i)
-        else:
-            out.append([i])
-    return out
-
-
-def padded(target: PlainTarget, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids int64 [batch, longest], right-padded, and the lengths, on the target's device."""
-    lengths = torch.tensor([len(text) for text in texts])
-    ids = torch.zeros((len(texts), int(lengths.max())), dtype=torch.long)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-    return ids.to(target.device), lengths.to(target.device)
 
 
 def hidden_states(
@@ -108,7 +82,7 @@ def measure(
     flat = [view for text in views for view in text]
     done, total = 0, sum(map(len, texts)) + sum(map(len, flat))
     for clean, rows_of in ((True, texts), (False, flat)):
-        for group in batches([len(text) for text in rows_of]):
+        for group in by_length([len(text) for text in rows_of], BATCH_ROWS, BATCH_TOKENS):
             hidden, lengths = hidden_states(target, [rows_of[i] for i in group])
             for state, rows in enumerate(hidden):
                 unit = unit_rows(rows, lengths)

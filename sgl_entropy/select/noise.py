@@ -1,7 +1,7 @@
-"""Noisy views of a text: what LiDAR wants a layer not to mind.
+"""Noisy views of a text: changes that a good layer ignores, by LiDAR.
 
 The kinds are those of the metric's reference: a split word, a random character, a neighbour on
-the keyboard. How many words are hit is ours.
+the keyboard. The share of words that are hit is ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 def _neighbours() -> dict[str, str]:
     """Letter -> the letters that touch it on a QWERTY keyboard."""
     place = {key: (r, c) for r, row in enumerate(_KEYS) for c, key in enumerate(row)}
-    # Each row stands about half a key to the right of the one above it.
+    # Each row is about half a key to the right of the one above it.
     touching = {(0, -1), (0, 1), (1, -1), (1, 0), (-1, 0), (-1, 1)}
     return {
         key: "".join(k for k, (r, c) in place.items() if (r - row, c - column) in touching)

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_entropy.select.hidden_states import batches, padded, room
+from sgl_entropy.select.hidden_states import BATCH_ROWS, BATCH_TOKENS, room
+from sgl_entropy.target.batches import by_length, padded
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.verify.resampling import resampled_sums, seeded
 
@@ -35,7 +36,7 @@ _HELD_OUT_SHARE = 0.4
 _STRENGTH = 1e-3
 # Layers whose pairs with all others are tried.
 LEADERS = 4
-# Directions of the final state that are told: all, or so many drawn at random.
+# Directions of the final state that are predicted: all, or so many drawn at random.
 _DIRECTIONS = 1024
 
 
@@ -87,7 +88,7 @@ def collect(
 ) -> ProbeRows:
     """Rows of ``texts`` (token ids, at least 4 each), those of the last ones held out.
 
-    A text's first token is left out: attention rests on it, and its states are of another size.
+    A text's first token is left out: much attention goes to it, and its states are far larger.
     """
     count = len(texts)
     back = max(1, round(_HELD_OUT_SHARE * count))
@@ -98,7 +99,7 @@ def collect(
     layers, rows, d = target.num_layers - 1, starts[-1], target.hidden_size
     taps = room(layers, rows, d)
     embeds, final = torch.zeros((2, rows, d))
-    for group in batches([len(text) for text in texts]):
+    for group in by_length([len(text) for text in texts], BATCH_ROWS, BATCH_TOKENS):
         ids, lengths = padded(target, [texts[i] for i in group])
         out = target.forward(
             ids,
@@ -144,8 +145,7 @@ def probe(
     kernels = [kernel(tap.to(device), learned) for tap in rows.taps]
     outputs = _directions(rows.final, seed).to(device)
     beside = kernel(rows.embeds.to(device), learned)
-    held = rows.texts[learned:]
-    _, text = torch.unique(held, return_inverse=True)
+    _, text = torch.unique(rows.texts[learned:], return_inverse=True)
 
     def explained(pair: Sequence[int]) -> Tensor:
         """[held-out texts, 2]: squares that are left, and all there are."""
@@ -180,15 +180,15 @@ def kernel(rows: Tensor, learned: int) -> Tensor:
     return scaled @ scaled[:learned].T / rows.shape[1]
 
 
-def left_and_all(products: Tensor, told: Tensor, learned: int) -> Tensor:
-    """Kernel ridge regression of ``told`` [n, k] from ``products`` [n, learned], whose first rows
-    are learned from: of each other row the squares it leaves, and those about the mean: [rest, 2].
+def left_and_all(products: Tensor, outputs: Tensor, learned: int) -> Tensor:
+    """Kernel ridge regression of ``outputs`` [n, k] from ``products`` [n, learned]; the first rows
+    are learned from. [rest, 2]: of each other row the squares left, and those about the mean.
     """
     own = products[:learned]
     ridge = _STRENGTH * learned * torch.eye(learned, dtype=own.dtype, device=own.device)
-    mean = told[:learned].mean(0)
-    weights = torch.cholesky_solve(told[:learned] - mean, torch.linalg.cholesky(own + ridge))
-    rest = told[learned:] - mean
+    mean = outputs[:learned].mean(0)
+    weights = torch.cholesky_solve(outputs[:learned] - mean, torch.linalg.cholesky(own + ridge))
+    rest = outputs[learned:] - mean
     left: Tensor = rest - products[learned:] @ weights
     return torch.stack([left.pow(2).sum(1), rest.pow(2).sum(1)], dim=1)
 
@@ -199,8 +199,8 @@ def _directions(final: Tensor, seed: int) -> Tensor:
     if d <= _DIRECTIONS:
         return final
     chance = torch.Generator().manual_seed(seed)
-    told: Tensor = final @ torch.randn((d, _DIRECTIONS), generator=chance) / d**0.5
-    return told
+    outputs: Tensor = final @ torch.randn((d, _DIRECTIONS), generator=chance) / d**0.5
+    return outputs
 
 
 def _share(squares: Tensor) -> float:

@@ -16,7 +16,7 @@ DEFAULT_COUNT = 128
 MIN_COUNT = 8
 # Two steps make a turn, and the first token of a text is often one that the tokenizer put there.
 MIN_TOKENS = 4
-# No vocabulary has tokens that are this long on average: the rest of a text needs no tokenizing.
+# Longer than the average token of any vocabulary: what follows in a text need not be tokenized.
 _CHARACTERS_A_TOKEN = 12
 
 
@@ -27,8 +27,8 @@ class CalibrationSample:
     Attributes:
         texts: cut to what can become tokens.
         ids: of each text, special tokens of the tokenizer included, cut to a length.
-        short: texts that were passed over for having fewer than ``MIN_TOKENS`` tokens.
-        sha256: of the files' bytes, one behind the other.
+        short: texts that were left out because they have fewer than ``MIN_TOKENS`` tokens.
+        sha256: of the files' bytes, one after the other.
     """
 
     texts: list[str]
@@ -55,7 +55,7 @@ def sample_texts(
     Raises:
         ValueError: not readable as texts, or too few usable ones.
     """
-    # Half a surrogate pair, as JSON may hold, is nothing that a tokenizer takes.
+    # JSON may hold half a surrogate pair, which no tokenizer takes.
     texts = [
         text.whole.encode("utf-8", "replace").decode()
         for file in files
@@ -76,16 +76,16 @@ def sample_texts(
             continue
         kept.append(text)
         ids.append(tokens)
-    found = (
+    usable = (
         f"--texts {' '.join(map(str, files))}: {len(kept)} usable texts of {len(texts)} "
         f"({short} under {MIN_TOKENS} tokens)"
     )
     if len(kept) < MIN_COUNT:
-        raise ValueError(f"{found}; at least {MIN_COUNT} are needed")
+        raise ValueError(f"{usable}; at least {MIN_COUNT} are needed")
     if len(kept) < wanted and count is not None:
-        raise ValueError(f"{found}, but --count asks for {count}")
+        raise ValueError(f"{usable}, but --count asks for {count}")
     if len(kept) < wanted:
-        report(f"warning: {found} instead of the usual {DEFAULT_COUNT}: profiles are less sure")
+        report(f"warning: {usable} instead of the usual {DEFAULT_COUNT}: profiles are less sure")
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

@@ -24,7 +24,7 @@ from sgl_entropy.verify.rule import EasdRule
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """What EASD needs to know of one model at some positions.
+    """What EASD compares of one model at some positions.
 
     Attributes:
         entropy: float32 [...], nats, or a share of ln(vocabulary) under ``normalised``.
@@ -164,11 +164,11 @@ def verify_chain(
 ) -> Walk:
     """Verify one drafted chain: the reference that engines are compared with.
 
-    At each position the target draws its token, and a drafted token stands where it equals that
+    At each position the target draws its token, and a drafted token is kept where it equals that
     draw, which samples exactly (the drafter proposes one token: a point mass). A fired position
     ends the walk. Its token is drawn from ``without``, with a coin of its own; but where the draw
     is another token than the drafted one, it is a draw of P_t without that token already, and
-    stands, unless the residual is asked for.
+    is kept, unless the residual is asked for.
 
     Args:
         raw: [k + 1, vocab], the target's raw logits at the root and after each drafted token.

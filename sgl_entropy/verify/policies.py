@@ -1,7 +1,7 @@
-"""Decisions that follow uncertainty: when to stop drafting, how strictly to verify, who drafts.
+"""Decisions by uncertainty: when to stop drafting, which tokens to accept, which drafter drafts.
 
-Each policy is one small object that is given a step's statistics and decides; it holds no state
-of requests, so that what an engine did can be replayed from what it recorded.
+Each policy is one small object that decides from a step's statistics. It keeps no state of
+requests, so that an engine's decisions can be replayed from its record.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Svip:
 class CalibratedStop:
     """Stop where one more token would not pay for its draft step (ours).
 
-    A further token is worth at most the chance that the whole chain before it stands. The
+    A further token is worth at most the chance that the whole chain before it is accepted. The
     drafter's own probability of the chain says that but for a bias, which depends on how unsure
     it is, and is measured on held-out text. Where the chance is below ``cost``, a draft step in
     units of the tokens that a cycle's time is worth, drafting on loses time.

@@ -81,12 +81,12 @@ class EasdRule:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> EasdRule:
+    def from_dict(cls, raw: Mapping[str, Any]) -> EasdRule:
         """Raises ValueError for unknown keys and values out of range."""
-        unknown = sorted(set(held) - {f.name for f in fields(cls)})
+        unknown = sorted(set(raw) - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(f"easd: unknown key {', '.join(unknown)}")
-        return cls(**held)
+        return cls(**raw)
 
 
 # What a single request may change.

@@ -20,7 +20,7 @@ from sgl_entropy.verify.rule import EasdRule
 FORMAT = 1
 KIND = "sgl-entropy spec trace"
 
-# Sums of float32 may end a hair beyond what they stand for.
+# Sums of float32 may end slightly out of range.
 _SLACK = 1e-3
 _LISTS = ("draft_entropy", "draft_prob", "overlap", "target_prob", "target_entropy")
 _COUNTS = ("verified", "accepted", "emitted", "checked")

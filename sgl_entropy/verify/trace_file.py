@@ -18,7 +18,7 @@ T = TypeVar("T")
 class TraceReader:
     """A trace file: ``header`` at once, the requests one by one as it is iterated.
 
-    Only the names of the requests are held, so that one that comes twice is noticed.
+    Memory holds only the names of the requests, to notice one that comes twice.
 
     Raises:
         ValueError: anything that a trace cannot hold; names file, line and cycle.
@@ -67,7 +67,7 @@ class TraceWriter:
         append: continue an existing file, whose header must be the same.
 
     Raises:
-        ValueError: the file is there (without ``append``), or is of another header or no trace.
+        ValueError: the file exists (without ``append``), has another header, or is no trace.
         OSError: not writable.
     """
 
@@ -114,9 +114,9 @@ class TraceWriter:
             if 0 < whole < size:
                 file.truncate(whole)
         reader = TraceReader(self.path)
-        found, wanted = reader.header.to_dict(), self.header.to_dict()
-        if found != wanted:
-            differ = sorted(k for k in found | wanted if found.get(k) != wanted.get(k))
+        there, wanted = reader.header.to_dict(), self.header.to_dict()
+        if there != wanted:
+            differ = sorted(k for k in there | wanted if there.get(k) != wanted.get(k))
             raise ValueError(
                 f"{self.path} was recorded otherwise: {', '.join(differ)} differ; name another file"
             )
@@ -137,5 +137,5 @@ def _whole_lines(file: BinaryIO, size: int, block: int = 1 << 16) -> int:
     return 0
 
 
-def _line(held: dict[str, Any]) -> bytes:
-    return json.dumps(held, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n"

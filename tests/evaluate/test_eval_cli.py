@@ -185,7 +185,7 @@ def test_bad_input_is_one_message(folder: Path, capsys: pytest.CaptureFixture[st
     assert "--device abacus: cannot compute there" in refused(capsys, *base, "--device", "abacus")
     server = ("--server", "http://127.0.0.1:9")
     for given in ("--device=cpu", "--depth=4", "--dtype=bfloat16", "--threads=2"):
-        message = f"{given.split('=')[0]} is of offline measurements: leave out --server"
+        message = f"{given.split('=')[0]} is for offline measurements: leave out --server"
         assert message in refused(capsys, *base, *server, given)
     twice = str(folder / "other" / "lines.txt")
     (folder / "other").mkdir()

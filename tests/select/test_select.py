@@ -18,9 +18,10 @@ import torch
 from sgl_entropy.cli import main
 from sgl_entropy.select import bootstrap
 from sgl_entropy.select import hidden_states as measuring
-from sgl_entropy.select.hidden_states import batches, hidden_states, measure
+from sgl_entropy.select.hidden_states import hidden_states, measure
 from sgl_entropy.select.samples import noisy_ids, sample_texts
 from sgl_entropy.select.selection_report import read_choice
+from sgl_entropy.target.batches import by_length
 from sgl_entropy.target.fingerprint import target_fingerprint
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.target.tokenizer import load_tokenizer
@@ -87,7 +88,7 @@ def test_many_pooled_vectors_lie_in_a_file(
 
 def test_batches_hold_every_text_once_and_keep_their_bounds() -> None:
     lengths = [7, 3, 50, 3, 9, 8, 7, 3]
-    made = batches(lengths, tokens=20, rows=2)
+    made = by_length(lengths, rows=2, tokens=20)
     assert sorted(i for group in made for i in group) == list(range(8))
     assert [len(group) for group in made] == [2, 2, 2, 1, 1]
     assert made[-1] == [2]

@@ -44,6 +44,12 @@ def calibrate(folder: Path, *words: str, out: str = "out.json") -> dict[str, Any
     return found
 
 
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> dict[str, Any]:
+    """What the plain models say, once for the tests that compare with it."""
+    return calibrate(folder, *models(folder), *texts(folder), out="plain.json")
+
+
 def test_offline(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = calibrate(folder, *models(folder), *texts(folder), "--json", str(folder / "same.json"))
     assert (folder / "same.json").read_bytes() == (folder / "out.json").read_bytes()
@@ -83,7 +89,7 @@ def test_a_device_that_cannot_be_used_is_one_message(
     for given in ("--device=cpu", "--depth=3", "--dtype=float32", "--threads=1"):
         assert main(["calibrate", *texts(folder), *out, *server, given]) == 2
         name = given.split("=")[0]
-        assert f"{name} is of offline measurements: leave out --server" in capsys.readouterr().err
+        assert f"{name} is for offline measurements: leave out --server" in capsys.readouterr().err
     assert main(["calibrate", *models(folder), *texts(folder), *out, "--device", "mars"]) == 2
     assert "--device mars: cannot compute there" in capsys.readouterr().err
     assert not (folder / "device.json").exists()
@@ -104,10 +110,12 @@ def interrupted_at(prompt: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_an_interrupted_calibration_goes_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    plain: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = [*models(folder), *texts(folder)]
-    plain = calibrate(folder, *words)
     asked = interrupted_at(4, monkeypatch)
     out = folder / "again.json"
     command = ["calibrate", *words, "--out", str(out), "--max-new-tokens", "40"]
@@ -147,9 +155,8 @@ def test_prompts_of_another_dtype_are_measured_again(
     assert found == calibrate(folder, *models(folder), *texts(folder), "--dtype", "bfloat16")
 
 
-def test_other_percentiles_and_conditions(folder: Path) -> None:
+def test_other_percentiles_and_conditions(folder: Path, plain: dict[str, Any]) -> None:
     words = [*models(folder), *texts(folder)]
-    plain = calibrate(folder, *words)
     more = ["--target-percentile", "60", "--draft-percentile", "90", "--top-n", "4"]
     found = calibrate(folder, *words, *more, "--overlap", "0.75", out="other.json")
     rows = {row["percentile"]: row for row in plain["by_percentile"]}
@@ -163,7 +170,8 @@ def test_other_percentiles_and_conditions(folder: Path) -> None:
 
 def test_plots_are_pictures(folder: Path) -> None:
     for name, begins in (("f.png", b"\x89PNG"), ("f.svg", b"<?xml"), ("g.svg", b"<?xml")):
-        calibrate(folder, *models(folder), *texts(folder), "--plot", str(folder / name))
+        few = ("--max-prompts", "1", "--plot", str(folder / name))
+        calibrate(folder, *models(folder), *texts(folder), *few)
         assert (folder / name).read_bytes().startswith(begins)
         assert (folder / name).stat().st_size > 10_000
     assert (folder / "f.svg").read_bytes() == (folder / "g.svg").read_bytes()
@@ -175,8 +183,9 @@ def server(folder: Path) -> Iterator[TracedServer]:
         yield server
 
 
-def test_a_servers_traces_give_the_same(folder: Path, server: TracedServer) -> None:
-    plain = calibrate(folder, *models(folder), *texts(folder))
+def test_a_servers_traces_give_the_same(
+    folder: Path, plain: dict[str, Any], server: TracedServer
+) -> None:
     found = calibrate(folder, "--server", server.url, *texts(folder), out="server.json")
     settings = {"source": "server", "dtype": None}
     assert found == {**plain, "settings": {**plain["settings"], **settings}}

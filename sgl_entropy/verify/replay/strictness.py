@@ -87,8 +87,8 @@ class StrictnessReplay:
         for at in range(most):
             fire = alive & fires[:, at] & (at < judged)
             self.fired += int(fire.sum())
-            stands = (at < accepted) | relaxed[:, at] | ((at > accepted) & (prob[:, at] > 0.5))
-            alive = alive & ~fire & (at < limit) & stands
+            kept = (at < accepted) | relaxed[:, at] | ((at > accepted) & (prob[:, at] > 0.5))
+            alive = alive & ~fire & (at < limit) & kept
             got += alive
             more = alive & (at >= accepted)
             self.first += int((more & (at == accepted)).sum())
