@@ -212,7 +212,7 @@ def _answer_rate(ready: _ReadySlots) -> _AnswerRate:
     while left:
         prefills.append(next_prefill(left, count, ready.pace.prefill_rows))
     parts = _spread(prefills, _PREFILLS, _padded)
-    slots.admit(parts[0], range(len(parts[0])))  # makes kernels
+    slots.admit(min(parts, key=_padded)[:1], range(1))  # makes kernels
     took = sum(_seconds(slots.admit, part, range(len(part))) for part in parts)
     prefill = took / sum(map(_padded, parts)) * sum(map(_padded, prefills))
     # From here on all slots are taken. A step attends over the longest one: neighbours are of
