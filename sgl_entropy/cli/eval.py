@@ -39,22 +39,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--task",
         required=True,
         metavar="gsm8k|math500|humaneval|FILE",
-        help="what is asked; NAME=FILE or NAME=hf:NAME:SPLIT:CONFIG reads a built-in task's rows "
-        "from there; a FILE alone has rows with prompt (or question) and answer",
+        help="the questions; NAME=FILE or NAME=hf:NAME:SPLIT:CONFIG reads the rows of a built-in "
+        "task from there; a FILE alone has rows with prompt (or question) and answer",
     )
     arms = parser.add_mutually_exclusive_group(required=True)
     arms.add_argument(
         "--arms",
         action="append",
         metavar="NAME=URL[;JSON]",
-        help="a server that runs, and custom_params of its requests; may be repeated",
+        help="a running server, and the custom_params of its requests; may be repeated",
     )
     arms.add_argument(
         "--launch",
         type=Path,
         metavar="FILE",
-        help="an arms file as of `bench`; each arm may have custom_params and temperature, and a "
-        "url instead of being started",
+        help="start the servers of an arms file (see `bench`); each arm may have custom_params and "
+        "temperature, or the url of a running server",
     )
     arms.add_argument(
         "--rescore",
@@ -66,20 +66,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--api",
         default="auto",
         choices=("auto", "generate", "chat", "completions"),
-        help="route; auto: /generate where a chat template is at hand, else chat",
+        help="the server's route; auto: /generate if the chat template is known, else chat",
     )
-    add("--tokenizer", type=Path, metavar="DIR", help="whose chat template /generate gets")
+    add("--tokenizer", type=Path, metavar="DIR", help="take the chat template for /generate here")
     add(
         "--baseline", metavar="NAME", help="the arm to compare with (default: none, else the first)"
     )
-    add("--limit", type=int, metavar="N", help="a random part of the questions (default: all)")
-    add("--instruction", metavar="TEXT", help="instead of the task's own; empty: none")
-    add("--max-tokens", type=int, metavar="N", help="default: 512; math500: 1024")
+    add("--limit", type=int, metavar="N", help="ask N questions, drawn at random (default: all)")
+    add(
+        "--instruction",
+        metavar="TEXT",
+        help="ask for this form of answer instead of the task's own; empty: none",
+    )
+    add(
+        "--max-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of an answer (default: 512; math500: 1024)",
+    )
     add("--temperature", type=float, default=0.0, help="default: %(default)s")
-    add("--samples", type=int, default=1, metavar="N", help="answers to each question")
-    add("--concurrency", type=int, default=8, metavar="N", help="requests at a time (8)")
-    add("--seed", type=int, default=0, help="of the questions' order and of what is drawn")
-    add("--timeout", type=float, default=600.0, metavar="S", help="a request fails after")
+    add("--samples", type=int, default=1, metavar="N", help="answers to each question (default: 1)")
+    add("--concurrency", type=int, default=8, metavar="N", help="requests at a time (default: 8)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the questions' order and of sampling (default: 0)",
+    )
+    add(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="seconds after which a request fails (default: 600)",
+    )
     add(
         "--allow-code-execution", action="store_true", help="run generated programs, in the sandbox"
     )
@@ -90,11 +110,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="where generated programs run; none is UNSAFE: they run as you, with limits of time "
         "and memory but with your files and network (default: %(default)s)",
     )
-    add("--code-seconds", type=int, default=5, metavar="S", help="processor time of a program (5)")
-    add("--code-memory", type=int, default=1024, metavar="MIB", help="of a program (1024)")
-    add("--out", type=Path, metavar="DIR", help="answers and result (default: eval-DATE)")
-    add("--json", type=Path, metavar="FILE", help="the result, also here; - is stdout")
-    add("--resume", action="store_true", help="go on with what --out holds of the same settings")
+    add(
+        "--code-seconds",
+        type=int,
+        default=5,
+        metavar="S",
+        help="seconds of processor time for a program (default: 5)",
+    )
+    add(
+        "--code-memory",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="memory of a program (default: 1024)",
+    )
+    add(
+        "--out", type=Path, metavar="DIR", help="folder for answers and result (default: eval-DATE)"
+    )
+    add("--json", type=Path, metavar="FILE", help="write the result here, too; - is stdout")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the evaluation in --out, which must have the same settings",
+    )
     parser.epilog = EPILOG
 
 

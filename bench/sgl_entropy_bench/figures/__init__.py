@@ -1,6 +1,6 @@
-"""The committed figures: each module measures one and returns its data and its page.
+"""The committed figures: each module measures one.
 
-A module has ``measure(plan, ...) -> (data, markdown)``; ``results.write`` puts both beside each
-other with where they come from. Every figure has a small version (``plan.quick``) that does all
-of the same, with less.
+A module has ``measure(plan, ...) -> (figure, page)``: a class and its Markdown.
+``figure_plan.write_results`` writes both with their provenance. Every figure has a small version
+(``plan.quick``) that takes the same steps with fewer prompts.
 """

@@ -1,4 +1,4 @@
-"""Does a load tester send when it says? Ours beside others, against the fake server.
+"""Does a load tester send when it says? Ours and others, against the fake server.
 
 Each client is asked for Poisson arrivals at the same rate, with its event loop otherwise idle and
 with half of its time taken away. The fake server notes when each request came; a client's own

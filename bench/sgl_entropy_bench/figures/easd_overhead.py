@@ -115,8 +115,8 @@ def counted(server: Server) -> dict[str, float]:
     """``cycles`` of all requests so far, and ``seconds`` that EASD's own code took in them."""
     with running(server):
         state = server.client.get("/get_server_info")["internal_states"][0]
-    held = state["sgl_entropy_counters"]
-    return {"cycles": held["cycles"], "seconds": held.get("easd_seconds", 0.0)}
+    counters = state["sgl_entropy_counters"]
+    return {"cycles": counters["cycles"], "seconds": counters.get("easd_seconds", 0.0)}
 
 
 def summarise(

@@ -1,4 +1,4 @@
-"""What 2,000 hostile requests leave behind: nothing, in the pools and in memory.
+"""Do 2,000 hostile requests leave anything in the pools or in memory?
 
 The KV pool is small enough that running requests are retracted. Afterwards the server must hold
 no request and no KV slot that is not free or evictable cache, must flush its cache, must answer a

@@ -85,9 +85,9 @@ def measure(plan: FigurePlan) -> tuple[LosslessFigure, str]:
             }
     runs[REFERENCE] = reference(plan, prompts, limit, tokens_only=False)
     base = f"none batch {BATCHES[0]}"
-    found = {name: differences(runs[base], run) for name, run in runs.items() if name != base}
-    if any(found.values()):
-        found = explain(plan, ids, runs[base], found)
+    unequal = {name: differences(runs[base], run) for name, run in runs.items() if name != base}
+    if any(unequal.values()):
+        unequal = explain(plan, ids, runs[base], unequal)
     figure = LosslessFigure(
         len(prompts),
         limit,
@@ -98,7 +98,7 @@ def measure(plan: FigurePlan) -> tuple[LosslessFigure, str]:
             name: LosslessRun(
                 len(prompts) - len(differences(runs[base], run)),
                 len(prompts) - len(differences(runs[REFERENCE], run)),
-                found.get(name, []),
+                unequal.get(name, []),
             )
             for name, run in runs.items()
         },
@@ -184,19 +184,19 @@ def differences(
     expected: Mapping[str, Sequence[int]], actual: Mapping[str, Sequence[int]]
 ) -> list[SequenceDifference]:
     """Prompts whose sequences differ, with the first position that does."""
-    found = []
+    unequal = []
     for name, ids in expected.items():
         position = first_difference(ids, actual[name])
         if position is not None:
-            found.append(SequenceDifference(name, position))
-    return found
+            unequal.append(SequenceDifference(name, position))
+    return unequal
 
 
 def explain(
     plan: FigurePlan,
     ids: Mapping[str, Sequence[int]],
     base: Mapping[str, Sequence[int]],
-    found: Mapping[str, list[SequenceDifference]],
+    unequal: Mapping[str, list[SequenceDifference]],
 ) -> dict[str, list[SequenceDifference]]:
     """The differences with the gap between the target's two best tokens at each."""
     with plan.server(ServeArm("none")).start() as server:
@@ -209,7 +209,7 @@ def explain(
             best = done.raw["output_top_logprobs"][0]
             return replace(one, top2_gap=round(best[0][0] - best[1][0], 6))
 
-        return {name: list(map(explained, several)) for name, several in found.items()}
+        return {name: list(map(explained, several)) for name, several in unequal.items()}
 
 
 def page(figure: LosslessFigure) -> str:

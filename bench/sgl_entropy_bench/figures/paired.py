@@ -25,7 +25,7 @@ from sgl_entropy_bench.server.arms import ServeArm
 from sgl_entropy_bench.server.launch import Server
 
 WARM_UP_TOKENS = 8
-# Of the record that holds a finished part of a figure of which others are missing.
+# The id of the record that holds one finished part of a figure whose other parts are missing.
 FINISHED = "finished"
 
 
@@ -63,10 +63,10 @@ class PairedBatch:
         )
 
     @classmethod
-    def from_dict(cls, held: Mapping[str, Any]) -> PairedBatch:
+    def from_dict(cls, record: Mapping[str, Any]) -> PairedBatch:
         """The reverse of ``dataclasses.asdict``, also after JSON."""
-        window = held["window"] and Window(**held["window"])
-        return cls(**{**held, "window": window, "outputs": tuple(map(tuple, held["outputs"]))})
+        window = record["window"] and Window(**record["window"])
+        return cls(**{**record, "window": window, "outputs": tuple(map(tuple, record["outputs"]))})
 
 
 def start_all(

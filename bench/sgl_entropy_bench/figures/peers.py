@@ -1,4 +1,4 @@
-"""Other load testers beside ours: where they are, how each is run, when it means to send.
+"""Other load testers than ours: where they are, how each is run, when it means to send.
 
 They are run as they are, by ``peer``, and are no dependencies: one that is not installed is left
 out of the figure, which says so.
@@ -177,7 +177,7 @@ def run(peer: Peer, load: PeerLoad, busy: float, folder: Path | None) -> Sent:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode or not notes.is_file():
             raise RuntimeError(f"{peer.name} failed:\n{done.stderr[-2000:]}")
-        held = json.loads(notes.read_text())
+        noted = json.loads(notes.read_text())
     # They end with status 0 even where every request failed.
     well = re.search(r"Successful requests:\s+(\d+)", done.stdout)
     if well is None or int(well[1]) != load.count:
@@ -185,11 +185,11 @@ def run(peer: Peer, load: PeerLoad, busy: float, folder: Path | None) -> Sent:
             f"{peer.name}: expected {load.count} successful requests, it reports "
             f"{well[1] if well else 'none'}:\n{done.stdout[-2000:]}"
         )
-    draws = held["draws"][-load.count :]
+    draws = noted["draws"][-load.count :]
     if len(draws) < load.count:
         raise RuntimeError(
-            f"{peer.name} {held['version']} drew {len(draws)} gaps for {load.count} requests with "
+            f"{peer.name} {noted['version']} drew {len(draws)} gaps for {load.count} requests with "
             "numpy.random: its schedule is not known"
         )
     gaps = [gap for gap, _ in draws]
-    return Sent(peer.times(gaps, load), held["cpu_s"] - draws[0][1], held["version"])
+    return Sent(peer.times(gaps, load), noted["cpu_s"] - draws[0][1], noted["version"])

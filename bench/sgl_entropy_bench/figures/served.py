@@ -201,11 +201,11 @@ def _in_turn(
 ) -> dict[str, ServedAnswer]:
     """One prompt on every arm, beginning with the ``first``."""
     names = list(servers)
-    found = {}
+    answers = {}
     for name in names[first:] + names[:first]:
         with running(servers[name]):
-            found[name] = ServedAnswer.ask(servers[name].client, text, limit, temperature)
-    return found
+            answers[name] = ServedAnswer.ask(servers[name].client, text, limit, temperature)
+    return answers
 
 
 def read(row: Mapping[str, Any]) -> ServedAnswer:

@@ -1,6 +1,6 @@
 """Speed with and without drafters, in one run and paired (``paired``).
 
-End-to-end figures with the prompts' processing stand beside those of decoding.
+Each figure of decoding has one from end to end next to it, which includes the prompts' processing.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Quartiles:
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
         """Rounded for the JSON file."""
-        found = spread(values)
-        return cls(round(found.median, 4), round(found.low, 4), round(found.high, 4))
+        quartiles = spread(values)
+        return cls(round(quartiles.median, 4), round(quartiles.low, 4), round(quartiles.high, 4))
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.quartile_1:.2f}-{self.quartile_3:.2f})"

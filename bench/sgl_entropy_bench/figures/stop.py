@@ -123,8 +123,8 @@ def one_drafter(
     template = ChatTemplate(plan.engine.target)
     texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
     arms = arms_of(plan.drafted(drafter), calibration)
-    held = "" if calibration is None else file_sha256(calibration)
-    records = kept(plan, "stop", arms, limit, f"{held}{dict(rounds)}")
+    digest = "" if calibration is None else file_sha256(calibration)
+    records = kept(plan, "stop", arms, limit, f"{digest}{dict(rounds)}")
     if FINISHED in records.rows:
         finished = records.rows[FINISHED]["figures"]
         return {

@@ -73,9 +73,9 @@ class ScoredAnswer:
 
     def to_json(self) -> str:
         """One line without its end; what is unknown or empty is left out."""
-        held = {k: v for k, v in asdict(self).items() if v is not None and v != ""}
-        held["seconds"] = round(self.seconds, 4)
-        return json.dumps(held, ensure_ascii=False, separators=(",", ":"))
+        row = {k: v for k, v in asdict(self).items() if v is not None and v != ""}
+        row["seconds"] = round(self.seconds, 4)
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
     def line(self) -> bytes:
         """``to_json`` as a line of the file."""
@@ -107,15 +107,15 @@ def read_answers(path: Path) -> dict[Place, ScoredAnswer]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return {}
-    found: dict[Place, ScoredAnswer] = {}
+    answers: dict[Place, ScoredAnswer] = {}
     *lines, _cut = text.split("\n")
     for number, line in enumerate(lines, 1):
         try:
             answer = ScoredAnswer.from_json(line)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
-        found[answer.place] = answer
-    return found
+        answers[answer.place] = answer
+    return answers
 
 
 def write_answers(path: Path, answers: Iterable[ScoredAnswer]) -> None:
@@ -136,8 +136,8 @@ class AnswerWriter:
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        held = path.read_bytes()
-        os.ftruncate(self._file, held.rfind(b"\n") + 1)
+        content = path.read_bytes()
+        os.ftruncate(self._file, content.rfind(b"\n") + 1)
 
     def write(self, answer: ScoredAnswer) -> None:
         """Raises OSError when the disk is full; what was written before stays readable."""

@@ -54,14 +54,15 @@ def ask(target: Endpoint, prompt: str, output: Output, timeout_s: float) -> Repl
 def sampling_of(
     api: Api, custom_params: Mapping[str, Any], temperature: float, seed: int
 ) -> dict[str, Any]:
-    """Sampling parameters beside length and temperature, by route; no seed where nothing is drawn.
+    """Sampling parameters other than length and temperature, as the route names them.
 
-    SGLang follows the seed where it was started with ``--enable-deterministic-inference``.
+    The seed is left out where nothing is drawn. SGLang heeds it if it was started with
+    ``--enable-deterministic-inference``.
     """
-    found: dict[str, Any] = {"custom_params": dict(custom_params)} if custom_params else {}
+    sampling: dict[str, Any] = {"custom_params": dict(custom_params)} if custom_params else {}
     if temperature > 0:
-        found["sampling_seed" if api == "generate" else "seed"] = seed
-    return found
+        sampling["sampling_seed" if api == "generate" else "seed"] = seed
+    return sampling
 
 
 def seed_of(seed: int, question: str, sample: int) -> int:

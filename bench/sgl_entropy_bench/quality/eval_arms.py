@@ -34,12 +34,12 @@ class EvalArm:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """What makes two arms share a server."""
+        """Arms with the same place share a server."""
         one = self.server
         return one.url.rstrip("/"), one.command, tuple(sorted(one.environment.items()))
 
     def shown(self) -> str:
-        """What its requests ask for, for captions."""
+        """The parameters of its requests, for captions."""
         parts = [json.dumps(self.custom_params)] if self.custom_params else []
         if self.temperature is not None:
             parts.append(f"temperature {self.temperature:g}")
@@ -77,21 +77,21 @@ def read_eval_arms(path: Path) -> tuple[EvalArm, ...]:
         OSError: no such file.
     """
     raw = read_table(path)
-    held = raw.get("arms")
-    if not isinstance(held, list) or not all(isinstance(one, dict) for one in held) or not held:
+    rows = raw.get("arms")
+    if not isinstance(rows, list) or not all(isinstance(one, dict) for one in rows) or not rows:
         raise ValueError(f"{path}: expected at least one [[arms]]")
-    with_url = ["url" in one for one in held]
+    with_url = ["url" in one for one in rows]
     if any(with_url):
         if not all(with_url) or set(raw) > {"arms"}:
             raise ValueError(
                 f"{path}: either every arm has a url, and nothing is started, or none has"
             )
-        specs = [_running(path, number, one) for number, one in enumerate(held)]
+        specs = [_running(path, number, one) for number, one in enumerate(rows)]
     else:
-        plain = [{k: v for k, v in one.items() if k not in _OURS} for one in held]
+        plain = [{k: v for k, v in one.items() if k not in _OURS} for one in rows]
         specs = list(arms_of(path, {**raw, "arms": plain}))
     arms = []
-    for number, (one, spec) in enumerate(zip(held, specs, strict=True)):
+    for number, (one, spec) in enumerate(zip(rows, specs, strict=True)):
         at = f"{path}: arms[{number}]"
         arms.append(
             EvalArm(

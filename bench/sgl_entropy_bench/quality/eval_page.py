@@ -89,7 +89,7 @@ def arms_table(report: EvalReport) -> tuple[list[str], list[list[str]]]:
 
 
 def pairs_table(report: EvalReport) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): one row for each arm beside the baseline."""
+    """(header, rows): one row for each arm but the baseline."""
     base = report.baseline
     header = [f"against {base}", "difference, points (95 %)", "both right", "only it"]
     header += [f"only {base}", "neither", "p", "p, Holm", "identical outputs, %"]
@@ -108,7 +108,7 @@ def pairs_table(report: EvalReport) -> tuple[list[str], list[list[str]]]:
 
 
 def conclusion(pair: PairScore) -> str:
-    """What one comparison shows, in a sentence: nothing, most often."""
+    """One comparison in a sentence; most often it shows nothing."""
     arm, base = pair.arm, pair.baseline
     low, high = (100 * end for end in pair.interval)
     if pair.p_holm < 0.05:
@@ -117,18 +117,20 @@ def conclusion(pair: PairScore) -> str:
             f"{arm} is {better} than {base} by {abs(100 * pair.difference):.1f} points "
             f"({low:+.1f} to {high:+.1f}), p = {_p(pair.p_holm)}."
         )
-    said = f"{arm} against {base}: no difference shown; one from {low:+.1f} to {high:+.1f} points "
-    said += "would fit these answers."
+    sentence = (
+        f"{arm} against {base}: no difference shown; one from {low:+.1f} to {high:+.1f} points "
+    )
+    sentence += "would fit these answers."
     if not pair.could_show:
-        said += (
+        sentence += (
             f" Only {pair.uneven} of {pair.questions} questions tell the arms apart, too few "
             "for any difference to show: ask more, or harder or easier ones."
         )
-    return said
+    return sentence
 
 
 def caption(report: EvalReport) -> str:
-    """How the numbers came about."""
+    """How the questions were asked and the numbers computed."""
     s = report.settings
     routes = "; ".join(f"{name}: {server.caption}" for name, server in report.servers.items())
     asked = "; ".join(f"{arm.arm}: {_own(arm, s.temperature)}" for arm in report.arms)
@@ -150,9 +152,9 @@ def caption(report: EvalReport) -> str:
 
 
 def _own(arm: ArmScore, temperature: float) -> str:
-    said = json.dumps(arm.custom_params) if arm.custom_params else "-"
+    params = json.dumps(arm.custom_params) if arm.custom_params else "-"
     own = arm.temperature
-    return said if own == temperature else f"{said}, temperature {own:g}"
+    return params if own == temperature else f"{params}, temperature {own:g}"
 
 
 def _percent(value: float | None, interval: Sequence[float] | None, sign: str = "") -> str:

@@ -142,26 +142,26 @@ class EvalReport:
     rescored: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        held = {"format": FORMAT, "kind": "sgl-entropy eval", **asdict(self)}
+        row = {"format": FORMAT, "kind": "sgl-entropy eval", **asdict(self)}
         if self.rescored is None:
-            del held["rescored"]
-        return held
+            del row["rescored"]
+        return row
 
     @classmethod
-    def from_json(cls, held: Mapping[str, Any]) -> EvalReport:
+    def from_json(cls, row: Mapping[str, Any]) -> EvalReport:
         """The reverse of ``to_json``.
 
         Raises:
             ValueError: no result of this kind.
         """
-        if held.get("kind") != "sgl-entropy eval" or held.get("format") != FORMAT:
+        if row.get("kind") != "sgl-entropy eval" or row.get("format") != FORMAT:
             raise ValueError(f"expected a result of `sgl-entropy eval` in format {FORMAT}")
-        fields = {name: value for name, value in held.items() if name not in ("format", "kind")}
+        fields = {name: value for name, value in row.items() if name not in ("format", "kind")}
         try:
-            fields["settings"] = EvalSettings(**held["settings"])
-            fields["servers"] = {k: ServerFacts(**v) for k, v in held["servers"].items()}
-            fields["arms"] = tuple(ArmScore(**arm) for arm in held["arms"])
-            fields["pairs"] = tuple(PairScore(**pair) for pair in held["pairs"])
+            fields["settings"] = EvalSettings(**row["settings"])
+            fields["servers"] = {k: ServerFacts(**v) for k, v in row["servers"].items()}
+            fields["arms"] = tuple(ArmScore(**arm) for arm in row["arms"])
+            fields["pairs"] = tuple(PairScore(**pair) for pair in row["pairs"])
             return cls(**fields)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a whole result: {error}") from None
@@ -182,7 +182,7 @@ def baseline_of(arms: Sequence[EvalArm], wanted: str | None) -> str:
 def report_of(evaluation: Evaluation, baseline: str) -> EvalReport:
     """The result of an evaluation, as far as it came."""
     plan = evaluation.plan
-    held = {
+    by_arm = {
         arm.name: by_question(evaluation.answers, plan.questions, arm.name, plan.samples)
         for arm in evaluation.arms
     }
@@ -191,7 +191,7 @@ def report_of(evaluation: Evaluation, baseline: str) -> EvalReport:
             arm.name,
             arm.custom_params,
             evaluation.temperature(arm),
-            held[arm.name],
+            by_arm[arm.name],
             plan.samples,
         )
         for arm in evaluation.arms
@@ -204,7 +204,7 @@ def report_of(evaluation: Evaluation, baseline: str) -> EvalReport:
         EvalSettings.of(plan),
         evaluation.servers,
         tuple(arms),
-        pair_scores(held, baseline, plan.samples),
+        pair_scores(by_arm, baseline, plan.samples),
         notes(arms, evaluation.servers, plan.tools),
         provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
     )
@@ -226,12 +226,12 @@ def arm_score(
     name: str,
     custom_params: Mapping[str, Any],
     temperature: float,
-    held: ByQuestion,
+    answered: ByQuestion,
     samples: int,
 ) -> ArmScore:
     """One arm's result from its answers."""
-    answers = [answer for one in held.values() for answer in one]
-    shares = [sum(answer.right for answer in one) / samples for one in held.values()]
+    answers = [answer for one in answered.values() for answer in one]
+    shares = [sum(answer.right for answer in one) / samples for one in answered.values()]
     accuracy = proportions.accuracy(shares, samples) if shares else None
     tokens = sum(answer.completion_tokens or 0 for answer in answers)
     seconds = sum(answer.seconds for answer in answers if not answer.error)
@@ -242,7 +242,7 @@ def arm_score(
         name,
         dict(custom_params),
         temperature,
-        len(held),
+        len(answered),
         len(answers),
         sum(answer.right for answer in answers),
         accuracy.value if accuracy else None,
@@ -273,13 +273,13 @@ def _total(values: Sequence[int | None]) -> int | None:
 
 
 def pair_scores(
-    held: Mapping[str, ByQuestion], baseline: str, samples: int
+    by_arm: Mapping[str, ByQuestion], baseline: str, samples: int
 ) -> tuple[PairScore, ...]:
     """Every arm that shares a question with the baseline against it, with Holm's adjustment."""
-    there = held[baseline]
+    there = by_arm[baseline]
     pairs = [
         _pair(arm, here, baseline, there, samples)
-        for arm, here in held.items()
+        for arm, here in by_arm.items()
         if arm != baseline and here.keys() & there.keys()
     ]
     adjusted = proportions.holm([pair.p for pair in pairs])
@@ -318,34 +318,34 @@ def notes(
     arms: Sequence[ArmScore], servers: Mapping[str, ServerFacts], tools: Tools
 ) -> tuple[str, ...]:
     """What a reader should know before believing the numbers, one sentence each."""
-    told = [note for arm in arms for note in _arm_notes(arm, servers.get(arm.arm))]
+    sentences = [note for arm in arms for note in _arm_notes(arm, servers.get(arm.arm))]
     sandbox = tools.sandbox
     if sandbox is not None and sandbox.bwrap is None:
-        told.append(f"generated code ran in {sandbox.isolation}")
-    return tuple(told)
+        sentences.append(f"generated code ran in {sandbox.isolation}")
+    return tuple(sentences)
 
 
 def _arm_notes(arm: ArmScore, server: ServerFacts | None) -> list[str]:
     name, easd = arm.arm, arm.custom_params.get("easd", False)
     if not arm.answers or arm.errors == arm.answers:
         return []
-    told = []
+    sentences = []
     if easd is not False and arm.easd_checks is None:
         why = (
             "does its server know EASD, and speculate?"
             if server and server.api == "generate"
             else f"the {server.api if server else 'unknown'} route does not report it"
         )
-        told.append(f"{name} asks for EASD, and no answer says that it was checked: {why}")
+        sentences.append(f"{name} asks for EASD, and no answer says that it was checked: {why}")
     elif easd is not False and not arm.easd_fires:
-        told.append(f"{name}: EASD never fired: it answered as ordinary verification would")
+        sentences.append(f"{name}: EASD never fired: it answered as ordinary verification would")
     elif easd is False and arm.easd_checks:
-        told.append(
+        sentences.append(
             f"{name} does not ask for EASD, and its server checked by it all the same: give it "
             '{"easd": false}'
         )
     if arm.nothing_found > arm.answers / 2:
-        told.append(f"{name}: most answers hold nothing of the form that was asked for")
+        sentences.append(f"{name}: most answers hold nothing of the form that was asked for")
     if arm.cut > arm.answers / 4:
-        told.append(f"{name}: over a quarter of the answers were cut: raise --max-tokens")
-    return told
+        sentences.append(f"{name}: over a quarter of the answers were cut: raise --max-tokens")
+    return sentences

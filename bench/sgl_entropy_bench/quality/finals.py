@@ -1,4 +1,4 @@
-"""Where an answer says what it comes to, as far as the tasks' own instructions decide it."""
+"""The final answer in a text, where a task's own instruction says where it stands."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def final_line(text: str, cut: bool = False) -> str:
 
 
 def same_words(one: str, other: str) -> bool:
-    """Whether two answers are the same number, or the same words: case, spacing, quotes, emphasis,
-    dollar signs and a full stop at the end aside."""
+    """Whether two answers are the same number, or the same words. Case, spacing, quotes, emphasis,
+    dollar signs and a full stop at the end do not matter."""
     x, y = _words(one), _words(other)
     return bool(x) and (x == y or (_value(x) is not None and _value(x) == _value(y)))
 

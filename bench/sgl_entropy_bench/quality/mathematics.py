@@ -1,8 +1,8 @@
 """Whether an answer is right as mathematics, by math-verify.
 
-math-verify (https://github.com/huggingface/Math-Verify) finds what an answer comes to and compares
-it as an expression: ``x+1`` is ``1+x``, ``\\sqrt{8}`` is ``2\\sqrt{2}``, 18 % is 18 or 0.18. It
-runs in processes of its own, because a model may write ``10^{10^{10}}``.
+math-verify (https://github.com/huggingface/Math-Verify) extracts the final answer from a text and
+compares it as an expression: ``x+1`` is ``1+x``, ``\\sqrt{8}`` is ``2\\sqrt{2}``, 18 % is 18 or
+0.18. It runs in processes of its own, because a model may write ``10^{10^{10}}``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class MathVerifier:
         return f"math-verify {importlib.metadata.version('math-verify')}"
 
     def judge(self, references: Sequence[str], text: str, anchored: bool) -> Judgement:
-        """Whether ``text`` comes to any of the references.
+        """Whether the final answer in ``text`` equals any of the references.
 
         Args:
             references: each an expression, or a text with a box.

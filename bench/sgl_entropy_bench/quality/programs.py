@@ -77,7 +77,7 @@ def _until_outdent(lines: list[str]) -> str:
 
 
 def _whole(text: str, entry_point: str) -> str:
-    """Code in prose without a fence: from its first line up to prose behind the function."""
+    """Code in prose without a fence: from its first line up to the prose after the function."""
     lines = text.split("\n")
     head = re.compile(rf"(?:async )?def {re.escape(entry_point)}\b")
     at = next(number for number, line in enumerate(lines) if head.match(line))

@@ -33,8 +33,8 @@ def accuracy(shares: Sequence[float], samples: int = 1) -> Interval:
         spread = variance(shares) / count
         # Where all is right, or nothing, a spread of 0 says nothing about samples.
         within = mean * (1 - mean)
-        found = within / spread if spread > 0 else math.inf if within > 0 else 0.0
-        effective = min(float(count * samples), max(float(count), found))
+        independent = within / spread if spread > 0 else math.inf if within > 0 else 0.0
+        effective = min(float(count * samples), max(float(count), independent))
     low, high = wilson(mean * effective, effective)
     return Interval(mean, low, high, count, True)
 

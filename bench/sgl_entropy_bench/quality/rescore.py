@@ -60,10 +60,10 @@ def rescore(
     after = {place: judged(answer) for place, answer in before.items()}
     write_answers(folder / "answers.jsonl", after.values())
     samples = old.settings.samples
-    held = {arm.arm: by_question(after, questions, arm.arm, samples) for arm in old.arms}
+    by_arm = {arm.arm: by_question(after, questions, arm.arm, samples) for arm in old.arms}
     arms = [
         replace(
-            arm_score(arm.arm, arm.custom_params, arm.temperature, held[arm.arm], samples),
+            arm_score(arm.arm, arm.custom_params, arm.temperature, by_arm[arm.arm], samples),
             tokens_per_s=arm.tokens_per_s,  # the stored seconds are rounded
         )
         for arm in old.arms
@@ -76,7 +76,7 @@ def rescore(
             scoring=tools.mathematics.version if tools.mathematics else None,
         ),
         arms=tuple(arms),
-        pairs=pair_scores(held, old.baseline, samples),
+        pairs=pair_scores(by_arm, old.baseline, samples),
         notes=notes(arms, old.servers, tools),
         rescored=provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
     )

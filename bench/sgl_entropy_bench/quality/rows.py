@@ -11,19 +11,19 @@ Row = Mapping[str, Any]
 
 
 def read_rows(source: str) -> Iterator[tuple[str, Row]]:
-    """(where it stands, row) of ``FILE.jsonl`` or ``hf:NAME[:SPLIT[:CONFIG]]`` (split: test).
+    """(file and line, row) of ``FILE.jsonl`` or ``hf:NAME[:SPLIT[:CONFIG]]`` (split: test).
 
     Raises:
         ValueError: a line that is no object (named), no row at all, or the data set's own error.
         OSError: not readable.
     """
-    found = False
+    any_row = False
     for number, (where, row) in enumerate(
         _from_hub(source) if source.startswith("hf:") else _from_file(Path(source).expanduser())
     ):
-        found = number >= 0
+        any_row = number >= 0
         yield where, row
-    if not found:
+    if not any_row:
         raise ValueError(f"{source} holds no row")
 
 

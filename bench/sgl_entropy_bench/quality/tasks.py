@@ -1,4 +1,4 @@
-"""What is asked and when an answer is right: one definition a task."""
+"""The tasks: how a row becomes a question, and when an answer to it is right."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Question:
     @property
     def digest(self) -> str:
         """Of all that decides the score."""
-        held = "\0".join([self.text, self.plain, *self.references, *self.parts])
-        return hashlib.sha256(held.encode(errors="surrogatepass")).hexdigest()[:12]
+        content = "\0".join([self.text, self.plain, *self.references, *self.parts])
+        return hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ def _judge_program(question: Question, text: str, _: bool, tools: Tools) -> Judg
 
 def _read_plain(where: str, row: Row, instruction: str) -> Question:
     question = _asked(_field(where, row, "prompt", "question", "problem", "turns"), instruction)
-    held: Any = row.get("answer", row.get("reference"))
-    several = held if isinstance(held, (list, tuple)) else [held]
+    answer: Any = row.get("answer", row.get("reference"))
+    several = answer if isinstance(answer, (list, tuple)) else [answer]
     references = tuple(_field(where, {"answer": one}, "answer") for one in several)
     if not references:
         raise ValueError(f"{where}: expected an answer, found an empty list")
@@ -235,17 +235,17 @@ def load_questions(
         ValueError: a row that the task cannot read (named), or an id twice.
         OSError: not readable.
     """
-    said = task.instruction if instruction is None else instruction
+    text = task.instruction if instruction is None else instruction
     questions: dict[str, Question] = {}
     for count, (where, row) in enumerate(read_rows(source), 1):
         names = ("id", "task_id", "unique_id", "question_id")
         given = next((row[name] for name in names if row.get(name) is not None), count)
-        read = task.read(where, row, said)
+        read = task.read(where, row, text)
         if str(given) in questions:
             raise ValueError(f"{where}: another row has the id {given}")
         questions[str(given)] = Question(
             str(given), read.text, read.plain, read.references, read.parts
         )
-    found = list(questions.values())
-    random.Random(stream_seed(seed, "questions")).shuffle(found)
-    return tuple(found[:limit])
+    shuffled = list(questions.values())
+    random.Random(stream_seed(seed, "questions")).shuffle(shuffled)
+    return tuple(shuffled[:limit])

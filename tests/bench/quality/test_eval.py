@@ -275,7 +275,7 @@ def test_the_server_is_gone(rows: Path, tmp_path: Path, capsys: Any) -> None:
 
 def test_answers_are_scored_anew_without_asking(rows: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
-    with ScriptedServer(answer, checked) as server:
+    with ScriptedServer(script=answering(answer, checked)) as server:
         first = evaluate(
             *("--task", f"gsm8k={rows}", "--arms", f"standard={server.url}", "--limit", 15),
             *("--arms", f"easd={server.url};{EASD}", "--api", "generate"),
