@@ -5,22 +5,27 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from sgl_entropy.cli.output import check_folder, write_json
 
 if TYPE_CHECKING:
+    from sgl_entropy_bench.load.run.arms import LoadArm
     from sgl_entropy_bench.load.run.campaign import Campaign
+    from sgl_entropy_bench.load.run.measure import LoadPlan
+
+    Act = Callable[[Campaign], None]
 
 VERBS = {
-    "latency": "open loop: latency at given arrival rates (Table 5)",
-    "throughput": "closed loop: tokens/s at so many requests at a time (Table 4)",
-    "capacity": "closed loop: the rate of requests at which an arm saturates",
+    "latency": "open loop: latency at given arrival rates (Table 5 of the EDSD paper)",
+    "throughput": "closed loop: tokens/s at a given number of requests at a time (Table 4)",
+    "capacity": "closed loop: the rate of requests at which an arm is saturated",
     "speed": "one request at a time: speed-up and tau by benchmark (Table 1)",
-    "report": "result folders -> one HTML page with plots, and Markdown tables",
-    "merge": "result folders of several clients that shared a load -> one",
-    "judge": "result folders -> their verdicts again, from their records, by this version's rules",
+    "report": "turn result folders into one HTML page with plots, and Markdown tables",
+    "merge": "join the result folders of several clients that shared a load",
+    "judge": "judge result folders anew, from their records, by the rules of this version",
 }
 EPILOG = """examples:
   sgl-entropy bench latency --arms none=http://h:30000,edsd=http://h:30001 --qps 2,3,4,5
@@ -29,9 +34,10 @@ EPILOG = """examples:
   sgl-entropy bench speed --launch arms.toml --prompts data/bench
   sgl-entropy bench report run1 --out run1
 
-exit codes: 0 valid, 3 measured but invalid (each reason is told), 1 could not measure,
-2 wrong arguments, 130 interrupted (what was measured is kept, and marked partial)."""
+exit codes: 0 valid, 3 measured but invalid (every reason is printed), 1 could not measure,
+2 wrong arguments, 130 interrupted (what was measured is kept and marked as partial)."""
 EXIT_INVALID = 3
+N = TypeVar("N", int, float)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,28 +70,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
             )
         elif name == "capacity":
             sub.add_argument(
-                "--concurrency", type=int, default=64, metavar="N", help="default: %(default)s"
+                "--concurrency",
+                type=int,
+                default=64,
+                metavar="N",
+                help="requests at a time (default: %(default)s)",
             )
     parser.epilog = EPILOG
 
 
 def _add_arms(parser: argparse.ArgumentParser) -> None:
     arms = parser.add_mutually_exclusive_group(required=True)
-    arms.add_argument("--arms", metavar="NAME=URL,...", help="servers that run already")
+    arms.add_argument("--arms", metavar="NAME=URL,...", help="running servers")
     arms.add_argument(
         "--launch",
         type=Path,
         metavar="FILE",
-        help="an arms file: each arm's server is started, measured and stopped in turn",
+        help="an arms file: the server of each arm is started, measured and stopped in turn",
     )
     parser.add_argument(
         "--api",
         default="auto",
         choices=("auto", "generate", "chat", "completions"),
-        help="route; auto: /generate where a chat template is at hand, else chat",
+        help="route; auto: /generate if a chat template is at hand, else chat (default: auto)",
     )
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="DIR", help="whose chat template /generate gets"
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="folder with the chat template that is applied to prompts for /generate",
     )
 
 
@@ -99,49 +112,84 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
         help="JSON Lines (rows with turns, prompt, question or conversations), a folder of them, "
         "or a data set as hf:NAME:SPLIT:FIELD; several may be given (default: built-in prompts)",
     )
-    add("--per-benchmark", type=int, default=80, metavar="N", help="default: %(default)s")
-    add("--max-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
-    add("--ignore-eos", action="store_true", help="every answer has --max-tokens tokens")
-    add("--temperature", type=float, default=0.0, help="default: %(default)s")
-    add("--no-stream", action="store_true", help="whole replies: end-to-end latency alone")
-    add("--warmup", type=int, default=8, metavar="N", help="prompts of their own, before")
+    add(
+        "--per-benchmark",
+        type=int,
+        default=80,
+        metavar="N",
+        help="prompts of each benchmark (default: %(default)s)",
+    )
+    add(
+        "--max-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="the most tokens of an answer (default: %(default)s)",
+    )
+    add("--ignore-eos", action="store_true", help="every answer has exactly --max-tokens tokens")
+    add("--temperature", type=float, default=0.0, help="0 = greedy (default: %(default)s)")
+    add("--no-stream", action="store_true", help="ask for whole replies: end-to-end latency only")
+    add(
+        "--warmup",
+        type=int,
+        default=8,
+        metavar="N",
+        help="warm-up prompts before the run, none of them measured (default: %(default)s)",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--num-requests", type=int, default=400, metavar="N", help="measured ones an arm and load")
+    add(
+        "--num-requests",
+        type=int,
+        default=400,
+        metavar="N",
+        help="measured requests for each arm and load (default: %(default)s)",
+    )
     add(
         "--ramp",
         type=int,
         metavar="N",
-        help="requests before them that are not measured (default: a tenth of --num-requests)",
+        help="requests before those, not measured (default: a tenth of --num-requests)",
     )
-    add("--seed", type=int, default=0)
-    add("--processes", type=int, default=1, metavar="N", help="client processes")
-    add("--timeout", type=float, default=600.0, metavar="S", help="a request fails after")
+    add("--seed", type=int, default=0, help="of arrivals and order (default: %(default)s)")
+    add("--processes", type=int, default=1, metavar="N", help="client processes (default: 1)")
+    add("--timeout", type=float, default=600.0, metavar="S", help="a request fails after S seconds")
     add(
         "--stall",
         type=float,
         default=120.0,
         metavar="S",
-        help="... or without a connection or a byte for",
+        help="... or after S seconds without a connection or a byte",
     )
-    add("--slo", metavar="e2e=S,ttft=S,tpot=S", help="limits for goodput")
+    add("--slo", metavar="e2e=S,ttft=S,tpot=S", help="limits of one request, for goodput")
     add("--out", type=Path, metavar="DIR", help="results and records (default: bench-DATE)")
-    add("--json", type=Path, metavar="FILE", help="the result, also here; - is stdout")
-    add("--resume", action="store_true", help="keep what --out holds of the same settings")
+    add("--json", type=Path, metavar="FILE", help="also write the result here; - is stdout")
+    add(
+        "--resume",
+        action="store_true",
+        help="keep the results in --out that have the same settings",
+    )
 
 
 def _add_latency(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     rates = parser.add_mutually_exclusive_group()
-    rates.add_argument("--qps", metavar="LIST", help="requests/s and data-parallel rank, as 2,3,4")
+    rates.add_argument(
+        "--qps", metavar="LIST", help="requests/s for each data-parallel rank, such as 2,3,4"
+    )
     rates.add_argument(
         "--load",
         metavar="LIST",
         help="shares of the capacity of the arm `none` (else the first), which is measured first",
     )
-    add("--dp-size", type=int, metavar="N", help="ranks (default: what the server says)")
+    add(
+        "--dp-size",
+        type=int,
+        metavar="N",
+        help="data-parallel ranks (default: what the server reports)",
+    )
     add(
         "--arrivals",
         default="poisson",
@@ -166,7 +214,8 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=64,
         metavar="N",
-        help="at once and rank (default: %(default)s)",
+        help="requests at a time for each rank while the capacity is measured "
+        "(default: %(default)s)",
     )
 
 
@@ -205,33 +254,49 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.valid else EXIT_INVALID
 
 
-def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
+def _prepared(args: argparse.Namespace) -> tuple[Campaign, Act]:
     """The campaign that the arguments ask for, and what runs it. Raises ValueError."""
-    from sgl_entropy_bench.http.routes import Output
-    from sgl_entropy_bench.load.judge.measurement import Slo
-    from sgl_entropy_bench.load.run import verbs
     from sgl_entropy_bench.load.run.arms import parse_arms, read_arms
     from sgl_entropy_bench.load.run.campaign import BaselineCapacity, Campaign
+
+    plan = _plan(args)
+    arms = parse_arms(args.arms) if args.arms else read_arms(args.launch)
+    latency = args.what == "latency"
+    act = _open_loop(args, plan, arms) if latency else _closed_loop(args)
+    campaign = Campaign(
+        args.what,
+        plan,
+        arms,
+        args.out or Path(f"bench-{datetime.datetime.now():%Y%m%d-%H%M%S}"),
+        args.api,
+        args.tokenizer,
+        args.resume,
+        BaselineCapacity(args.capacity_concurrency) if latency else None,
+    )
+    return campaign, act
+
+
+def _plan(args: argparse.Namespace) -> LoadPlan:
+    """What all arms share. Raises ValueError."""
+    from sgl_entropy_bench.http.routes import Output
+    from sgl_entropy_bench.load.judge.measurement import Slo
     from sgl_entropy_bench.load.run.measure import LoadPlan
     from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw
     from sgl_entropy_bench.load.schedule.workload import load_workload
 
-    _at_least(args, "num_requests", 2)
-    _at_least(args, "max_tokens", 1)
-    _at_least(args, "processes", 1)
-    _at_least(args, "warmup", 0)
+    for name, least in (("num_requests", 2), ("max_tokens", 1), ("processes", 1), ("warmup", 0)):
+        _at_least(args, name, least)
     for name in ("timeout", "stall"):
         if not 0 < getattr(args, name) < float("inf"):
             raise ValueError(f"--{name} must be above 0 seconds, found {getattr(args, name)}")
     if not 0 <= args.temperature < float("inf"):
         raise ValueError(f"--temperature must be at least 0, found {args.temperature}")
-    latency = args.what == "latency"
-    law = ArrivalLaw.parse(args.arrivals if latency else "poisson")
     ramp = args.num_requests // 10 if args.ramp is None else args.ramp
     if ramp < 0:
         raise ValueError(f"--ramp must be at least 0, found {ramp}")
+    latency = args.what == "latency"
     share = _share(args.stream) if latency else (0, 1)
-    plan = LoadPlan(
+    return LoadPlan(
         load_workload(args.prompts, args.per_benchmark, args.seed, args.warmup, share),
         Output(args.max_tokens, args.ignore_eos, args.temperature, not args.no_stream),
         args.num_requests,
@@ -239,42 +304,44 @@ def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
         args.seed,
         share,
         _time(args.start_at) if latency and args.start_at else None,
-        law,
+        ArrivalLaw.parse(args.arrivals if latency else "poisson"),
         args.processes,
         args.timeout,
         args.stall,
         Slo.parse(args.slo) if args.slo else None,
     )
-    campaign = Campaign(
-        args.what,
-        plan,
-        parse_arms(args.arms) if args.arms else read_arms(args.launch),
-        args.out or Path(f"bench-{datetime.datetime.now():%Y%m%d-%H%M%S}"),
-        args.api,
-        args.tokenizer,
-        args.resume,
-    )
+
+
+def _closed_loop(args: argparse.Namespace) -> Act:
+    """What runs throughput, capacity or speed. Raises ValueError."""
+    from sgl_entropy_bench.load.run import verbs
+
     if args.what == "throughput":
         counts = _numbers("--concurrency", args.concurrency, int)
-        return campaign, lambda c: verbs.throughput(c, counts)
+        return lambda campaign: verbs.throughput(campaign, counts)
     if args.what == "capacity":
         _at_least(args, "concurrency", 1)
-        return campaign, lambda c: verbs.capacity(c, args.concurrency)
-    if args.what == "speed":
-        return campaign, verbs.speed
-    if share[1] > 1 and (args.load or args.launch or law.kind != "poisson"):
+        return lambda campaign: verbs.capacity(campaign, args.concurrency)
+    return verbs.speed
+
+
+def _open_loop(args: argparse.Namespace, plan: LoadPlan, arms: Sequence[LoadArm]) -> Act:
+    """What runs latency. Raises ValueError for flags that exclude each other."""
+    from sgl_entropy_bench.load.run import verbs
+
+    poisson, trace = plan.law.kind == "poisson", plan.law.kind == "trace"
+    if plan.share[1] > 1 and (args.load or args.launch or not poisson):
         raise ValueError(
-            "--stream is for --arms and --qps with poisson arrivals: a sum of other streams is "
+            "--stream needs --arms, --qps and poisson arrivals: a sum of other streams follows "
             "another law, and each client would start servers and measure a capacity of its own"
         )
-    if plan.start_at is not None and (
-        len(campaign.arms) > 1 or "," in (args.qps or args.load or "")
-    ):
+    several = len(arms) > 1 or "," in (args.qps or args.load or "")
+    if plan.start_at is not None and several:
         raise ValueError("--start-at is for one arm and one load: give one command to each")
-    if law.kind == "trace":
+    if trace:
         if args.qps or args.load:
             raise ValueError("a trace has its own rate: leave out --qps and --load")
-        return campaign, verbs.trace
+        return verbs.trace
     if not args.qps and not args.load:
         raise ValueError("give --qps or --load")
     _at_least(args, "capacity_concurrency", 1)
@@ -282,8 +349,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Campaign, Any]:
         _at_least(args, "dp_size", 1)
     qps = _numbers("--qps", args.qps, float) if args.qps else []
     shares = _numbers("--load", args.load, float) if args.load else []
-    campaign.capacity = BaselineCapacity(args.capacity_concurrency)
-    return campaign, lambda c: verbs.latency(c, qps, shares, args.dp_size)
+    return lambda campaign: verbs.latency(campaign, qps, shares, args.dp_size)
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -299,10 +365,10 @@ def _time(text: str) -> float:
     except ValueError:
         pass
     try:
-        found = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError:
         raise ValueError(f"--start-at {text}: expected seconds, or 2026-01-31T12:00:00Z") from None
-    return found.astimezone().timestamp()
+    return moment.astimezone().timestamp()
 
 
 def _at_least(args: argparse.Namespace, name: str, least: int) -> None:
@@ -311,16 +377,16 @@ def _at_least(args: argparse.Namespace, name: str, least: int) -> None:
         raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, found {value}")
 
 
-def _numbers(flag: str, text: str, kind: Any) -> list[Any]:
+def _numbers(flag: str, text: str, kind: type[N]) -> list[N]:
     try:
-        found = [kind(part) for part in text.split(",")]
+        numbers = [kind(part) for part in text.split(",")]
     except ValueError:
-        found = [0]
-    if not all(0 < value < float("inf") for value in found):
+        numbers = []
+    if not numbers or not all(0 < value < float("inf") for value in numbers):
         raise ValueError(f"{flag} {text}: expected numbers above 0, separated by commas")
-    if len(set(found)) < len(found):
+    if len(set(numbers)) < len(numbers):
         raise ValueError(f"{flag} {text}: a number twice")
-    return found
+    return numbers
 
 
 def _after(args: argparse.Namespace) -> int:

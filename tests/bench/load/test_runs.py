@@ -512,7 +512,7 @@ def test_a_campaign_that_breaks_off_says_so(
         (("latency", "--arms", "a=http://h:1", "--qps", "1", "--stream", "2/2"), "--stream 2/2"),
         (
             ("latency", "--arms", "a=http://h:1", "--load", "1", "--stream", "0/2"),
-            "--stream is for",
+            "--stream needs",
         ),
         (
             ("latency", "--arms", "a=http://h:1", "--qps", "1", "--start-at", "noon"),
