@@ -1,6 +1,6 @@
 """Requests that break in a planned way (``--fault``).
 
-``no-done`` and ``no-usage`` only leave something out, where the answer is written.
+The faults ``no-done`` and ``no-usage`` leave something out; that happens where answers are written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ABORT: Json = {"type": "abort", "message": "made-up abort", "status_code": 500}
 
 
 def plan(job: Job) -> None:
-    """Decide whether it breaks, and at how many tokens."""
+    """Decide whether a request breaks, and at how many tokens."""
     options = job.options
     if options.fault is None or job.number % options.fault_every:
         return
@@ -23,7 +23,7 @@ def plan(job: Job) -> None:
     if job.fault == "stall":
         job.breaks_at = 1
     elif job.fault in ("drop", "broken-sse", "abort"):
-        # Behind the first event, if there are two.
+        # After the first event, if there are two.
         job.breaks_at = job.length // 2 + 1
 
 
@@ -37,7 +37,7 @@ def refuses(job: Job) -> bool:
 
 
 def break_down(job: Job, finish: Json | None) -> bool:
-    """Do what ``fault`` names, once; whether nothing more is sent after it."""
+    """Do what ``fault`` names, once; returns whether nothing more is sent after it."""
     job.breaks_at = math.inf
     connection = job.connection
     if job.fault == "abort":
@@ -60,7 +60,7 @@ def break_down(job: Job, finish: Json | None) -> bool:
 
 
 def _break_whole(job: Job) -> None:
-    """The same for an answer that is not streamed."""
+    """As ``break_down``, for an answer that is not streamed."""
     connection = job.connection
     if job.fault == "broken-sse":
         connection.reply(200, BROKEN)

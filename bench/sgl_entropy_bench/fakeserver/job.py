@@ -42,9 +42,9 @@ class Job(ABC):
         self.easd_fires = 0
         self.cached_tokens = 0
         self.started = self.over = False
-        # Tokens that exist, and those of them that the client was told.
+        # Tokens that exist, and those that were sent to the client.
         self.made = self.told = 0
-        # What ``faults`` plans for it, and the number of tokens from which on it breaks.
+        # What ``faults`` plans for it, and the number of tokens at which it breaks.
         self.fault: str | None = None
         self.breaks_at: float = math.inf
 
@@ -64,11 +64,11 @@ class Job(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Write the parts of events that do not change: rank and cached tokens are known now."""
+        """Write the parts of events that never change; rank and cached tokens are known now."""
 
     @abstractmethod
     def payloads(self, finish: Json | None) -> list[bytes]:
-        """The JSON of the events that tell what was not told yet."""
+        """The JSON of the events with all that the client was not sent yet."""
 
     @abstractmethod
     def whole(self, finish: Json) -> Json:

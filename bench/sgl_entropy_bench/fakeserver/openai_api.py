@@ -7,7 +7,7 @@ import time
 from sgl_entropy_bench.fakeserver.job import Job
 from sgl_entropy_bench.fakeserver.wire import Json, dumps
 
-# Marks the place of the text while a chunk's bytes are prepared.
+# Marks where the text goes while the bytes of a chunk are prepared.
 HOLE = b"@text@"
 
 
@@ -16,21 +16,21 @@ class OpenAIJob(Job):
 
     def prepare(self) -> None:
         self.chat = self.ask.path == "/v1/chat/completions"
-        # The text's place is the last that looks so: a model's name may look like it.
+        # The last match is the place of the text: the name of a model may hold the mark too.
         self._before, _, self._behind = dumps(self._chunk(HOLE.decode())).rpartition(HOLE)
 
     def payloads(self, finish: Json | None) -> list[bytes]:
         text = self.text(self.told)
         if not self.chat and finish is not None:
             return [dumps(self._chunk(text.decode(), finish))]
-        found = []
+        chunks = []
         if self.chat and self.told == 0:
-            found.append(dumps(self._chunk("", role="assistant")))
+            chunks.append(dumps(self._chunk("", role="assistant")))
         if text:
-            found.append(self._before + text + self._behind)
+            chunks.append(self._before + text + self._behind)
         if finish is not None:
-            found.append(dumps(self._chunk(None, finish)))
-        return found
+            chunks.append(dumps(self._chunk(None, finish)))
+        return chunks
 
     def closing(self) -> list[bytes]:
         if not self.ask.usage or self.fault == "no-usage":

@@ -1,8 +1,8 @@
 """The simulated service: ranks with places and queues, and a heap of what is due when.
 
-It has to be faster than the load testers that it measures. So one process does everything that is
-due in a tick of 1 ms at once, without a task or a timer for each request. A late tick does not move
-what comes after it: each time follows from the time before, not from the clock.
+It must be faster than the load testers that are measured with it. So one process does all the work
+of a 1 ms tick at once, without a task or a timer for each request. A late tick delays nothing after
+it: each time follows from the previous time, not from the clock.
 """
 
 from __future__ import annotations

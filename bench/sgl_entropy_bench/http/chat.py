@@ -1,6 +1,6 @@
-"""A target's own chat template, rendered without its tokenizer.
+"""A target's chat template, rendered without its tokenizer.
 
-``/generate`` takes plain text; to send it what ``/v1/chat/completions`` would have made of the
+``/generate`` takes plain text. To send it the same text that ``/v1/chat/completions`` makes of
 messages, the template in the target's folder is rendered here. Templates are Jinja written for
 transformers' sandbox (trimmed blocks, ``raise_exception``), which this reproduces.
 """

@@ -1,6 +1,6 @@
 """A client for SGLang's HTTP routes on the standard library's http.client.
 
-Plain sockets, since on two cores every millisecond spent here is taken from the server.
+It is simple on purpose: on two cores every millisecond spent here is taken from the server.
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-# Of the schedule: before what is measured, measured, after it (to keep up the load), or closed
-# loop's warm-up.
+# Warm-up; then before the measured requests, measured, and after them to keep up the load.
 Phase = Literal["warmup", "ramp", "measured", "tail"]
-# The error of a request that was still running when the run ended; none of the server.
+# The error of a request that was still running when the run ended; not a fault of the server.
 CUT = "cut: the run had ended"
 
 
@@ -23,11 +22,11 @@ class RequestRecord:
 
     Attributes:
         index: place in the schedule.
-        prompt, benchmark: which prompt, and of which benchmark.
+        prompt, benchmark: the id of the prompt, and its benchmark.
         scheduled: when it should have been sent; latencies count from here.
         sent: when it was; None = never.
-        first: the first token; None = it did not come so far.
-        last: the end, well or not; None = it was never sent.
+        first: when the first token came; None = it did not.
+        last: when it ended, successfully or not; None = it was never sent.
         chunks: [time, tokens so far] of every event with new tokens; tokens are None where the
             route does not count them.
         prompt_tokens, completion_tokens, cached_tokens: as the server says; None = it does not.
@@ -69,21 +68,21 @@ class RequestRecord:
 
     @property
     def ok(self) -> bool:
-        """It ended, and well."""
+        """It ended successfully."""
         return not self.error and self.last is not None
 
     def to_json(self) -> str:
         """One line without its end; what is unknown is left out."""
-        held = {k: v for k, v in asdict(self).items() if v not in (None, "", [])}
+        row = {k: v for k, v in asdict(self).items() if v not in (None, "", [])}
         for name in ("scheduled", "sent", "first", "last"):
-            if name in held:
-                held[name] = round(held[name], 6)
+            if name in row:
+                row[name] = round(row[name], 6)
         if self.chunks:
-            held["chunks"] = [
+            row["chunks"] = [
                 [round(time, 6)] if tokens is None else [round(time, 6), tokens]
                 for time, tokens in self.chunks
             ]
-        return json.dumps(held, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> RequestRecord:

@@ -183,13 +183,13 @@ class _GenerateReader:
             raise StreamError(_error_text(_object(event)))
         self._last = event
         # The counts stand behind the text and the ids, which may hold anything.
-        found = _TOKENS.search(event, max(0, event.rfind(b'"meta_info"')))
-        if found is None:
+        match = _TOKENS.search(event, max(0, event.rfind(b'"meta_info"')))
+        if match is None:
             if not event.rstrip().endswith(b"}"):
                 raise StreamError("an event of the stream is not JSON")
             self._chunks.add(now, None)
             return
-        self._chunks.add(now, int(found[1]))
+        self._chunks.add(now, int(match[1]))
 
     def whole(self, body: bytes, now: float) -> None:
         self._last = body
@@ -319,12 +319,12 @@ def error_text(body: bytes) -> str:
 
 def _object(data: bytes) -> Json:
     try:
-        found = json.loads(data)
+        value = json.loads(data)
     except ValueError:
         raise StreamError("an event of the stream is not JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise StreamError("an event of the stream is no object")
-    return found
+    return value
 
 
 def _error_text(reply: Json) -> str:
@@ -338,8 +338,8 @@ def _said(message: Json) -> str:
     return str(message.get("reasoning_content") or "") + str(message.get("content") or "")
 
 
-def _count(held: Mapping[str, Any], name: str) -> int | None:
-    value = held.get(name)
+def _count(counts: Mapping[str, Any], name: str) -> int | None:
+    value = counts.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 

@@ -19,7 +19,7 @@ class Output:
         ignore_eos: every answer has ``max_tokens`` tokens.
         temperature: 0 = greedy.
         stream: False = one reply at the end: no first token, no chunks.
-        sampling: further sampling parameters, passed on.
+        sampling: further sampling parameters of the request.
     """
 
     max_tokens: int = 256

@@ -1,4 +1,4 @@
-"""What is compared: a target served without a drafter, or with one in a certain shape."""
+"""The arms of a comparison: a target served without a drafter, or with one."""
 
 from __future__ import annotations
 

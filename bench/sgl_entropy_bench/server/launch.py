@@ -23,7 +23,7 @@ from sgl_entropy_bench.server.processes import (
     signal_all,
 )
 
-# (pattern in the log, likely cause and what to do); the first that is found is told
+# (pattern in the log, likely cause and what to do); the first match is reported
 CAUSES = (
     (
         r"invalid choice: '(EDSD|EAGLE3)'|unrecognized arguments: --speculative",
@@ -142,7 +142,7 @@ class Server:
                 waiting(elapsed)
                 time.sleep(0.25)
             self.startup_s = time.monotonic() - begun
-            # The first answer pays for lazy imports and allocations; nobody should time it.
+            # The first answer includes lazy imports and allocations, which must not be timed.
             self.client.generate(text="Hello, how are you?", max_new_tokens=8)
         except ServerError as error:
             failure = self._failure(f"the {self.name} server cannot answer: {error}", None)

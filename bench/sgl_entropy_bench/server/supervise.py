@@ -1,9 +1,9 @@
 """Run a command for as long as standard input stays open; then end its whole session.
 
-``python -m sgl_entropy_bench.server.supervise COMMAND...`` is what stands between a benchmark and
-the servers it starts. The benchmark holds the other end of the pipe: when it ends, in whatever way
-(an exception, Ctrl-C, a kill that no handler sees), the kernel closes the pipe, and the server with
-all its children goes too. No cleanup code has to run in the benchmark for that.
+``python -m sgl_entropy_bench.server.supervise COMMAND...`` stands between a benchmark and the
+servers it starts. The benchmark holds the other end of the pipe. However it ends (an exception,
+Ctrl-C, SIGKILL), the kernel closes the pipe, and the server ends with all its children. No cleanup
+code has to run in the benchmark.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GRACE_S = 3.0
 
 def supervise(command: list[str]) -> int:
     """Returns the command's exit status if it ended by itself, else 0 once all is gone."""
-    # Two ways to be told to stop, one consequence: leave the loop below.
+    # A signal and a closed pipe both end the loop below.
     reading, writing = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: os.write(writing, b"x"))

@@ -662,7 +662,7 @@ def test_folders_that_are_no_clients_of_one_load(
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda r: r.update(verb="capacity"), "clients of an open loop"),
+        (lambda r: r.update(verb="capacity"), "only clients of an open"),
         (lambda r: r["settings"].update(arrivals="trace"), "the same arrivals"),
         (lambda r: r["servers"]["none"].update(command="python -m x"), "servers of its own"),
     ],

@@ -1,1 +1,1 @@
-"""From records to figures and a verdict: pure functions."""
+"""From records to figures and a verdict; result folders."""

@@ -46,8 +46,8 @@ class Folder:
 
     def records_of(self, result: Result) -> list[RequestRecord]:
         """All records of a result or of a probe."""
-        held = self.records.get(result.measurement.key)
-        return _records(self.path, result) if held is None else held
+        records = self.records.get(result.measurement.key)
+        return _records(self.path, result) if records is None else records
 
 
 def records_file(folder: Path, arm: str, load: str) -> Path:
@@ -92,7 +92,7 @@ def read_run(folder: Path) -> RunResult:
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         found = report.get("format") if isinstance(report, dict) else type(report).__name__
         raise ValueError(f"{file}: expected a result of format {FORMAT}, found {found}")
-    report = {name: held for name, held in report.items() if name != "format"}
+    report = {name: value for name, value in report.items() if name != "format"}
     try:
         for name in ("results", "probes"):
             if isinstance(report.get(name), list):

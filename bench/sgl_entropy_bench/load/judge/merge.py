@@ -29,7 +29,7 @@ from sgl_entropy_bench.load.judge.run_result import (
     compared,
 )
 
-# Clients may differ in these: in who they are, and in what follows from the load they found.
+# Clients may differ in these: in who they are, and in the capacity that they measured.
 _OWN = ("stream", "processes", "capacity_qps", "capacity_valid")
 
 
@@ -40,7 +40,7 @@ def merge(paths: Sequence[Path], out: Path) -> RunResult:
         the whole result, as ``out/result.json`` holds it.
 
     Raises:
-        ValueError: folders that are no clients of one load (in what), or that cannot be read.
+        ValueError: folders that are not clients of one load (and why), or that cannot be read.
         OSError: ``out`` cannot be written.
     """
     folders = [read_folder(path) for path in paths]
@@ -69,8 +69,8 @@ def merge(paths: Sequence[Path], out: Path) -> RunResult:
         merged=tuple(_client(folder) for folder in folders),
     )
     out.mkdir(parents=True, exist_ok=True)
-    for key, held in records.items():
-        write_records(out, key, held)
+    for key, whole in records.items():
+        write_records(out, key, whole)
     merged.write(out)
     return merged
 
@@ -108,7 +108,9 @@ def _refuse(folders: Sequence[Folder]) -> None:
     streams: dict[str, Path] = {}
     clients = first.run.settings.stream.partition("/")[2]
     if clients.isdigit() and int(clients) != len(folders):
-        raise ValueError(f"merge: {len(folders)} folders of clients that are {clients} in all")
+        raise ValueError(
+            f"merge: found {len(folders)} folders, expected those of all {clients} clients"
+        )
     for folder in folders:
         if folder.run.merged is not None:
             raise ValueError(f"{folder.path}: merged already; give its own inputs instead")
@@ -131,8 +133,8 @@ def _refuse(folders: Sequence[Folder]) -> None:
                 raise ValueError(f"{folder.path}: {result.arm} at {result.load} measured nothing")
     if first.run.verb != "latency":
         raise ValueError(
-            f"{first.path}: is of {first.run.verb}; what can be merged are clients of an "
-            "open loop: bench latency --stream I/N"
+            f"{first.path}: holds a run of {first.run.verb}; only clients of an open loop can be "
+            "merged: bench latency --stream I/N"
         )
     if first.run.settings.arrivals == "trace":
         raise ValueError(f"{first.path}: all clients of a trace have the same arrivals")

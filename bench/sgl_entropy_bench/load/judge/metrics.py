@@ -1,8 +1,7 @@
 """From records to figures: latencies, rates, acceptance. Pure functions.
 
-A request that failed never vanishes: in a percentile it counts as slower than all that ended, so
-that a percentile may be "failed" (infinite); a mean is over those that ended, beside the count of
-those that did not.
+A failed request stays in every percentile, as slower than all that ended; a percentile that falls
+among the failed is None. A mean is over the requests that ended, next to the count of the others.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PERCENTS = (50, 90, 95, 99)
 
 @dataclass(frozen=True)
 class Distribution:
-    """Of the values of many requests; a percentile that falls among failed requests is None."""
+    """Statistics over requests; a percentile that falls among failed requests is None."""
 
     mean: float
     p50: float | None
@@ -37,7 +36,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class MeanMax:
-    """Of a count of tokens."""
+    """Statistics of a count of tokens."""
 
     mean: float
     max: int
@@ -67,7 +66,7 @@ class Figures:
     Attributes:
         errors, error_kinds: requests that failed, and how many of each error.
         e2e, e2e_interval: from the scheduled arrival to the end; the mean with its interval.
-        e2e_from_send: from the actual send; blind to a client that is late.
+        e2e_from_send: from the actual send; does not show a client that is late.
         ttft, tpot, itl: to the first token, for each token after it, between events.
         lag: from the scheduled arrival to the actual send.
         request_rate, output_tokens_per_s: what was served, in a steady state.
@@ -112,7 +111,7 @@ def e2e(record: RequestRecord) -> float | None:
 
 
 def e2e_from_send(record: RequestRecord) -> float | None:
-    """Seconds from the actual send to the end: blind to a client that is late."""
+    """Seconds from the actual send to the end; a client that is late does not show in it."""
     if not record.ok or record.last is None or record.sent is None:
         return None
     return record.last - record.sent
@@ -132,7 +131,7 @@ def tpot(record: RequestRecord) -> float | None:
 
 
 def gaps(record: RequestRecord) -> list[float]:
-    """Seconds between events with new tokens (ITL): with speculation, one event may hold some."""
+    """Seconds between events with new tokens (ITL); one event may hold several with speculation."""
     times = [time for time, _ in record.chunks] if record.ok else []
     return [b - a for a, b in pairwise(times)]
 
@@ -143,7 +142,7 @@ def lag(record: RequestRecord) -> float | None:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of rising values, by linear interpolation. Raises ValueError for none."""
+    """The quantile of rising values, by linear interpolation. Raises ValueError for no values."""
     if not ordered:
         raise ValueError("quantile: no values")
     at = share * (len(ordered) - 1)
@@ -195,7 +194,7 @@ def tau(records: Iterable[RequestRecord]) -> float | None:
 def by_key(
     records: Iterable[RequestRecord], key: Callable[[RequestRecord], Any]
 ) -> dict[Any, list[RequestRecord]]:
-    """Records by some property, those without it left out."""
+    """Records by ``key``, without those whose key is None."""
     out: dict[Any, list[RequestRecord]] = {}
     for record in records:
         if (name := key(record)) is not None:
@@ -299,7 +298,7 @@ def _mean_max(values: Iterable[int | None]) -> MeanMax | None:
 
 
 def _taus(groups: Mapping[Any, Sequence[RequestRecord]]) -> dict[str, float] | None:
-    taus = {str(name): value for name, held in groups.items() if (value := tau(held)) is not None}
+    taus = {str(name): value for name, some in groups.items() if (value := tau(some)) is not None}
     return taus or None
 
 

@@ -1,7 +1,7 @@
 """Judge a run and compare its arms again from the records, by the rules of this version.
 
-A rule that was wrong is mended without measuring anew: the records hold what happened. A verdict
-of another version stays in a result until someone asks for this.
+After a rule was corrected, nothing has to be measured again: the records hold what happened. The
+verdict of another version stays in a result until someone runs this.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _again(folder: Folder, before: Result, capacity_valid: bool | None) -> Resul
     measurement = replace(before.measurement, capacity_valid=capacity_valid)
     result = judge(measurement, folder.records_of(before))
     notes = result.verdict.notes
-    # What the records do not tell was noted when they were made.
+    # Notes on what the records cannot show were made during the run.
     kept = tuple(note for note in before.verdict.notes if note not in notes)
     figures = result.figures
     if figures is not None and before.figures is not None and measurement.slo is None:

@@ -140,7 +140,7 @@ def _compared(
     here, there = measured_of(records(result)), measured_of(records(base))
     if verb == "speed":
         groups = by_benchmark(here)
-        speed = {name: benchmark_speed(held, there) for name, held in groups.items()}
+        speed = {name: benchmark_speed(some, there) for name, some in groups.items()}
         result = replace(result, speed=speed, speed_all=benchmark_speed(here, there))
     if result.arm == base.arm:
         return result

@@ -1,4 +1,4 @@
-"""Whether a run measured what it says: every reason why not."""
+"""Whether a measurement is valid, and every reason why it is not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAG_P99_S = 0.010
 LAG_SHARE = 0.01
 CPU_SHARE = 0.80
 DRIFT = 0.25
-# Less than this share of the requests while all clients were sending: no shared load.
+# With a smaller share of requests sent while all clients were sending, no load was shared.
 SHARED = 0.8
 NO_CAPACITY = "its load is a share of a capacity that is not valid"
 _BATCHES = 10
@@ -36,7 +36,7 @@ class Verdict:
 def verdict(measurement: Measurement, records: Sequence[RequestRecord]) -> Verdict:
     """Judge one measurement by all its records, in the order of the schedule."""
     measured = [record for record in records if record.phase == "measured"]
-    # Of merged clients, another one may have sent the same prompt at the same time.
+    # Another of several clients may have sent the same prompt at the same time.
     first_use = first_uses(records) if measurement.clients is None else lone_uses(records)
     reasons, expected = [], measurement.expected
     if len(measured) < expected:
@@ -70,7 +70,7 @@ def verdict(measurement: Measurement, records: Sequence[RequestRecord]) -> Verdi
 
 
 def first_uses(records: Sequence[RequestRecord]) -> list[RequestRecord]:
-    """Of each prompt the first request, in the order of ``records``."""
+    """The first request of each prompt, in the order of ``records``."""
     first: dict[str, RequestRecord] = {}
     for record in records:
         first.setdefault(record.prompt, record)
@@ -121,8 +121,9 @@ def _late(measured: Sequence[RequestRecord]) -> list[str]:
 def _unexplained_hits(
     measured: Sequence[RequestRecord], first_use: Sequence[RequestRecord]
 ) -> list[str]:
-    """A prompt that was not sent before shares the prompts' common head, which is no longer than
-    the shortest of them, and with some other prompt perhaps its first words: less than half."""
+    """Prefix-cache hits that a new prompt cannot have. It shares the common head of all prompts,
+    which is no longer than the shortest of them, and perhaps its first words with another prompt:
+    less than half of it."""
     lengths = [r.prompt_tokens for r in measured if r.prompt_tokens]
     if not lengths:
         return []
@@ -137,7 +138,7 @@ def _unexplained_hits(
 
 
 def _repeats(measured: Sequence[RequestRecord], first_use: Sequence[RequestRecord]) -> list[str]:
-    """What of the run the prefix cache may have served."""
+    """How much of the run the prefix cache may have served."""
     new = {record.index for record in first_use}
     repeated = sum(record.index not in new for record in measured)
     if not repeated or not first_use:

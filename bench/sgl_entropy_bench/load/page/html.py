@@ -1,6 +1,6 @@
-"""What a report's page shows beside its tables: plots as inline SVG, for light and dark.
+"""Plots as inline SVG for the page of a report, for light and dark backgrounds.
 
-Ink and rules take the page's colours; an arm keeps its colour and marker in every plot.
+Axes and text take the colours of the page; an arm has one colour and marker in all plots.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure of the page: ``name`` is its id, ``note`` what to know when reading it."""
+    """One plot of the page: ``name`` is its id, ``note`` says how to read it."""
 
     name: str
     title: str
@@ -60,8 +60,8 @@ def plots(folder: Folder, arms: Sequence[str], suffix: str = "") -> list[Plot]:
     """All plots that a folder has data for.
 
     Args:
-        arms: of all folders of the page: each has one colour on it.
-        suffix: of the plots' names, which are unique on a page.
+        arms: those of all folders on the page, so that each has one colour.
+        suffix: appended to the names of the plots, which must be unique on a page.
     """
     from matplotlib import rc_context
 
@@ -70,7 +70,7 @@ def plots(folder: Folder, arms: Sequence[str], suffix: str = "") -> list[Plot]:
     }
     out: list[Plot] = []
     with rc_context(_SETTINGS), warnings.catch_warnings():
-        # Of signs that matplotlib's font lacks; the browser draws the text.
+        # Warnings of signs that matplotlib's font lacks; the browser draws the text.
         warnings.filterwarnings("ignore", message="Glyph")
         for name, title, note, figure in drawn(folder, styles):
             name = re.sub(r"[^\w.-]", "_", name) + suffix
@@ -104,10 +104,10 @@ def _svg(figure: Any, name: str, title: str) -> str:
     ]
 
     def tag(match: re.Match[str]) -> str:
-        held = match[0]
+        shown = match[0]
         for pattern, to in changes:
-            held = re.sub(pattern, to, held)
-        return held
+            shown = re.sub(pattern, to, shown)
+        return shown
 
     # Only in tags: a name may read like an attribute.
     text = re.sub(r"<[^>]*>", tag, text)

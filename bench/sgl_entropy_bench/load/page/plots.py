@@ -1,6 +1,6 @@
 """The plots of a result folder, drawn with matplotlib.
 
-What a plot says comes from the records and the figures of the folder, nothing is computed anew.
+All values come from the records and the figures of the folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sgl_entropy_bench.http.record import CUT, RequestRecord
 from sgl_entropy_bench.load.judge import metrics
 from sgl_entropy_bench.load.judge.folders import Folder
 
-# Stand for the page's colours until the SVG is text.
+# Placeholders for the colours of the page, replaced in the SVG's text.
 INK, RULE, PAPER = "#010203", "#040506", "#070809"
 RED = "#d62728"
 MOST_DOTS = 4000
@@ -116,13 +116,13 @@ def _throughput(folder: Folder, styles: Styles) -> Iterator[Drawn]:
 
 
 def _cdf(folder: Folder, styles: Styles) -> Iterator[Drawn]:
-    held = {key: [r for r in rs if r.phase == "measured"] for key, rs in folder.records.items()}
-    loads = [load for load in folder.loads if any(held.get((a, load)) for a in folder.arms)]
+    measured = {key: [r for r in rs if r.phase == "measured"] for key, rs in folder.records.items()}
+    loads = [load for load in folder.loads if any(measured.get((a, load)) for a in folder.arms)]
     if not loads:
         return
     figure, panels, lines = _panels(len(loads), 2.8)
     for axes, load in zip(panels, loads, strict=True):
-        times = {arm: held[arm, load] for arm in folder.arms if held.get((arm, load))}
+        times = {arm: measured[arm, load] for arm in folder.arms if measured.get((arm, load))}
         ends = {
             arm: sorted(v for v in map(metrics.e2e, rs) if v is not None)
             for arm, rs in times.items()
@@ -138,23 +138,23 @@ def _cdf(folder: Folder, styles: Styles) -> Iterator[Drawn]:
         axes.set_ylim(0, 1.02)
         _name(axes, short(load), "E2E latency (s)", "share of requests")
     _key(figure, lines)
-    note = "Measured requests that ended within so long; failed ones keep a curve below 1."
+    note = "Share of measured requests that ended in this time; failed ones keep it below 1."
     yield "cdf", "Distribution of E2E latency", note, figure
 
 
 def _acceptance(folder: Folder, styles: Styles) -> Iterator[Drawn]:
-    held: dict[str, list[RequestRecord]] = {arm: [] for arm in folder.arms}
+    measured: dict[str, list[RequestRecord]] = {arm: [] for arm in folder.arms}
     for (arm, _), records in folder.records.items():
-        held[arm] += [record for record in records if record.phase == "measured"]
+        measured[arm] += [record for record in records if record.phase == "measured"]
     shares_of = metrics.acceptance_by_position
-    positions = {arm: shares for arm, rs in held.items() if (shares := shares_of(rs))}
+    positions = {arm: shares for arm, rs in measured.items() if (shares := shares_of(rs))}
     groups = {
         arm: {
             str(name): tau
             for name, rs in metrics.by_key(records, lambda r: r.benchmark).items()
             if (tau := metrics.tau(rs)) is not None
         }
-        for arm, records in held.items()
+        for arm, records in measured.items()
     }
     groups = {arm: taus for arm, taus in groups.items() if taus}
     if not positions and not groups:
@@ -192,7 +192,7 @@ def _timeline(arm: str, load: str, records: Sequence[RequestRecord], colour: str
     slowest = max((metrics.e2e(r) or 0.0 for r in dots), default=0.0)
     axes.set_ylim(0, 1.15 * slowest or 1.0)
     lines["E2E"] = _dots(axes, [(r.scheduled, metrics.e2e(r) or 0.0) for r in dots], colour)
-    # Slower than all: at the top.
+    # A failed request is slower than all others: at the top.
     style = {"ms": 5, "mew": 1.2, "transform": axes.get_xaxis_transform()}
     for name, some, shade in (("failed", crosses, RED), ("cut at the end", greys, "#888888")):
         if some:

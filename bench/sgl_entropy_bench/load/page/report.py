@@ -1,4 +1,4 @@
-"""Result folders as tables, as one self-contained page, or merged."""
+"""``bench report``, ``merge`` and ``judge``: tables, and one self-contained page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Form = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 Table = tuple[list[str], list[list[str]]]
-# As the command has it for runs that measured but are not valid.
+# The exit code of runs that were measured but are not valid.
 _INVALID = 3
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1d21; --rule: #d5d9df; --bad: #b3261e; }
@@ -88,13 +88,13 @@ def main(what: str, folders: Sequence[Path], out: Path) -> int:
         print(f"\nresults: {out}", file=sys.stderr)
         return 0 if merged.valid else _INVALID
     html.require_matplotlib()
-    held = [read_folder(folder) for folder in folders]
-    arms = list(dict.fromkeys(arm for folder in held for arm in folder.arms))
+    read = [read_folder(folder) for folder in folders]
+    arms = list(dict.fromkeys(arm for folder in read for arm in folder.arms))
     out.mkdir(parents=True, exist_ok=True)
-    plots = [html.plots(f, arms, f"-{i}" if i > 1 else "") for i, f in enumerate(held, 1)]
-    (out / "report.html").write_text(html_page(held, plots), encoding="utf-8")
-    (out / "report.md").write_text(markdown_page(held), encoding="utf-8")
-    for folder in held:
+    plots = [html.plots(f, arms, f"-{i}" if i > 1 else "") for i, f in enumerate(read, 1)]
+    (out / "report.html").write_text(html_page(read, plots), encoding="utf-8")
+    (out / "report.md").write_text(markdown_page(read), encoding="utf-8")
+    for folder in read:
         print("\n".join([f"{folder.name}:", *alarms(folder), "", text_tables(folder.run), ""]))
     print(f"page: {out / 'report.html'}", file=sys.stderr)
     return 0
@@ -133,12 +133,12 @@ def _paper(run: RunResult) -> Table | None:
 
 
 def shown(text: str) -> str:
-    """Without signs that would act on a terminal or break a line."""
+    """``text`` without characters that control a terminal or break a line."""
     return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def in_markdown(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """``text`` escaped, so that Markdown shows it unchanged."""
     text = re.sub(r"([\\`*\[\]|~#])", r"\\\1", shown(text))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     return escape(text, quote=False)
@@ -154,7 +154,7 @@ def _strong(text: str, clean: Callable[[str], str], mark: str = "**", end: str =
 
 
 def alarms(folder: Folder) -> list[str]:
-    """What has to be known before any number is read."""
+    """Warnings that come before any number."""
     run, results = folder.run, folder.results
     told = []
     short = sum(result.partial for result in results)
@@ -172,7 +172,7 @@ def alarms(folder: Folder) -> list[str]:
 
 
 def blocks(folder: Folder) -> Iterator[Block]:
-    """A folder's section, from the table to where it comes from."""
+    """The section of a folder, from its table to its provenance."""
     run = folder.run
     yield Block("", main_table(run), tables.caption(run))
     named = [(f"{result.arm} at {result.load}", result) for result in run.results]
@@ -196,8 +196,8 @@ def blocks(folder: Folder) -> Iterator[Block]:
         yield Block("Goodput", (header, goodput))
     if paper := _paper(run):
         text = (
-            "Ratios over no speculation. The paper's are of its own machines and models: only "
-            "the shape can be compared."
+            "Ratios over no speculation. The paper used other machines and models: only the "
+            "shape can be compared."
         )
         yield Block("Beside the paper", paper, text)
     for client in run.merged or ():
@@ -206,13 +206,13 @@ def blocks(folder: Folder) -> Iterator[Block]:
     yield _facts("Provenance", {"settings": as_json(run.settings), **run.provenance})
 
 
-def _facts(title: str, held: dict[str, Any]) -> Block:
-    return Block(title, (["fact", "value"], _flat(held)), facts=True)
+def _facts(title: str, facts: dict[str, Any]) -> Block:
+    return Block(title, (["fact", "value"], _flat(facts)), facts=True)
 
 
-def _flat(held: dict[str, Any], under: str = "") -> list[list[str]]:
+def _flat(facts: dict[str, Any], under: str = "") -> list[list[str]]:
     rows = []
-    for name, value in held.items():
+    for name, value in facts.items():
         if isinstance(value, dict):
             rows += _flat(value, f"{under}{name}.")
         else:
@@ -250,14 +250,14 @@ def html_page(folders: Sequence[Folder], plots: Sequence[Sequence[Plot]]) -> str
         parts += [f'<p class="alarm">{_in_html(several + a)}</p>' for a in alarms(folder)]
     for folder, figures in zip(folders, plots, strict=True):
         parts.append(f"<section>\n<h2>{_in_html(folder.name)}: {folder.run.verb}</h2>")
-        held = list(blocks(folder))
-        parts += [_block(block) for block in held if not block.facts]
+        sections = list(blocks(folder))
+        parts += [_block(block) for block in sections if not block.facts]
         parts += [
             f'<figure id="{plot.name}">\n{plot.svg}\n'
             f"<figcaption>{_in_html(f'{plot.title}. {plot.note}')}</figcaption>\n</figure>"
             for plot in figures
         ]
-        parts += [_block(block) for block in held if block.facts]
+        parts += [_block(block) for block in sections if block.facts]
         parts.append("</section>")
     return "\n".join([*parts, "</body>\n</html>\n"])
 

@@ -1,4 +1,4 @@
-"""Results as tables: for a terminal and in Markdown, always with a caption that says how."""
+"""Results as tables with a caption that says how they were measured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAPER_THROUGHPUT: dict[str, dict[float, float]] = {
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """``-`` for what is not known."""
+    """``value`` rounded; ``-`` for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -163,9 +163,9 @@ def _valid(result: Result) -> str:
 
 
 def against_paper(run: RunResult) -> tuple[Row, list[Row]]:
-    """Ratios over no speculation, the paper's beside ours; see ``caption`` for what ours are of.
+    """Ratios over no speculation: those of the paper, and ours.
 
-    The paper's are of its own cluster and models; only the shape can be set beside ours.
+    The paper used another cluster and other models: only the shape can be compared.
     """
     latency = run.verb == "latency"
     paper = PAPER_LATENCY if latency else PAPER_THROUGHPUT

@@ -1,4 +1,4 @@
-"""The arms of a load test: servers that run already, or commands that start them in turn."""
+"""The arms of a load test: running servers, or commands that start them in turn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LoadArm:
     ready_timeout_s: float = 600.0
 
     def shown(self) -> str:
-        """The command for a result file, paths by their last part."""
+        """The command as a result file has it: paths by their last part."""
         words = (Path(word).name if "/" in word else word for word in self.command)
         return shlex.join(words)
 
@@ -79,11 +79,11 @@ def arms_of(path: Path, raw: Mapping[str, Any]) -> tuple[LoadArm, ...]:
     ready = raw.get("ready_timeout_s", 600.0)
     if not isinstance(ready, (int, float)) or not ready > 0:
         raise ValueError(f"{path}: ready_timeout_s must be a number above 0, found {ready!r}")
-    held = raw.get("arms")
-    if not isinstance(held, list) or not held:
+    tables = raw.get("arms")
+    if not isinstance(tables, list) or not tables:
         raise ValueError(f"{path}: expected at least one [[arms]]")
     arms = []
-    for number, one in enumerate(held):
+    for number, one in enumerate(tables):
         at = f"arms[{number}]"
         if not isinstance(one, dict):
             raise ValueError(f"{path}: {at} must be a table")
@@ -164,7 +164,7 @@ def _words(path: Path, name: str, value: Any) -> tuple[str, ...]:
 def _environment(path: Path, value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(v, (str, int)) for v in value.values()):
         raise ValueError(f"{path}: environment must hold strings")
-    return {str(key): str(held) for key, held in value.items()}
+    return {str(key): str(text) for key, text in value.items()}
 
 
 def _name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Less of the event loop than there is: for measuring how a client behaves when it is busy."""
+"""Takes time from the event loop, to measure how a client behaves when it is busy."""
 
 from __future__ import annotations
 

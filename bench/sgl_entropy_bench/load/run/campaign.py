@@ -1,4 +1,4 @@
-"""A whole comparison: every arm at every load, resumable, with all results in one folder.
+"""A comparison of every arm at every load, resumable, with all results in one folder.
 
 ``OUT/result.json`` holds the figures, ``OUT/NAME.jsonl`` the records of one arm at one load.
 """
@@ -50,15 +50,15 @@ class BaselineCapacity:
 
 @dataclass
 class Campaign:
-    """Measures and keeps what was measured.
+    """Measures arms under loads and keeps the results.
 
     Attributes:
-        verb: latency, throughput, ...; of the result file.
-        arms: the first whose name is none, else the first, is what others are compared with.
+        verb: latency, throughput, capacity or speed.
+        arms: the one named ``none``, else the first, is the baseline.
         out: the folder of results; made if missing.
-        resume: take what the folder already holds of the same settings.
-        capacity: where the loads may be shares of the baseline's.
-        probes: results that no table shows, such as that of a capacity; kept for ``resume``.
+        resume: keep results of the same settings that the folder already holds.
+        capacity: that of the baseline, if the loads may be shares of it.
+        probes: results that no table shows, such as the capacity run; kept for ``resume``.
     """
 
     verb: str
@@ -81,10 +81,10 @@ class Campaign:
                 f"--out {self.out} holds results already: name another folder, or --resume"
             )
         self.out.mkdir(parents=True, exist_ok=True)
-        # Of the start, when the load of the machine is not our own yet.
+        # Taken at the start, before the machine carries our own load.
         self._provenance = provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0))
         self._warm: set[str] = set()
-        # Of an earlier run of this folder; those that are not reached again stay in the file.
+        # Results of an earlier run; those that are not measured again stay in the file.
         self._earlier: list[Result] = []
         try:
             before = read_run(self.out)
@@ -104,7 +104,7 @@ class Campaign:
 
     @contextlib.contextmanager
     def serving(self, arm: LoadArm) -> Iterator[Endpoint]:
-        """The arm's server, for as long as the block lasts."""
+        """The server of ``arm``, running until the block ends."""
         progress = LoadProgress(f"{arm.name}: server starts")
         log = self.out / f"{arm.name}.server.log"
         if arm.command:
@@ -228,8 +228,8 @@ class Campaign:
 
 
 def each(campaign: Campaign, loads: Callable[[Endpoint], Sequence[Load]]) -> None:
-    """Every arm at every load. Running servers take turns, load by load; those that have to be
-    started first are finished one after the other."""
+    """Measure every arm at every load. Running servers take turns at each load; servers that have
+    to be started are finished one after the other."""
     if all(arm.url for arm in campaign.arms):
         with contextlib.ExitStack() as stack:
             endpoints = [stack.enter_context(campaign.serving(arm)) for arm in campaign.arms]

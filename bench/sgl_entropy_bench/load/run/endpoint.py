@@ -1,4 +1,4 @@
-"""What is measured: a server's address, what it can be asked, and how prompts reach it."""
+"""A server under load: its address, its routes, and how prompts reach it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sgl_entropy_bench.http.routes import Api
 from sgl_entropy_bench.load.judge.measurement import ServerFacts
 from sgl_entropy_bench.load.schedule.workload import WorkloadPrompt
 
-# Facts of a server's arguments that belong beside a result; the rest is long and changes names.
+# The arguments of a server that are kept with a result; the others are many and change names.
 ARGUMENTS = (
     "model_path",
     "dtype",
@@ -36,13 +36,13 @@ ARGUMENTS = (
 
 @dataclass
 class Endpoint:
-    """One server under test.
+    """One server under load.
 
     Attributes:
         name: of the arm.
         api: the route that requests take.
-        model: what OpenAI's routes are told.
-        template: puts prompts into the target's chat template where the server does not.
+        model: the model that requests to OpenAI's routes name.
+        template: the target's chat template, where the server does not apply it.
         info: what ``/get_server_info`` says; empty for servers that have no such route.
     """
 
@@ -62,8 +62,8 @@ class Endpoint:
 
         Args:
             api: ``generate``, ``chat``, ``completions``, or ``auto``: generate, which counts
-                draft-verify cycles, where a chat template is at hand (``tokenizer``, or the
-                server's own tokenizer in a folder of this machine), else chat.
+                draft-verify cycles, if a chat template is at hand (in ``tokenizer``, or in the
+                server's own tokenizer folder if it is on this machine), else chat.
 
         Raises:
             ServerError: nothing answers there.
@@ -109,20 +109,20 @@ class Endpoint:
 
     @property
     def ranks(self) -> int | None:
-        """Data-parallel ranks, where the server says."""
-        found = self.info.get("dp_size")
-        return found if isinstance(found, int) and found > 0 else None
+        """Data-parallel ranks; None where the server does not report them."""
+        ranks = self.info.get("dp_size")
+        return ranks if isinstance(ranks, int) and ranks > 0 else None
 
     def arguments(self) -> dict[str, Any]:
-        """The server's arguments that belong beside a result; paths by their last part."""
-        held = {key: self.info[key] for key in ARGUMENTS if self.info.get(key) is not None}
+        """The server's arguments that are kept with a result; paths by their last part."""
+        told = {key: self.info[key] for key in ARGUMENTS if self.info.get(key) is not None}
         for key in ("model_path", "speculative_draft_model_path"):
-            if key in held:
-                held[key] = Path(str(held[key])).name
-        return held | ({"fake": True} if self.info.get("fake") else {})
+            if key in told:
+                told[key] = Path(str(told[key])).name
+        return told | ({"fake": True} if self.info.get("fake") else {})
 
     def facts(self, command: str = "") -> ServerFacts:
-        """What belongs beside a result; ``command`` started the server."""
+        """What is kept with a result; ``command`` started the server."""
         return ServerFacts(
             self.version(), self.api, self.caption, self.ranks, self.arguments(), command
         )
@@ -142,8 +142,8 @@ class Endpoint:
     def counters(self) -> list[dict[str, Any]]:
         """Each rank's cycles and tokens so far, where the server counts them."""
         states = _asked(self.client, "/get_server_info").get("internal_states") or []
-        found = [state.get("sgl_entropy_counters") for state in states if isinstance(state, dict)]
-        return [counters for counters in found if isinstance(counters, dict)]
+        told = [state.get("sgl_entropy_counters") for state in states if isinstance(state, dict)]
+        return [counters for counters in told if isinstance(counters, dict)]
 
 
 def tau_of_counters(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float | None:
@@ -161,10 +161,10 @@ def tau_of_counters(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
 
 def _asked(client: Client, path: str) -> dict[str, Any]:
     try:
-        found = client.get(path, timeout_s=15.0)
+        reply = client.get(path, timeout_s=15.0)
     except (ServerError, OSError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return reply if isinstance(reply, dict) else {}
 
 
 def _model(client: Client) -> str:

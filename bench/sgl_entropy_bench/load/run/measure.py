@@ -138,14 +138,16 @@ def run_load(endpoint: Endpoint, plan: LoadPlan, load: Load, folder: Path, repor
 
     Open loop: requests at their scheduled times, whatever the server does: ``ramp`` first, then
     those that are measured, then more of the same until the last measured one has ended. Closed
-    loop: so many requests at a time, a new one as soon as one ends; the first of each place are
-    not measured, and more follow likewise.
+    loop: a fixed number of requests at a time, a new one as soon as one ends. The first request
+    of each place is not measured, and more requests follow the last measured one as well.
 
     Args:
         folder: where records go.
 
     Raises:
-        ValueError, ClientError, OSError: nothing measured.
+        ValueError: a trace with too few arrivals.
+        ClientError: a client process failed.
+        OSError: the records cannot be written or read.
     """
     texts = _texts(endpoint, plan)
     processes, ramp = plan.processes, plan.ramp
@@ -162,7 +164,7 @@ def run_load(endpoint: Endpoint, plan: LoadPlan, load: Load, folder: Path, repor
     tail = Tail(whole, texts, load.rate, plan.law, plan.seed, plan.stream, 0, processes)
     path = records_file(folder, endpoint.name, load.label)
     path.unlink(missing_ok=True)
-    # One file: every process appends whole lines.
+    # All processes append whole lines to one file.
     tasks = [
         _task(endpoint, plan, part, path, places[number], number, replace(tail, process=number))
         for number, part in enumerate(dealt(planned, processes))

@@ -1,4 +1,4 @@
-"""Several client processes as one: a common start, progress, a common end."""
+"""Runs several client processes as one client: they start and end together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from sgl_entropy_bench.load.run import worker
 from sgl_entropy_bench.load.run.worker import Tally, WorkerTask
 
-# Fresh processes: nothing of this one, its threads and locks least of all, goes along.
+# Fresh processes, which inherit no threads and no locks.
 CONTEXT = multiprocessing.get_context("spawn")
 _LEAD_S = 0.3
 _READY_S = 60.0
@@ -22,7 +22,7 @@ _END_S = 20.0
 
 
 class ClientError(RuntimeError):
-    """A client process failed: a full disk, say. What was written stays."""
+    """A client process failed, for example on a full disk. What was written stays."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WorkerOutcome:
     """How a run ended.
 
     Attributes:
-        tallies: one a process.
+        tallies: one for each process.
         interrupted: what ended it before all was measured: Ctrl-C, SIGTERM.
         started: the time of the run's start, seconds since 1970.
     """
@@ -49,7 +49,7 @@ def drive(
     """Run ``tasks``, one process each, until ``measured`` requests of the measured part ended.
 
     Args:
-        start_at: when to begin, seconds since 1970; None, or past already = at once.
+        start_at: when to begin, seconds since 1970; None or a past time = at once.
         report: called with the tallies and the seconds since the start, a few times a second.
 
     Raises:

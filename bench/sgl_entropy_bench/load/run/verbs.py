@@ -66,11 +66,11 @@ def speed(campaign: Campaign) -> None:
 
 def measure_capacity(campaign: Campaign) -> float:
     """The baseline arm's saturation rate in requests a second, all ranks together."""
-    held = campaign.capacity
-    assert held is not None
+    before = campaign.capacity
+    assert before is not None
     with campaign.serving(campaign.arm(campaign.baseline)) as endpoint:
         ranks = endpoint.ranks or 1
-        at_once = held.concurrency * ranks
+        at_once = before.concurrency * ranks
         plan = replace(campaign.plan, requests=max(4 * at_once, campaign.plan.requests // 2))
         result = campaign.measure(endpoint, Load("capacity", concurrency=at_once), plan)
     rate = metrics.capacity(campaign.records(result), ranks)
@@ -78,7 +78,7 @@ def measure_capacity(campaign: Campaign) -> float:
         raise ServerError("the baseline's capacity could not be measured: no request ended")
     campaign.results.remove(result)
     campaign.probes.append(result)
-    campaign.capacity = replace(held, qps=rate.interval(), valid=result.valid)
+    campaign.capacity = replace(before, qps=rate.interval(), valid=result.valid)
     return rate.value
 
 

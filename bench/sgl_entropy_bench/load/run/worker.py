@@ -1,6 +1,6 @@
 """One client process: sends its part of the schedule on time and writes what happened.
 
-Started by ``pool``, which it tells how it goes through a pipe and which tells it when to stop.
+``pool`` starts it; through a pipe it reports its progress and is told when to stop.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Tail:
-    """What follows the planned requests, without end, so that the load stays as it is.
+    """The endless requests after the planned ones, which keep up the load.
 
     Attributes:
-        index: of the first request behind the plan, over all processes.
+        index: that of the first request after the planned ones, over all processes.
         texts: (prompt, benchmark, text), cycled by index.
-        rate, law, seed, stream: of the arrivals; rate None = closed loop.
+        rate, law, seed, stream: as in ``arrivals``; rate None = closed loop.
         process, processes: this process takes every ``processes``-th request.
     """
 
@@ -71,7 +71,7 @@ class Tail:
     processes: int
 
     def planned(self) -> Iterator[Planned]:
-        """The requests of this process, in order; a trace's end with it."""
+        """The requests of this process, in order; a trace may end."""
         if self.rate is None:
             times: Iterator[float] = itertools.repeat(0.0)
         else:
@@ -91,13 +91,13 @@ class WorkerTask:
         url: the server, ``http://HOST:PORT``.
         planned: its requests, by time.
         tail: what follows them until the run is stopped; None = nothing.
-        concurrency: None = open loop, by ``scheduled``; else so many at a time, in order.
+        concurrency: None = open loop, by ``scheduled``; else requests at a time, in order.
         records: the file that records are appended to.
         process: its number.
-        timeout_s: a request fails when it takes longer, or
-        stall_s: when no connection is made, or no byte comes, for so long.
-        busy_share: for measuring this client itself: the share of the event loop's time that is
-            taken from it.
+        timeout_s: a request fails when it takes longer.
+        stall_s: it also fails when for this long no connection is made or no byte comes.
+        busy_share: for measuring this client itself: the share of time that is taken from its
+            event loop.
     """
 
     url: str
@@ -114,17 +114,17 @@ class WorkerTask:
     tail: Tail | None = None
 
     def requests(self) -> Iterable[Planned]:
-        """All that is to be sent, in order."""
+        """All requests, in order."""
         return itertools.chain(self.planned, () if self.tail is None else self.tail.planned())
 
 
 @dataclass
 class Tally:
-    """How it goes, told to the parent now and then; sums over all requests so far.
+    """Progress that is sent to the parent; sums over all requests so far.
 
     Attributes:
-        measured: requests of the measured part that ended, well or not.
-        latency_s: summed over requests that ended well.
+        measured: measured requests that ended, successfully or not.
+        latency_s: sum over requests that succeeded.
         cpu_s, wall_s: processor and real time since the start.
     """
 
@@ -139,7 +139,7 @@ class Tally:
 
 
 def main(task: WorkerTask, pipe: Connection) -> None:
-    """The whole life of a client process: ``run``, undisturbed."""
+    """What a client process does: ``run``, undisturbed by signals and garbage collection."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent ends us
     # A collection in the middle of a run would make requests late.
@@ -227,7 +227,7 @@ class _Worker:
         running: set[asyncio.Task[None]] = set()
         stopped = asyncio.create_task(self.stop.wait())
         for planned in self.task.requests():
-            # To the absolute time: a late one does not move those that follow.
+            # Sleep to the absolute time: a late request does not delay those that follow.
             if (wait := planned.scheduled - self._now()) > 0:
                 await asyncio.wait((stopped,), timeout=wait)
             if self.stop.is_set():
@@ -284,7 +284,7 @@ class _Worker:
             record.error = f"{type(error).__name__}: {error}"[:200]
         except asyncio.CancelledError:
             cut, record.error = True, CUT
-        except Exception as error:  # of a reply nobody thought of: one request's error, no more
+        except Exception as error:  # a reply of an unforeseen form fails one request, no more
             record.error = f"{type(error).__name__}: {error}"[:200]
         if record.error:
             reader.salvage(record)
@@ -346,6 +346,6 @@ class _Worker:
 
 
 def dealt(planned: Sequence[Planned], processes: int) -> Iterator[tuple[Planned, ...]]:
-    """The parts of several processes: every ``processes``-th request each."""
+    """The requests of each of several processes: every ``processes``-th one."""
     for number in range(processes):
         yield tuple(itertools.islice(planned, number, None, processes))

@@ -61,13 +61,13 @@ class ArrivalLaw:
 
 
 def stream_seed(seed: int, *names: object) -> int:
-    """The seed of one named stream: different names give independent streams."""
+    """The seed of a named stream; different names give independent streams."""
     text = "/".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def arrivals(law: ArrivalLaw, rate: float, seed: int, stream: str = "0") -> Iterator[float]:
-    """Arrival times in seconds from the start of the run, without end (a trace: to its end).
+    """Arrival times in seconds from the start of the run, endless except for a trace.
 
     Args:
         rate: mean arrivals a second; a trace has its own.

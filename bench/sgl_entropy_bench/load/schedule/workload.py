@@ -13,7 +13,7 @@ from typing import Any
 
 from sgl_entropy_bench.load.schedule.arrivals import stream_seed
 
-# Of the built-in prompts, the last of each benchmark are for warm-up alone.
+# The last built-in prompts of each benchmark serve for warm-up alone.
 BUILT_IN = "workload.jsonl"
 
 
@@ -31,11 +31,11 @@ class Workload:
     """What is measured, in the order in which it is sent, and what warms up before.
 
     Attributes:
-        prompts: unique, shuffled; sent from the start again when they run out.
+        prompts: unique and shuffled; sent again from the first one when they run out.
         warmup: none of them among ``prompts``.
         source: for captions.
-        whole: how many prompts all clients of a shared load have together.
-        digest: of all of those.
+        whole: number of prompts of all clients of a shared load together.
+        digest: hash of all of those.
     """
 
     prompts: tuple[WorkloadPrompt, ...]
@@ -61,10 +61,10 @@ def load_workload(
     Args:
         sources: JSON Lines files or folders of them (a file's name is its benchmark, unless a row
             has ``benchmark``), or ``hf:NAME[:SPLIT[:FIELD]]``; none = the built-in prompts.
-        per_benchmark: at most so many of each; a benchmark that has no more than that gives its
-            last ones to the warm-up, if it can spare them.
-        share: (i, n): of n clients that share a load, the prompts of the i-th: no two send the
-            same, as the server's prefix cache would tell.
+        per_benchmark: at most this many of each; a smaller benchmark leaves its last prompts for
+            the warm-up, if it has more than one.
+        share: (i, n): take the part of client i of n. No two clients send the same prompt, or the
+            prefix cache of the server would answer the second.
 
     Raises:
         ValueError: a broken line (named), no prompt, or none left to warm up with.
@@ -72,16 +72,16 @@ def load_workload(
     """
     if per_benchmark < 1:
         raise ValueError(f"--per-benchmark must be at least 1, found {per_benchmark}")
-    found: list[WorkloadPrompt] = []
+    prompts: list[WorkloadPrompt] = []
     for source in sources:
-        found += _read_source(source)
+        prompts += _read_source(source)
     if not sources:
-        found = read_prompts(
+        prompts = read_prompts(
             Path(str(importlib.resources.files("sgl_entropy_bench") / "data" / BUILT_IN))
         )
     groups: dict[str, list[WorkloadPrompt]] = {}
     seen: set[str] = set()
-    for prompt in found:
+    for prompt in prompts:
         if prompt.text not in seen:
             seen.add(prompt.text)
             groups.setdefault(prompt.benchmark, []).append(prompt)
