@@ -20,7 +20,7 @@ def test_rows_are_left_out_where_fewer_are_paid_for(live: int, of: int, saves: b
 
 
 class Runner:
-    """Outputs tell the row they are of; its ``seen`` tells what a step was run on."""
+    """Its outputs show which row they belong to; ``seen`` holds what a step ran on."""
 
     def __init__(self, broken: bool = False) -> None:
         self.broken = broken

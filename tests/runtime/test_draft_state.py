@@ -1,4 +1,4 @@
-"""What is kept of drafts between cycles, and how much room the next cycle takes."""
+"""Where a draft starts, and how much room a cycle needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the drafter tells of its drafts reaches the node of the request that it belongs to."""
+"""The drafter's statistics reach the node and the request that they belong to."""
 
 from __future__ import annotations
 

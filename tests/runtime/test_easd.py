@@ -162,7 +162,7 @@ def sampled(served: Any, broken: bool) -> float:
     tokens = torch.tensor([0, drafted]).repeat(draws, 1)
     draft = drafted_batch(torch.randn(draws, 1, DRAFT_VOCABULARY), tokens, [2] * draws)
     if broken:
-        # The wrong residual: a second draw from all of P_t, cut off behind it.
+        # The wrong residual: a second draw from all of P_t, and the draft cut off after it.
         again = draw(probs, torch.rand(2 * draws)).view(draws, 2)
         chosen[:, 0] = torch.where(chosen[:, 0] == drafted, again[:, 0], chosen[:, 0])
         draft.retrive_next_token.fill_(-1)

@@ -19,7 +19,7 @@ NODES = 3
 
 
 class Worker:
-    """Of the two: what was asked of it."""
+    """One of the two drafters; counts its draft extends."""
 
     def __init__(self) -> None:
         self.extended = 0

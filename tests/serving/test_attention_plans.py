@@ -32,7 +32,7 @@ SCALING = DIM**-0.5
 
 @dataclass
 class Pool:
-    """Requests of given lengths in a shuffled KV pool, ``spare`` slots mapped behind each."""
+    """Requests of given lengths in a shuffled KV pool, with ``spare`` slots mapped after each."""
 
     req_to_token: torch.Tensor
     rows: torch.Tensor
