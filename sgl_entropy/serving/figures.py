@@ -17,13 +17,12 @@ class EasdFigures(NamedTuple):
     relaxed: int
     target_entropy: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "easd_checks": self.checks,
-            "easd_fires": self.fires,
-            "easd_relaxed": self.relaxed,
-            "easd_target_entropy": self.target_entropy,
-        }
+    def add_to(self, shown: dict[str, Any]) -> None:
+        """Add them under the names that users see."""
+        shown["easd_checks"] = self.checks
+        shown["easd_fires"] = self.fires
+        shown["easd_relaxed"] = self.relaxed
+        shown["easd_target_entropy"] = self.target_entropy
 
 
 class SpecFigures(NamedTuple):
@@ -49,7 +48,7 @@ class SpecFigures(NamedTuple):
             "accepted_by_position": list(self.accepted_by_position),
         }
         if self.easd is not None:
-            out.update(self.easd.to_dict())
+            self.easd.add_to(out)
         if self.cycles_by_drafter is not None:
             out["cycles_by_drafter"] = dict(self.cycles_by_drafter)
         return out
@@ -74,7 +73,7 @@ class RequestFigures(NamedTuple):
         meta_info["spec_emitted"] = spec.emitted
         meta_info["spec_accepted_by_position"] = list(spec.accepted_by_position)
         if spec.easd is not None:
-            meta_info.update(spec.easd.to_dict())
+            spec.easd.add_to(meta_info)
         if self.trace:
             # A chain accepts as many tokens at most as it drafts.
             drafted = len(spec.accepted_by_position)
