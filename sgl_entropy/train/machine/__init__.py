@@ -1,1 +1,1 @@
-"""What a training needs of its machine: processes, signals, the fast dtype."""
+"""What a training needs of its machine: processes, signals, memory, fast dtype, progress line."""

@@ -1,1 +1,1 @@
-"""Training samples: a store of features, or features computed when they are asked for."""
+"""Training samples: a store of features, or features computed when they are needed."""
