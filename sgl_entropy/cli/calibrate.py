@@ -14,6 +14,7 @@ from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.cli.devices import add_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import check_file, say, write_json
+from sgl_entropy.cli.prompt_groups import add_texts
 
 if TYPE_CHECKING:
     from sgl_entropy.verify.calibration import Calibration, Percentiles
@@ -44,15 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--target", type=Path, help="the target's folder (a llama; with --server: the server's)")
     add("--drafter", type=Path, help="the drafter's folder (with --server: the server's)")
     add("--server", metavar="URL", help="measure on this server instead of in plain torch")
-    add(
-        "--texts",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="held-out prompts: JSON Lines with turns, conversations, question or text, or plain "
-        "lines; a folder means all of its files",
-    )
+    add_texts(parser, "held-out prompts")
     add("--out", type=Path, required=True, metavar="FILE", help="the calibration to write")
     add(
         "--percentile",

@@ -13,11 +13,16 @@ from sgl_entropy.base.texts import text_files
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.output import say, write_json
-from sgl_entropy.cli.prompt_groups import read_groups
+from sgl_entropy.cli.prompt_groups import add_texts, read_groups
 
 if TYPE_CHECKING:
     from sgl_entropy.cli.drafter_eval_server import ServedDrafter
-    from sgl_entropy.evaluate.report import DrafterReport, EvalSettings, EvalSubject, JudgedPrompt
+    from sgl_entropy.evaluate.report import (
+        DrafterEvalSettings,
+        DrafterReport,
+        EvalSubject,
+        JudgedPrompt,
+    )
 
 EPILOG = """examples:
   sgl-entropy drafter eval DRAFTER --target TARGET --texts mt_bench.jsonl gsm8k.jsonl
@@ -40,15 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=Path, required=True, help="the target's folder (its tokenizer, too)"
     )
-    parser.add_argument(
-        "--texts",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="prompts, a group a file: JSON Lines with turns, conversations, question or text, "
-        "or plain lines; a folder means all of its files",
-    )
+    add_texts(parser, "prompts, a group a file")
     parser.add_argument(
         "--against",
         type=Path,
@@ -153,7 +150,12 @@ def _measured(
 
     from sgl_entropy.evaluate.offline import judged
     from sgl_entropy.evaluate.paired import paired_ratio, read_earlier
-    from sgl_entropy.evaluate.report import AcceptanceReport, Against, DrafterReport, JudgedPart
+    from sgl_entropy.evaluate.report import (
+        AcceptanceReport,
+        AgainstEarlier,
+        DrafterReport,
+        JudgedPart,
+    )
 
     subject = _subject(args, served)
     earlier = None if args.against is None else read_earlier(args.against, subject)
@@ -173,7 +175,7 @@ def _measured(
         partial = JudgedPart(len(judgements), sum(map(len, prompts.values())))
     elif earlier is not None:
         ratio = paired_ratio(acceptance.per_prompt, earlier.acceptance.per_prompt)
-        against = Against(earlier.subject.drafter, ratio)
+        against = AgainstEarlier(earlier.subject.drafter, ratio)
     # What a server has verified is known only now.
     subject = replace(subject, settings=_settings(args, served))
     return DrafterReport(subject, acceptance, partial, against), interruption
@@ -233,12 +235,12 @@ def _subject(args: argparse.Namespace, served: ServedDrafter | None) -> EvalSubj
     )
 
 
-def _settings(args: argparse.Namespace, served: ServedDrafter | None) -> EvalSettings:
-    from sgl_entropy.evaluate.report import EvalSettings
+def _settings(args: argparse.Namespace, served: ServedDrafter | None) -> DrafterEvalSettings:
+    from sgl_entropy.evaluate.report import DrafterEvalSettings
 
     if served is not None:
         return served.settings(args.max_new_tokens, args.max_prompts, args.max_prompt_tokens)
-    return EvalSettings(
+    return DrafterEvalSettings(
         depth=args.depth,
         dtype=args.dtype,
         device=checked_device(args.device),

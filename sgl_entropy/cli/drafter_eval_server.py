@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sgl_entropy.base.identity import Identity
 from sgl_entropy.cli.running_server import Asking, RunningServer, TracedAnswer
-from sgl_entropy.evaluate.report import EvalSettings, JudgedPrompt, Unverified
+from sgl_entropy.evaluate.report import DrafterEvalSettings, JudgedPrompt, Unverified
 from sgl_entropy.evaluate.uncertainty import FirstDrafts
 from sgl_entropy.evaluate.walk import ChainFigures
 from sgl_entropy.train.answers.same_target import comparable, other_target, weights_here
@@ -111,12 +111,12 @@ class ServedDrafter:
 
     def settings(
         self, max_new_tokens: int, max_prompts: int, max_prompt_tokens: int
-    ) -> EvalSettings:
+    ) -> DrafterEvalSettings:
         """With what the server says of itself, and whether it has verified whole chains so far."""
         info, unverified = self._server.info, None
         if self.drafted < self.whole:
             unverified = Unverified(self.drafted, self.whole, self._remedy())
-        return EvalSettings(
+        return DrafterEvalSettings(
             depth=self.depth,
             max_new_tokens=max_new_tokens,
             max_prompts=max_prompts,

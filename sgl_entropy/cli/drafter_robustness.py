@@ -12,7 +12,7 @@ from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
 from sgl_entropy.cli.output import say, write_json, write_text
-from sgl_entropy.cli.prompt_groups import read_groups
+from sgl_entropy.cli.prompt_groups import add_texts, read_groups
 
 EPILOG = """examples:
   sgl-entropy drafter robustness edsd=DIR eagle3=DIR --target TARGET --texts FOLDER \\
@@ -31,9 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "drafters", nargs="+", metavar="NAME=DIR", help="drafters of one target, compared"
     )
     parser.add_argument("--target", type=Path, required=True, help="the target's folder")
-    parser.add_argument(
-        "--texts", type=Path, nargs="+", required=True, metavar="FILE", help="as in `drafter eval`"
-    )
+    add_texts(parser, "prompts, a group a file")
     parser.add_argument(
         "--systems",
         type=Path,

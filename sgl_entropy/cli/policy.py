@@ -69,13 +69,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from sgl_entropy.verify.replay.ledger import Costs
+    from sgl_entropy.verify.replay.ledger import ReplayCosts
     from sgl_entropy.verify.replay.run import replay
 
     costs = None
     if args.draft_cost is not None:
         given = {"row": args.row_cost, "cycle": args.cycle_cost}
-        costs = Costs(args.draft_cost, **{k: v for k, v in given.items() if v is not None})
+        costs = ReplayCosts(args.draft_cost, **{k: v for k, v in given.items() if v is not None})
     elif args.row_cost is not None or args.cycle_cost is not None:
         raise ValueError("--row-cost and --cycle-cost need --draft-cost")
     replayed = replay(args.trace, args.policy, costs).to_dict()

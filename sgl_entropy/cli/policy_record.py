@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgl_entropy.cli.prompt_groups import read_groups
+from sgl_entropy.cli.prompt_groups import add_texts, read_groups
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 from sgl_entropy.verify.trace_file import TraceWriter
@@ -32,14 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="a server that drafts chains in an entropy mode",
     )
-    parser.add_argument(
-        "--texts",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="prompts, a group a file, as in `drafter eval`",
-    )
+    add_texts(parser, "prompts, a group a file")
     parser.add_argument("--out", type=Path, required=True, metavar="TRACE", help="a new file")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted TRACE")
     for name, (default, what) in _NUMBERS.items():

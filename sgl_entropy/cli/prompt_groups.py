@@ -1,11 +1,25 @@
-"""``--texts`` of the commands that measure on prompts: a group a file."""
+"""``--texts`` of the commands that measure: files of prompts, a group a file."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from sgl_entropy.base.texts import read_texts, text_files
+
+
+def add_texts(parser: argparse.ArgumentParser, what: str) -> None:
+    """The option; ``what`` they are, for the help."""
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help=f"{what}: .jsonl rows with turns, conversations, question or text; any other file: a "
+        "text a line; a folder means all of its files",
+    )
 
 
 def read_groups(texts: Sequence[Path], most: int) -> dict[str, list[str]]:

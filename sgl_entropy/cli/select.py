@@ -8,6 +8,7 @@ from pathlib import Path
 from sgl_entropy.base.plots import require_plots
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.output import say, write_json
+from sgl_entropy.cli.prompt_groups import add_texts
 
 EPILOG = """examples:
   sgl-entropy select TARGET --texts prompts.jsonl
@@ -26,15 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of ``select``."""
     parser.epilog = EPILOG
     parser.add_argument("target", type=Path, help="the target's Hugging Face folder")
-    parser.add_argument(
-        "--texts",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="calibration texts: .jsonl rows with turns, conversations, question or text; any "
-        "other file: a text a line; a folder means all of its files",
-    )
+    add_texts(parser, "calibration texts")
     add = parser.add_argument
     add("--count", type=int, help="texts, a seeded sample (default: 128, or what the file has)")
     add("--views", type=int, default=16, help="noisy views of each text for LiDAR (default: 16)")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgl_entropy.base.typed_json import from_json
-from sgl_entropy.evaluate.report import DrafterReport, EvalSubject, PairedRatio
+from sgl_entropy.evaluate.report import DrafterReport, EvalSubject, TauRatio
 from sgl_entropy.evaluate.tau import PromptCounts, group_means
 from sgl_entropy.verify.resampling import interval
 
@@ -60,7 +60,7 @@ def paired_ratio(
     theirs: Sequence[PromptCounts],
     resamples: int = 4000,
     seed: int = 0,
-) -> PairedRatio:
+) -> TauRatio:
     """tau of one drafter over another's, each the mean of its groups' pooled taus.
 
     Raises:
@@ -68,7 +68,7 @@ def paired_ratio(
     """
     tau, resampled = group_means([ours, theirs], resamples, seed)
     low, high = interval(resampled[:, 0] / resampled[:, 1])
-    return PairedRatio(
+    return TauRatio(
         round(float(tau[0] / tau[1]), 4),
         (round(low, 4), round(high, 4)),
         not low <= 1.0 <= high,

@@ -119,7 +119,7 @@ class Unverified:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings:
+class DrafterEvalSettings:
     """What the figures depend on besides models and texts.
 
     Attributes:
@@ -160,7 +160,7 @@ class EvalSubject:
     drafter: str
     target: str
     source: str
-    settings: EvalSettings = field(metadata=FLAT)
+    settings: DrafterEvalSettings = field(metadata=FLAT)
     texts: Mapping[str, TextFile]
     provenance: Mapping[str, Any]
 
@@ -174,7 +174,7 @@ class JudgedPart:
 
 
 @dataclass(frozen=True)
-class PairedRatio:
+class TauRatio:
     """tau of one drafter over another's.
 
     Attributes:
@@ -188,11 +188,11 @@ class PairedRatio:
 
 
 @dataclass(frozen=True)
-class Against:
+class AgainstEarlier:
     """The ratio to the drafter in that folder."""
 
     drafter: str
-    paired: PairedRatio = field(metadata=FLAT)
+    paired: TauRatio = field(metadata=FLAT)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class DrafterReport:
     subject: EvalSubject = field(metadata=FLAT)
     acceptance: AcceptanceReport = field(metadata=FLAT)
     partial: JudgedPart | None = None
-    against: Against | None = None
+    against: AgainstEarlier | None = None
 
     def table(self) -> str:
         """For people."""

@@ -11,7 +11,7 @@ import pytest
 from sgl_entropy.base.typed_json import as_json, from_json
 from sgl_entropy.cli import main
 from sgl_entropy.evaluate.paired import paired_ratio, read_earlier
-from sgl_entropy.evaluate.report import DrafterReport, PairedRatio
+from sgl_entropy.evaluate.report import DrafterReport, TauRatio
 from sgl_entropy.evaluate.tau import PromptCounts
 from tests.evaluate.test_eval_cli import evaluate, folder, refused
 
@@ -28,10 +28,10 @@ def test_the_ratio_is_of_means_of_groups_and_paired_by_prompt() -> None:
     theirs = counts(("a", 20, 10), ("a", 60, 20), ("b", 10, 10))
     ours = counts(("a", 30, 10), ("a", 90, 20), ("b", 15, 10))
     found = paired_ratio(ours, theirs)
-    assert found == PairedRatio(1.5, (1.5, 1.5), True)
+    assert found == TauRatio(1.5, (1.5, 1.5), True)
     # Hard prompts are hard for both: their scatter does not widen the interval.
     same = paired_ratio(theirs, theirs)
-    assert same == PairedRatio(1.0, (1.0, 1.0), False)
+    assert same == TauRatio(1.0, (1.0, 1.0), False)
     # Ahead on one prompt of a group and behind on the other.
     split = counts(("a", 30, 10), ("a", 30, 20)), counts(("a", 20, 10), ("a", 60, 20))
     assert paired_ratio(*split).interval == (0.5, 1.5)

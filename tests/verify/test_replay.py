@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.verify.policies import CalibratedStop, DraftStep, DraftStop, NoStop, Svip
-from sgl_entropy.verify.replay.ledger import Costs
+from sgl_entropy.verify.replay.ledger import ReplayCosts
 from sgl_entropy.verify.replay.run import make, replay
 from sgl_entropy.verify.replay.stop import StopReplay
 from sgl_entropy.verify.rule import EasdRule
@@ -30,7 +30,7 @@ STOPS: list[tuple[DraftStop, dict[str, Any] | None]] = [
 ]
 
 
-def replayed(path: Path, words: list[str] | None = None, costs: Costs | None = None) -> Any:
+def replayed(path: Path, words: list[str] | None = None, costs: ReplayCosts | None = None) -> Any:
     """The reports as `policy replay --json` writes them."""
     return replay(path, words or (), costs).to_dict()["policies"]
 
@@ -40,7 +40,7 @@ def one(
     word: str,
     *cycles: CycleRecord,
     header: TraceHeader = HEADER,
-    costs: Costs | None = None,
+    costs: ReplayCosts | None = None,
 ) -> dict[str, Any]:
     """The replay of one policy over a trace of one request."""
     path = tmp_path / "trace"
@@ -60,7 +60,7 @@ def test_a_draft_stop_worked_out_by_hand(tmp_path: Path) -> None:
         cycle(0, unsure),
         cycle(4),  # never stops
         cycle(3, unsure, emitted=3),  # the request ends at its third token, which is kept
-        costs=Costs(draft=0.1, row=0.05, cycle=1.0),
+        costs=ReplayCosts(draft=0.1, row=0.05, cycle=1.0),
     )
     assert found["cycles"] == 5
     assert found["drafted"] == {"recorded": 20, "under": 12}
@@ -191,7 +191,7 @@ def test_easd_worked_out_by_hand(tmp_path: Path) -> None:
         cycle(1, target_entropy=entropy, **hot),  # the rejected token itself is checked, too
         cycle(0, target_entropy=entropy, **hot),  # only the first is reached
         cycle(4, target_entropy=entropy, overlap=(0.4,) * 4, **hot),  # too little in common
-        costs=Costs(0.0),
+        costs=ReplayCosts(0.0),
     )
     assert (found["checked"], found["fired"]) == (2 + 2 + 1 + 4, 2)
     assert found["fired_on_accepted"] == 1
@@ -314,7 +314,7 @@ def test_an_interval_of_paired_requests(tmp_path: Path) -> None:
     held = list(simulated(HEADER, count=40))
     path = write(tmp_path / "trace", HEADER, held)
     words = ["off", "svip", "svip:factor=0.15,limit=0.6"]
-    policies = replayed(path, words, Costs(0.2))
+    policies = replayed(path, words, ReplayCosts(0.2))
     assert policies["off"]["interval"] == [1.0, 1.0]
     for word in words[1:]:
         low, high = policies[word]["interval"]
@@ -322,7 +322,7 @@ def test_an_interval_of_paired_requests(tmp_path: Path) -> None:
     # The same requests on both sides: what they share cancels out.
     assert (
         policies[words[2]]["interval"]
-        == replayed(path, words[2:], Costs(0.2))[words[2]]["interval"]
+        == replayed(path, words[2:], ReplayCosts(0.2))[words[2]]["interval"]
     )
     saved = [policies[word]["draft_steps_saved"] for word in words]
     assert saved[0] == 0
@@ -413,4 +413,4 @@ def test_what_a_trace_does_not_hold(tmp_path: Path) -> None:
 )
 def test_costs_that_are_none(costs: tuple[float, float, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Costs(*costs)
+        ReplayCosts(*costs)

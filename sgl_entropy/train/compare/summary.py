@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sgl_entropy.train.compare.records import JudgedFit
 from sgl_entropy.train.compare.scaling_law import Curve, foresee
+from sgl_entropy.verify.resampling import interval, resample_counts, seeded
 
-_LEVEL = 0.95
 Interval = tuple[float, float]
 
 
@@ -139,15 +139,12 @@ def _bootstrap(
     Args:
         groups: the places of each group's prompts among all.
     """
-    chance = torch.Generator().manual_seed(seed)
+    chance = seeded(seed)
     prompts = [g[torch.randint(len(g), (resamples, len(g)), generator=chance)] for g in groups]
     out = {}
     for name, rows in of.items():
         counts = torch.tensor([[p[1:] for p in row.prompts] for row in rows], dtype=torch.float64)
-        seeds = len(counts)
-        pick = torch.randint(seeds, (resamples, seeds), generator=chance)
-        weight = torch.zeros(resamples, seeds).double()
-        weight.scatter_add_(1, pick, torch.ones(resamples, seeds).double())
+        weight = resample_counts(len(counts), resamples, chance).double()
         out[name] = _Taus(counts, _resampled(counts, weight, prompts))
     return out
 
@@ -228,8 +225,7 @@ def _curves(
 
 
 def _interval(values: Tensor) -> Interval:
-    edges = torch.tensor([0.5 - _LEVEL / 2, 0.5 + _LEVEL / 2], dtype=torch.float64)
-    low, high = torch.quantile(values, edges).tolist()
+    low, high = interval(values)
     return round(low, 4), round(high, 4)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sgl_entropy.base.typed_json import FLAT
 from sgl_entropy.verify.positions import Positions, column
-from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger, LedgerFigures
+from sgl_entropy.verify.replay.ledger import CycleCounts, Ledger, LedgerFigures, ReplayCosts
 from sgl_entropy.verify.replay.policy import Agreement, ReplayOptions, ReplayReport
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
@@ -38,7 +38,7 @@ class ThresholdRow:
 
 
 @dataclass(frozen=True)
-class EasdFigures:
+class EasdReplayFigures:
     """What the rule would have done.
 
     Attributes:
@@ -157,9 +157,9 @@ class EasdReplay:
 
         self.agreement.check(request, same, differs)
 
-    def report(self, costs: Costs | None) -> ReplayReport:
+    def report(self, costs: ReplayCosts | None) -> ReplayReport:
         ledger, under_a_rule = self.ledger.figures(costs), self.header.rule is not None
-        figures = EasdFigures(
+        figures = EasdReplayFigures(
             ledger,
             self.tally.checked,
             self.tally.fired,

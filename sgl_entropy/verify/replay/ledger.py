@@ -23,7 +23,7 @@ from sgl_entropy.verify.trace import CycleRecord, TraceHeader
 
 
 @dataclass(frozen=True)
-class Costs:
+class ReplayCosts:
     """Times in units of a plain decode step of the same batch.
 
     Attributes:
@@ -62,7 +62,7 @@ class CycleCounts:
 
 
 @dataclass(frozen=True)
-class Compared:
+class BothSides:
     """A figure as recorded, and under the policy in the same cycles."""
 
     recorded: float
@@ -81,7 +81,7 @@ class Speeds:
 
     speed_ratio: float
     interval: tuple[float, float] | None
-    speed_up: Compared
+    speed_up: BothSides
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class LedgerFigures:
 
     requests: int
     cycles: int
-    drafted: Compared
-    verified: Compared
-    emitted: Compared
-    tokens_per_cycle: Compared
+    drafted: BothSides
+    verified: BothSides
+    emitted: BothSides
+    tokens_per_cycle: BothSides
     speeds: Speeds | None = field(default=None, metadata=FLAT)
 
 
@@ -107,20 +107,20 @@ class Ledger:
         """Those of one request."""
         self._rows.append((cycles, *astuple(recorded), *astuple(under)))
 
-    def figures(self, costs: Costs | None) -> LedgerFigures:
+    def figures(self, costs: ReplayCosts | None) -> LedgerFigures:
         """Raises ValueError without a cycle."""
         rows = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 7)
         total = rows.sum(0)
         if not total[0] > 0:
             raise ValueError("the trace holds no verify cycle")
         cycles, *sums = map(int, total)
-        drafted, verified, emitted = map(Compared, sums[:3], sums[3:])
-        a_cycle = Compared(round(emitted.recorded / cycles, 4), round(emitted.under / cycles, 4))
+        drafted, verified, emitted = map(BothSides, sums[:3], sums[3:])
+        a_cycle = BothSides(round(emitted.recorded / cycles, 4), round(emitted.under / cycles, 4))
         speeds = None if costs is None else _speeds(rows, costs)
         return LedgerFigures(len(rows), cycles, drafted, verified, emitted, a_cycle, speeds)
 
 
-def _speeds(rows: Tensor, costs: Costs) -> Speeds:
+def _speeds(rows: Tensor, costs: ReplayCosts) -> Speeds:
     total = rows.sum(0)
     ends = None
     if len(rows) > 1:
@@ -129,14 +129,14 @@ def _speeds(rows: Tensor, costs: Costs) -> Speeds:
         low, high = interval(_ratio(sums[sums[:, 0] > 0], costs))
         ends = (round(low, 4), round(high, 4))
     recorded, under = (round(float(_speed(total, first, costs)), 4) for first in (1, 4))
-    return Speeds(round(float(_ratio(total, costs)), 4), ends, Compared(recorded, under))
+    return Speeds(round(float(_ratio(total, costs)), 4), ends, BothSides(recorded, under))
 
 
-def _speed(sums: Tensor, first: int, costs: Costs) -> Tensor:
+def _speed(sums: Tensor, first: int, costs: ReplayCosts) -> Tensor:
     """[...] of [..., 7]: tokens a plain decode step, from the counts at column ``first``."""
     drafted, verified, emitted = sums[..., first : first + 3].unbind(-1)
     return emitted / (costs.cycle * sums[..., 0] + costs.draft * drafted + costs.row * verified)
 
 
-def _ratio(sums: Tensor, costs: Costs) -> Tensor:
+def _ratio(sums: Tensor, costs: ReplayCosts) -> Tensor:
     return _speed(sums, 4, costs) / _speed(sums, 1, costs)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sgl_entropy.base.typed_json import FLAT
-from sgl_entropy.verify.replay.ledger import Costs
+from sgl_entropy.verify.replay.ledger import ReplayCosts
 from sgl_entropy.verify.trace import RequestTrace
 
 # Servers write six decimals; float32 adds its own.
@@ -45,7 +45,7 @@ class Replay(Protocol):
     def add(self, request: RequestTrace) -> None:
         """Take in the next request."""
 
-    def report(self, costs: Costs | None) -> ReplayReport:
+    def report(self, costs: ReplayCosts | None) -> ReplayReport:
         """What the requests so far come to. Raises ValueError without a cycle."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.verify.replay.easd import EasdReplay, make_easd
-from sgl_entropy.verify.replay.ledger import Costs
+from sgl_entropy.verify.replay.ledger import ReplayCosts
 from sgl_entropy.verify.replay.policy import Replay, ReplayOptions, ReplayReport
 from sgl_entropy.verify.replay.stop import StopReplay, make_stop, stop_of
 from sgl_entropy.verify.replay.strictness import make_strictness
@@ -59,7 +59,7 @@ class ReplayedTrace:
     trace: str
     header: TraceHeader
     policies: Mapping[str, ReplayReport]
-    costs: Costs | None
+    costs: ReplayCosts | None
 
     def to_dict(self) -> dict[str, Any]:
         """As ``--json`` writes it."""
@@ -93,7 +93,9 @@ def recorded(header: TraceHeader) -> dict[str, Replay]:
     return out
 
 
-def replay(path: Path, words: Sequence[str] = (), costs: Costs | None = None) -> ReplayedTrace:
+def replay(
+    path: Path, words: Sequence[str] = (), costs: ReplayCosts | None = None
+) -> ReplayedTrace:
     """Replay policies over one trace.
 
     Args:

@@ -24,7 +24,7 @@ from torch import Tensor
 from sgl_entropy.base.typed_json import FLAT
 from sgl_entropy.verify.policies import CalibratedStop, DraftStep, DraftStop, NoStop, Svip
 from sgl_entropy.verify.positions import column, table
-from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger, LedgerFigures
+from sgl_entropy.verify.replay.ledger import CycleCounts, Ledger, LedgerFigures, ReplayCosts
 from sgl_entropy.verify.replay.policy import Agreement, ReplayOptions, ReplayReport
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
@@ -107,7 +107,7 @@ class StopReplay:
 
         self.agreement.check(request, same, differs)
 
-    def report(self, costs: Costs | None) -> ReplayReport:
+    def report(self, costs: ReplayCosts | None) -> ReplayReport:
         ledger = self.ledger.figures(costs)
         drafted = ledger.drafted
         notes = ["draft steps saved are those of a batch of one"]

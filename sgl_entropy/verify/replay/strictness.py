@@ -19,7 +19,7 @@ from sgl_entropy.base.typed_json import FLAT
 from sgl_entropy.verify.policies import Typical
 from sgl_entropy.verify.positions import Positions, column, table
 from sgl_entropy.verify.replay.easd import EasdReplay, rule_of
-from sgl_entropy.verify.replay.ledger import Costs, CycleCounts, Ledger, LedgerFigures
+from sgl_entropy.verify.replay.ledger import CycleCounts, Ledger, LedgerFigures, ReplayCosts
 from sgl_entropy.verify.replay.policy import ReplayOptions, ReplayReport
 from sgl_entropy.verify.rule import EasdRule
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
@@ -99,7 +99,7 @@ class StrictnessReplay:
         after = dataclasses.replace(before, emitted=int(got.sum()))
         self.ledger.add(len(cycles), before, after)
 
-    def report(self, costs: Costs | None) -> ReplayReport:
+    def report(self, costs: ReplayCosts | None) -> ReplayReport:
         ledger = self.ledger.figures(costs)
         gained = int(ledger.emitted.under - ledger.emitted.recorded) + self.lost
         figures = StrictnessFigures(ledger, self.first, self.relaxed, gained, self.fired, self.lost)

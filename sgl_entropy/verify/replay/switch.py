@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sgl_entropy.verify.policies import DrafterSwitch
-from sgl_entropy.verify.replay.ledger import Costs
+from sgl_entropy.verify.replay.ledger import ReplayCosts
 from sgl_entropy.verify.replay.policy import ReplayOptions, ReplayReport
 from sgl_entropy.verify.trace import RequestTrace, TraceHeader
 
@@ -63,7 +63,7 @@ class SwitchReplay:
             self.emitted[now] += cycle.emitted
         self.requests += 1
 
-    def report(self, costs: Costs | None) -> ReplayReport:
+    def report(self, costs: ReplayCosts | None) -> ReplayReport:
         total = sum(self.cycles)
         if not total:
             raise ValueError("the trace holds no verify cycle")
