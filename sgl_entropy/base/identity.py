@@ -33,9 +33,11 @@ class Identity:
         another layout, beside them.)
 
         Raises:
-            ValueError: there are none, or they cannot be read.
+            ValueError: no such folder, none in it, or they cannot be read.
         """
         folder = Path(folder).absolute()
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; a model is a folder with *.safetensors")
         tensors: dict[str, bytes] = {}
         for file in _files(folder):
             tensors |= _digests(file)

@@ -57,6 +57,8 @@ def test_weights_beside_those_of_the_index_do_not_count(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {**names, "z": "model-9.safetensors"}}))
     with pytest.raises(ValueError, match=r"model-9.safetensors: cannot be read"):
         Identity.of(folder)
+    with pytest.raises(ValueError, match="gone: no such folder"):
+        Identity.of(tmp_path / "gone")
     index.write_text("[]")
     with pytest.raises(ValueError, match=r"index.json: cannot be read"):
         Identity.of(folder)

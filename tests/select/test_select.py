@@ -319,7 +319,7 @@ def test_targets_that_do_not_do(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     texts = texts_file()
-    refused(capsys, run(texts, target=tmp_path / "gone"), "gone: holds no *.safetensors")
+    refused(capsys, run(texts, target=tmp_path / "gone"), "gone: no such folder")
     gemma = copied(target_folder, tmp_path / "gemma", model_type="gemma2")
     refused(capsys, run(texts, target=gemma), "targets of the llama family", "'gemma2'")
     (tmp_path / "mute").mkdir()
