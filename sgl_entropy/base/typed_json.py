@@ -66,32 +66,32 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
 
 def _built(kind: type[T], value: dict[str, Any], where: str) -> T:
     hints = get_type_hints(kind)
-    held: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     missing = []
     for one in fields(kind):  # type: ignore[arg-type]
         hint = hints[one.name]
         if one.metadata.get("flat"):
             inner = _dataclass_of(hint)
             own = {name: value[name] for name in _keys(inner) if name in value}
-            held[one.name] = _built(inner, own, where) if own or inner is hint else None
+            given[one.name] = _built(inner, own, where) if own or inner is hint else None
         elif one.name in value:
-            held[one.name] = _value(hint, value[one.name], f"{_before(where)}{one.name}")
+            given[one.name] = _value(hint, value[one.name], f"{_before(where)}{one.name}")
         elif _required(one):
             missing.append(one.name)
     if missing:
         raise ValueError(f"{_before(where)}lacks {', '.join(missing)}")
-    return kind(**held)
+    return kind(**given)
 
 
 @functools.cache
 def _keys(kind: type) -> tuple[str, ...]:
     """The keys of the object of ``kind``, those of flat fields among them."""
     hints = get_type_hints(kind)
-    found: list[str] = []
+    keys: list[str] = []
     for one in fields(kind):
         inner = _keys(_dataclass_of(hints[one.name])) if one.metadata.get("flat") else (one.name,)
-        found += inner
-    return tuple(found)
+        keys += inner
+    return tuple(keys)
 
 
 def _dataclass_of(hint: Any) -> Any:
