@@ -296,7 +296,8 @@ def test_an_odd_reply_is_one_requests_error_and_never_hangs(
 
 def test_the_load_goes_on_until_the_last_measured_request_has_ended(tmp_path: Path) -> None:
     """Requests far longer than the whole schedule: arrivals must not stop behind it."""
-    laws = ("--ttft", "0.02", "--cycle", "0.04", "--output-tokens", "25", "--slots", "4096")
+    laws = ("--ttft", "0.005", "--cycle", "0.04", "--slots", "4096")
+    laws += ("--output-tokens", "gamma:25:0.3")  # so that they do not all end at once
     with ScriptedServer(*laws, "--depth", "0") as server:
         bench(
             *("latency", "--arms", f"a={server.url}", "--qps", 100, "--num-requests", 20),
