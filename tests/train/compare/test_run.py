@@ -316,9 +316,9 @@ def test_a_comparison_from_end_to_end(
     ids = chat_prompts(target, {"x": ["Hello", "abc def"], "y": ["0 1 2 3"]}, 200)
     for run in found["runs"]:
         folder = work / "compare" / run["arm"] / f"seed-{run['seed']}" / "drafter"
-        parts = sorted(judged(target, folder, ids, 4, 30), key=lambda one: one[0])
-        counted = [one[1] for one in parts]
-        assert [[g, f.tokens, f.cycles] for g, f in counted] == run["prompts"]
+        parts = sorted(judged(target, folder, ids, 4, 30), key=lambda one: one.number)
+        counted = [[one.group, one.figures.tokens, one.figures.cycles] for one in parts]
+        assert counted == run["prompts"]
     report = tmp_path / "evaluated.json"
     words = ["train", "evaluate", "--config", str(tmp_path / "base.json"), "--json", str(report)]
     assert main([*words, "--drafter", str(folder)]) == 0
