@@ -316,7 +316,7 @@ class Inference:
                 return self.of(one, scope) | self.of(other, scope)
             case ast.BoolOp(_, parts):
                 return frozenset().union(*(self.of(part, scope) for part in parts))
-            case ast.NamedExpr(_, value) | ast.Await(value) | ast.Starred(value):
+            case ast.NamedExpr(_, value):
                 return self.of(value, scope)
         return NOTHING
 
@@ -434,8 +434,6 @@ class Inference:
                 found |= self._known.get(("stored", owner.module, owner.name, name), NOTHING)
                 for member in self.member(owner, name):
                     found |= self._value(owner, member, name)
-            elif owner.kind == "items" and name in ("pop", "get", "popleft"):
-                found |= {Thing("function", "", "element", owner.parts)}
         return found
 
     def _value(self, owner: Thing, member: Member, name: str) -> Things:
@@ -537,7 +535,7 @@ class Inference:
             if thing.kind == "class":
                 found |= frozenset(self.instances(thing))
             elif thing.kind == "function":
-                found |= thing.parts[0] if thing.name == "element" else self._returns(thing)
+                found |= self._returns(thing)
             elif thing.kind == "instance":
                 found = found.union(*(self._returns(method) for method in self.called(thing)))
         if found:
@@ -554,10 +552,6 @@ class Inference:
             case ast.Name("enumerate"), [first, *_]:
                 each = self.project(self.of(first, scope), (None,))
                 return _boxed("items", _boxed("tuple", NOTHING, each))
-            case ast.Name("next"), [first, *_]:
-                return self.project(self.of(first, scope), (None,))
-            case ast.Name("cast"), [kind, _]:
-                return self.annotation(kind, scope)
             case ast.Name("getattr"), [first, ast.Constant(str(name)), *more]:
                 found = self.attribute(self.of(first, scope), name)
                 return found.union(*(self.of(default, scope) for default in more))
