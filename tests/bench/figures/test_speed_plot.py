@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from sgl_entropy_bench.figures import speed_plot
 
+from sgl_entropy.cli.figures import _drawn
+
 ROOT = Path(__file__).resolve().parents[3]
 COMMITTED = ROOT / "bench" / "results" / "speed.json"
 
@@ -25,3 +27,11 @@ def test_the_committed_speeds_are_drawn(tmp_path: Path, arms: tuple[str, ...]) -
 def test_another_ending_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="PNG"):
         speed_plot.draw(json.loads(COMMITTED.read_text()), tmp_path / "speed.pdf")
+
+
+def test_the_command_draws_the_speeds_beside_their_numbers(tmp_path: Path) -> None:
+    result = tmp_path / "speed-quick.json"
+    result.write_text(COMMITTED.read_text())
+    assert _drawn("speed", result) == ["speed-quick.png"]
+    assert (tmp_path / "speed-quick.png").is_file()
+    assert _drawn("served", result) == []
