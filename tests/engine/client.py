@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,18 +14,23 @@ Json = dict[str, Any]
 
 
 class EngineClient:
-    """One server's ``/generate``, with ids in and ids out."""
+    """One server's ``/generate``, with ids in and ids out.
 
-    def __init__(self, client: Client, name: str) -> None:
+    Args:
+        settings: sampling parameters of every request that does not set them itself.
+    """
+
+    def __init__(self, client: Client, name: str, settings: Json | None = None) -> None:
         self.http = client
         self.name = name
+        self.settings = settings or {}
 
     def __repr__(self) -> str:
         return self.name
 
     def generate(self, input_ids: Sequence[int], max_new_tokens: int = 48, **settings: Any) -> Json:
         """One request; the whole reply. Keys known as request fields go beside the sampling."""
-        reply = self.http.post("/generate", _body([*input_ids], max_new_tokens, settings))
+        reply = self.post(_body([*input_ids], max_new_tokens, settings))
         assert isinstance(reply, dict), reply
         return reply
 
@@ -32,11 +38,23 @@ class EngineClient:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int = 48, **settings: Any
     ) -> list[Json]:
         """Many prompts in one request, which the server runs together."""
-        replies = self.http.post(
-            "/generate", _body([[*p] for p in prompts], max_new_tokens, settings)
-        )
+        replies = self.post(_body([[*p] for p in prompts], max_new_tokens, settings))
         assert isinstance(replies, list), replies
         return replies
+
+    def post(self, body: Json) -> Any:
+        """A request as it is, with this client's settings where it has none."""
+        return self.http.post("/generate", self._with_settings(body))
+
+    def events(self, body: Json) -> Generator[Json, None, None]:
+        """The same, streamed: one event a chunk."""
+        return self.http.events("/generate", self._with_settings(body))
+
+    def _with_settings(self, body: Json) -> Json:
+        given = body["sampling_params"]
+        if isinstance(given, list):
+            return {**body, "sampling_params": [self.settings | each for each in given]}
+        return {**body, "sampling_params": self.settings | given}
 
     def together(self, requests: Sequence[Json]) -> list[Json]:
         """Requests of their own, sent at the same time; each a dict of ``generate``'s arguments."""
@@ -67,6 +85,29 @@ class EngineClient:
             assert time.monotonic() < deadline, f"{self.name}: (requests, slots) held: {held}"
             time.sleep(0.1)
         self.http.post("/flush_cache", timeout_s=10.0)
+
+
+class RememberingClient(EngineClient):
+    """A server that many tests compare with: a greedy request is sent once, then remembered.
+
+    ``settle`` forgets, as it empties the server's own cache.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        super().__init__(client, name)
+        self._replies: dict[str, Any] = {}
+
+    def post(self, body: Json) -> Any:
+        if body["sampling_params"].get("temperature", 1.0) != 0:
+            return super().post(body)
+        key = json.dumps(body, sort_keys=True)
+        if key not in self._replies:
+            self._replies[key] = super().post(body)
+        return self._replies[key]
+
+    def settle(self, timeout_s: float = 20.0) -> None:
+        super().settle(timeout_s)
+        self._replies.clear()
 
 
 FIELDS = frozenset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,21 +12,30 @@ from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server, free_port
 
 from tests.engine import pair
-from tests.engine.client import EngineClient
+from tests.engine.client import EngineClient, RememberingClient
 
 # Without speculation but also without overlap: upstream's overlap schedule applies penalties
 # one token late, and speculation switches it off.
 PLAIN = ("--disable-overlap-schedule",)
-# Little memory and small prompt chunks: retraction and chunked prefill on short requests.
-SMALL = ("--chunked-prefill-size", "32", "--schedule-conservativeness", "0.01")
-SMALL_POOL = 400
+# Requests are taken in until the pool is full, and some are thrown out again ...
+EAGER = ("--schedule-conservativeness", "0.01")
+POOL = 1536
+# ... also where one alone may fill it, and prompts come in small chunks.
+SMALL = (*EAGER, "--chunked-prefill-size", "32")
+SMALL_POOL = 480
 # Low thresholds: the tiny target and its drafters are seldom unsure of the same tokens.
 EASD = (
     *("--speculative-verify-mode", "easd", "--easd-top-n", "5", "--easd-overlap", "0.2"),
     *("--easd-target-entropy", "1.0", "--easd-draft-entropy", "1.0"),
 )
+STOP = ("--speculative-draft-stop", "svip")
+# Steps, branches and draft tokens of a tree.
+TREE = (4, 3, 12)
 # Started together, two at a time, as most tests compare all of them.
 COMPARED = ("none", "edsd_chain", "edsd_tree", "eagle3")
+# Requests that say nothing of the mode are verified exactly: sent by the client of a server that
+# answers both questions.
+EXACT = {"easd": False}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,53 +46,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Fleet:
-    """The servers of a session by name, each started when it is first asked for."""
+    """The eight servers of a session by name, each started when it is first asked for.
+
+    ``none``, ``edsd_chain``, ``edsd_tree``: no mode, and trees and chains of drafts that are
+    pruned. ``eagle3``: EAGLE-3 under EASD. ``easd_chain``: EDSD under EASD, on a Qwen3.
+    ``two_drafters``: of which the larger has every option of its layout. ``stop``: chains that end
+    early. ``crowd``: trees, EASD, two drafters, two ranks and a token that breaks the logits.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.target = pair.write_target(folder / "target")
-        edsd = pair.write_edsd(folder / "edsd", self.target)
-        eagle3 = pair.write_eagle3(folder / "eagle3", self.target)
+        self.edsd = pair.write_edsd(folder / "edsd", self.target)
+        self.eagle3 = pair.write_eagle3(folder / "eagle3", self.target)
         variant = pair.write_edsd_variant(folder / "variant", self.target)
-        small = pair.write_edsd_small(folder / "edsd_half", self.target)
+        half = pair.write_edsd_small(folder / "edsd_half", self.target)
         # Thresholds within what the tiny target meets at every other cycle.
         two = (
-            *("--speculative-second-draft-model-path", str(small)),
+            *("--speculative-second-draft-model-path", str(half)),
             *("--speculative-drafter-switch", "1.2,1.4"),
         )
-        chain, tree = (
-            ServeArm("edsd_chain", "EDSD", edsd),
-            ServeArm("edsd_tree", "EDSD", edsd, 4, 3, 12),
-        )
-        self.arms: dict[str, tuple[ServeArm, tuple[str, ...], int]] = {
-            "none": (ServeArm("none"), PLAIN, 8192),
-            "edsd_chain": (chain, (), 8192),
-            "edsd_tree": (tree, (), 8192),
-            "eagle3": (ServeArm("eagle3", "EAGLE3", eagle3), (), 8192),
-            "variant": (ServeArm("variant", "EDSD", variant), (), 8192),
-            "small_chain": (chain, SMALL, SMALL_POOL),
-            "small_tree": (tree, SMALL, SMALL_POOL),
-            "two_ranks": (chain, ("--dp-size", "2"), 4096),
-            "easd_chain": (ServeArm("easd_chain", "EDSD", edsd), (*EASD, "--enable-metrics"), 8192),
-            "easd_eagle3": (ServeArm("easd_eagle3", "EAGLE3", eagle3), EASD, 8192),
-            "easd_small": (
-                ServeArm("easd_small", "EDSD", edsd, 4, 3, 12),
-                (*EASD, *SMALL, "--dp-size", "2"),
+
+        arms = (
+            (ServeArm("none"), PLAIN, 8192),
+            (ServeArm("edsd_chain", "EDSD", self.edsd), EAGER, POOL),
+            (ServeArm("edsd_tree", "EDSD", self.edsd, *TREE), EAGER, POOL),
+            (ServeArm("eagle3", "EAGLE3", self.eagle3), EASD, 8192),
+            (ServeArm("easd_chain", "EDSD", self.edsd), (*EASD, "--enable-metrics"), 8192),
+            (ServeArm("two_drafters", "EDSD", variant), (*two, "--enable-metrics"), 8192),
+            (ServeArm("stop", "EDSD", self.edsd), (*STOP, *SMALL), SMALL_POOL),
+            (
+                ServeArm("crowd", "EDSD", self.edsd, *TREE),
+                (*EASD, *two, *SMALL, "--dp-size", "2"),
                 SMALL_POOL,
             ),
-            "two_drafters": (chain, (*two, "--enable-metrics"), 8192),
-            "two_small": (tree, (*two, *SMALL), SMALL_POOL),
-            "qwen3": (chain, (), 8192),
-            "stop_svip": (chain, ("--speculative-draft-stop", "svip"), 8192),
-        }
+        )
+        self.arms = {arm.name: (arm, flags, tokens) for arm, flags, tokens in arms}
         self.targets = {
-            "easd_small": pair.write_broken_target(folder / "broken", self.target),
-            "qwen3": pair.write_qwen3_target(folder / "qwen3", self.target),
+            "easd_chain": pair.write_qwen3_target(folder / "qwen3", self.target),
+            "crowd": pair.write_broken_target(folder / "broken", self.target),
         }
         # EASD checks drafted tokens: with the CPU engine's pruning, those depend on the batch (as
         # does how many are accepted).
         self.environment = {
             name: {"SGL_ENTROPY_CPU_CYCLE_ROWS": "inf"}
-            for name in ("easd_chain", "easd_eagle3", "two_drafters", "stop_svip")
+            for name in ("eagle3", "easd_chain", "two_drafters", "stop")
         }
         self.folder = folder
         self._pool = ThreadPoolExecutor(2)
@@ -114,16 +120,16 @@ class Fleet:
         return self._running[name].result()
 
     def client(self, name: str) -> EngineClient:
-        return EngineClient(self.server(name).client, name)
+        """A client; those of ``eagle3`` and ``crowd`` ask for exact verification (``EXACT``)."""
+        settings = {"custom_params": EXACT} if name in ("eagle3", "crowd") else {}
+        return EngineClient(self.server(name).client, name, settings)
+
+    def served_target(self, name: str) -> Path:
+        """The folder of the target that a server serves."""
+        return self.targets.get(name, self.target)
 
     def stop(self, name: str) -> None:
         self._running.pop(name).result().stop()
-
-    def release(self, *names: str) -> None:
-        """Stop those that run: servers of one module alone, and whoever polls takes a core."""
-        for name in names:
-            if name in self._running:
-                self.stop(name)
 
     def close(self) -> None:
         for name in list(self._running):
@@ -142,7 +148,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture(scope="session")
 def none(fleet: Fleet) -> EngineClient:
     """The server without speculation, which every other is compared with."""
-    return fleet.client("none")
+    return RememberingClient(fleet.server("none").client, "none")
 
 
 @pytest.fixture(scope="session", params=COMPARED[1:])
@@ -160,20 +166,6 @@ def any_server(request: pytest.FixtureRequest, fleet: Fleet) -> EngineClient:
 def fleet_urls(fleet: Fleet) -> dict[str, str]:
     """Addresses of the servers that most tests compare."""
     return {name: f"http://127.0.0.1:{fleet.server(name).port}" for name in COMPARED}
-
-
-@pytest.fixture
-def only_once(fleet: Fleet) -> Iterator[Callable[[str], EngineClient]]:
-    """Servers that one test alone needs; they are stopped after it."""
-    names: list[str] = []
-
-    def start(name: str) -> EngineClient:
-        names.append(name)
-        return fleet.client(name)
-
-    yield start
-    for name in names:
-        fleet.stop(name)
 
 
 @pytest.fixture(scope="session", params=COMPARED[:3])

@@ -14,9 +14,8 @@ from tests.engine.conftest import Fleet
 
 SERVERS = [
     ("edsd_chain", "edsd", False),
-    ("eagle3", "eagle3", False),
     ("easd_chain", "edsd", True),
-    ("easd_eagle3", "eagle3", True),
+    ("eagle3", "eagle3", True),
 ]
 
 
@@ -28,7 +27,8 @@ def test_offline_and_served_agree(
     client = fleet.server(server).client
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(["Hello", "The quick brown fox", '{"a": 1}', "q" * 40, "0 1 2 3"]))
-    words = ["drafter", "eval", str(fleet.folder / drafter), "--target", str(fleet.target)]
+    words = ["drafter", "eval", str(fleet.folder / drafter), "--target"]
+    words += [str(fleet.served_target(server))]
     words += ["--texts", str(texts), "--max-new-tokens", "80"]
 
     def evaluate(*more: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_a_server_of_something_else_is_refused(
         ("none", fleet.target, [], "serves no drafter"),
         ("eagle3", fleet.target, [], "not with"),
         ("edsd_tree", fleet.target, [], "drafts trees of 3 branches"),
-        ("edsd_chain", fleet.targets["qwen3"], [], "does not serve the target"),
+        ("edsd_chain", fleet.targets["easd_chain"], [], "does not serve the target"),
         ("edsd_chain", fleet.target, ["--plot", "a.png"], "--speculative-verify-mode easd"),
     ):
         client = fleet.server(name).client

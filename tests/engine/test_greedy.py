@@ -109,7 +109,10 @@ def test_counters_add_up(drafting: EngineClient) -> None:
         assert sum(meta["spec_accepted_by_position"]) <= meta["spec_drafted"]
         cycles += meta["spec_cycles"]
         drafted += meta["spec_drafted"]
-    assert 0 < drafted < most * cycles, "a batch of eight verifies what is worth its rows"
+    if drafting.name == "eagle3":
+        assert drafted == most * cycles, "this server's rows are as good as free"
+    else:
+        assert 0 < drafted < most * cycles, "a batch of eight verifies what is worth its rows"
 
 
 def test_one_request_verifies_its_whole_chain(drafting: EngineClient) -> None:
@@ -125,7 +128,7 @@ def test_several_answers_of_one_prompt(none: EngineClient, drafting: EngineClien
         "input_ids": MIXED[0],
         "sampling_params": {"temperature": 0, "max_new_tokens": 30, "n": 3, "ignore_eos": True},
     }
-    replies = drafting.http.post("/generate", body)
+    replies = drafting.post(body)
     assert [reply["output_ids"] for reply in replies] == [expected] * 3
 
 
@@ -171,6 +174,6 @@ def test_a_request_that_ends_at_its_first_token_leaves_the_others_alone(
             for i in range(len(MIXED))
         ],
     }
-    replies = drafting.http.post("/generate", body)
+    replies = drafting.post(body)
     expected[leaving] = expected[leaving][:1]
     assert [reply["output_ids"] for reply in replies] == expected

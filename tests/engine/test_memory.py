@@ -11,12 +11,17 @@ from sgl_entropy_bench.http.client import ServerError
 
 from tests.engine import pair
 from tests.engine.client import EngineClient
+from tests.engine.conftest import POOL, SMALL_POOL, Fleet
 from tests.engine.prompts import MIXED
 
-# One long and many short ones, which leave few slots. A short one, thrown out, frees a slot for
-# each of the others, but not a draft for each.
-CROWD = [pair.token_ids("x" * 240), *(pair.token_ids(f"{i:02d} short") for i in range(15))]
-LONG = [pair.token_ids((f"{i} long prompt; " * 12)[:150]) for i in range(6)]
+# More than twice of the pool. One could do: each frees what all others need for some cycles.
+LONG = [pair.token_ids((f"{i:02d} long prompt; " * 12)[:150]) for i in range(POOL // 128)]
+# Three that leave 80 slots to thirteen. A short one, thrown out, frees a slot for each of the
+# others, but not a draft for each.
+CROWD = [
+    *(pair.token_ids(letter * 450) for letter in "xyz"),
+    *(pair.token_ids(f"{i:02d} short") for i in range(13)),
+]
 
 
 def test_the_radix_cache_is_hit_and_changes_nothing(
@@ -58,7 +63,7 @@ def test_streaming_gives_the_same_ids_in_order(drafting: EngineClient) -> None:
         "input_ids": MIXED[0],
         "sampling_params": {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True},
     }
-    events = list(drafting.http.events("/generate", body))
+    events = list(drafting.events(body))
     assert events[-1]["output_ids"] == expected["output_ids"]
     assert events[-1]["text"] == expected["text"]
     counts = [event["meta_info"]["completion_tokens"] for event in events]
@@ -76,12 +81,12 @@ def test_an_abort_in_mid_stream_frees_everything(drafting: EngineClient) -> None
         "sampling_params": {"temperature": 0, "max_new_tokens": 300, "ignore_eos": True},
     }
     for read in (1, 2, 7):
-        with contextlib.closing(drafting.http.events("/generate", body)) as events:
+        with contextlib.closing(drafting.events(body)) as events:
             for _ in range(read):
                 next(events)
     drafting.settle()  # raises while anything still runs
     rid = "to-be-aborted"
-    started = drafting.http.events("/generate", {**body, "rid": rid})
+    started = drafting.events({**body, "rid": rid})
     with contextlib.closing(started) as events:
         next(events)
         drafting.http.post("/abort_request", {"rid": rid})
@@ -95,58 +100,54 @@ def test_an_abort_in_mid_stream_frees_everything(drafting: EngineClient) -> None
     assert drafting.generate(MIXED[2], 40, ignore_eos=True)["output_ids"] == expected
 
 
-@pytest.mark.parametrize("name", ["small_chain", "small_tree"])
-def test_a_small_pool_retracts_and_a_small_chunk_splits(
-    name: str, none: EngineClient, only_once: Callable[[str], EngineClient]
+@pytest.mark.parametrize("name", ["edsd_chain", "edsd_tree"])
+def test_what_the_pool_cannot_hold_is_thrown_out_and_ends_as_without(
+    name: str, fleet: Fleet, none: EngineClient
 ) -> None:
-    """Requests that need more than the pool: some are thrown out, and all end as without.
-
-    Six long ones need twice of it. A crowd of short ones ended the server: upstream throws requests
-    out until one slot a request is free, and the next draft found no room.
-    """
-    small = only_once(name)
-    expected = [none.generate(prompt, 60, ignore_eos=True)["output_ids"] for prompt in LONG]
-    retractions = 0
-    for _ in range(2):
+    """A crowd ended the server: upstream throws out until one slot a request is free."""
+    client = fleet.client(name)
+    client.settle()
+    for prompts, length, settings in (
+        (LONG, 50, {}),
+        (LONG, 30, {"frequency_penalty": 0.7, "min_new_tokens": 25}),
+        (CROWD, 4, {}),
+    ):
         # In one request: on a busy machine separate ones arrive too late to compete.
-        replies = small.batch(LONG, 60, ignore_eos=True)
-        assert [reply["output_ids"] for reply in replies] == expected
-        retractions += sum(reply["meta_info"]["total_retractions"] for reply in replies)
-        small.settle()
-    assert retractions > 0, "the pool was large enough: nothing was tested"
-    penalised = {"ignore_eos": True, "frequency_penalty": 0.7, "min_new_tokens": 50}
-    want = [none.generate(prompt, 60, **penalised)["output_ids"] for prompt in LONG]
-    replies = small.batch(LONG, 60, **penalised)
-    assert [reply["output_ids"] for reply in replies] == want
+        plain = none.batch(prompts, length, ignore_eos=True, **settings)
+        replies = client.batch(prompts, length, ignore_eos=True, **settings)
+        assert [a["output_ids"] for a in replies] == [b["output_ids"] for b in plain]
+        thrown_out = sum(reply["meta_info"]["total_retractions"] for reply in replies)
+        assert thrown_out > 0, "the pool was large enough: nothing was tested"
+        client.settle()
+
+
+def fill_the_pool(
+    small: EngineClient, plain: Callable[[list[list[int]], int], list[list[int]]]
+) -> None:
+    """Prompts in chunks, more than fit, and one request that grows to the whole pool.
+
+    Args:
+        plain: answers of the same target without speculation, for prompts and a length.
+    """
     small.settle()
-    expected = [reply["output_ids"] for reply in none.batch(CROWD, 4, ignore_eos=True)]
-    replies = small.batch(CROWD, 4, ignore_eos=True)
-    assert [reply["output_ids"] for reply in replies] == expected
+    # Two of a rank's fit, and not what they grow to.
+    some = [(prompt * 2)[:200] for prompt in LONG[:6]]
+    # Not in one request: of several ranks, upstream lets each answer the whole of it.
+    asked = [{"input_ids": p, "max_new_tokens": 60, "ignore_eos": True} for p in some]
+    replies = small.together(asked)
+    assert [reply["output_ids"] for reply in replies] == plain(some, 60)
     assert sum(reply["meta_info"]["total_retractions"] for reply in replies) > 0
     small.settle()
-    # One request that grows to the whole pool: its end leaves room for the last cycle.
-    whole = pair.token_ids("y" * 360)
+    # Its end leaves room for the last cycle.
+    whole = pair.token_ids("y" * (SMALL_POOL - 40))
     ids = small.generate(whole, 40, ignore_eos=True)["output_ids"]
     assert 0 < len(ids) < 40, "the pool did not end it"
-    assert ids == none.generate(whole, 40, ignore_eos=True)["output_ids"][: len(ids)]
+    assert ids == plain([whole], 40)[0][: len(ids)]
     body = {"input_ids": whole + whole[:36], "sampling_params": {"max_new_tokens": 4}}
     status, message = small.refusal(body)
     assert status == 400
     assert "maximum allowed length" in message
     small.settle()
-
-
-def test_two_data_parallel_ranks(
-    none: EngineClient, only_once: Callable[[str], EngineClient]
-) -> None:
-    expected = [reply["output_ids"] for reply in none.batch(MIXED, 40, ignore_eos=True)]
-    two = only_once("two_ranks")
-    requests = [{"input_ids": p, "max_new_tokens": 40, "ignore_eos": True} for p in MIXED]
-    assert [reply["output_ids"] for reply in two.together(requests)] == expected
-    states = two.http.get("/get_server_info")["internal_states"]
-    cycles = [state["sgl_entropy_counters"]["cycles"] for state in states]
-    assert len(cycles) == 2
-    assert min(cycles) > 0, "one rank did all the work"
 
 
 def test_nothing_is_left_behind(drafting: EngineClient) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ def target(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+@cache
 @torch.no_grad()
 def joint(folder: Path, setting: Setting, length: int = 3) -> Law:
     """Sequence -> probability; branches below 1e-6 end in the pooled remainder ``()``."""
@@ -115,6 +116,12 @@ def draw(client: EngineClient, setting: Setting, count: int) -> list[tuple[int, 
     return out
 
 
+@lru_cache(maxsize=len(SETTINGS))
+def drawn_once(client: EngineClient, setting: Setting) -> list[tuple[int, ...]]:
+    """Draws that two tests look at."""
+    return draw(client, setting, DRAWS)
+
+
 def known(drawn: list[tuple[int, ...]], law: Law) -> list[tuple[int, ...]]:
     return [sequence if sequence in law else () for sequence in drawn]
 
@@ -124,7 +131,7 @@ def test_draws_follow_the_exact_joint_distribution(
     fleet: Fleet, sampling_server: EngineClient, name: str
 ) -> None:
     law = joint(fleet.target, SETTINGS[name])
-    drawn = draw(sampling_server, SETTINGS[name], DRAWS)
+    drawn = drawn_once(sampling_server, SETTINGS[name])
     assert len(set(drawn)) > 10, "too few outcomes to test anything"
     assert p_value(known(drawn, law), law) > 1e-5
 
@@ -134,7 +141,7 @@ def test_the_statistic_sees_a_server_that_samples_wrongly(
 ) -> None:
     """The same draws against a temperature 25 % off: the test above would have failed."""
     law = joint(fleet.target, Setting(temperature=1.3 / 1.25, top_p=0.9))
-    drawn = draw(sampling_server, SETTINGS["hot"], DRAWS)
+    drawn = drawn_once(sampling_server, SETTINGS["hot"])
     assert p_value(known(drawn, law), law) < 1e-5
 
 
