@@ -137,7 +137,8 @@ def _replace(journal: Path, root: Path) -> None:
 
 
 def _put_back(journal: Path, root: Path) -> None:
-    for index, name, existed, _ in _steps(journal):
+    # Backwards: a file that a later step needs as a folder is made last.
+    for index, name, existed, _ in reversed(_steps(journal)):
         old = journal / f"old{index}"
         if not existed or old.is_symlink() or old.exists():  # else an earlier try moved it
             _put(old if existed else None, root / name, root)
@@ -146,7 +147,8 @@ def _put_back(journal: Path, root: Path) -> None:
 
 def _put(new: Path | None, target: Path, root: Path) -> None:
     if new is None:
-        target.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # a file stands where its folder would be: not there
+            target.unlink(missing_ok=True)
         prune(target, root)
     else:
         make_parents(target, root)
@@ -163,7 +165,7 @@ def _undo(journal: Path, root: Path, error: BaseException | None) -> None:
     try:
         _put_back(journal, root)
         done = _set_aside(journal, root)
-    except OSError as second:
+    except (OSError, ValueError) as second:
         raise PatchError(
             f"{root}: changing the files failed ({error or 'in an earlier run'}), and undoing the "
             f"change failed too ({second}). Some files are old and some new. The journal that can "

@@ -10,7 +10,7 @@ import pytest
 from conftest import FIRST, UPSTREAM, Mini, diff, snapshot
 from patching_faults import Fault, injected, killed_at
 
-from sgl_entropy.patching import PatchError, apply, revert, status
+from sgl_entropy.patching import PatchError, apply, journal, revert, status
 
 VERBS = {"apply": apply, "revert": revert, "upgrade": apply}
 
@@ -135,3 +135,25 @@ def test_failure_at_every_operation(case: Case, kind: str, monkeypatch):
         case.run()
         assert snapshot(case.mini.dist) == case.after
     assert failures > 10
+
+
+def test_an_undo_goes_backwards(tmp_path: Path, monkeypatch) -> None:
+    """A file became a folder before the change failed: the folder goes before the file is back."""
+    root = tmp_path / "sglang"
+    root.mkdir()
+    (root / "z.py").write_text("old")
+    (root / "extra").write_text("a file")
+    changes = {"sglang/extra": None, "sglang/extra/state.json": b"{}", "sglang/z.py": b"new"}
+    real, calls = os.replace, itertools.count(1)
+
+    def failing(source, target):
+        if next(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises((PatchError, OSError), match="No space left"):
+        journal.commit(root, changes)
+    assert (root / "extra").read_text() == "a file"
+    assert (root / "z.py").read_text() == "old"
+    assert journal.journals(root) == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +21,9 @@ _MOST_SHOWN = 300
 def main() -> None:
     """Say that it is ready (or why not), then answer requests until standard input ends.
 
-    Request: ``references``, ``text``, and ``anchored`` (only a box, or what "answer is" and the
-    like announces, counts). Verdict: ``extracted`` (empty = nothing of the form) and ``right``.
+    Request: ``references``, ``text``, ``anchored`` (only a box, or what "answer is" and the like
+    announces, counts), and ``limit_s``, after which the process ends. Verdict: ``extracted``
+    (empty = nothing of the form) and ``right``.
     """
     try:
         from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
@@ -48,7 +50,12 @@ def main() -> None:
 
     _say({"ready": True})
     for line in sys.stdin:
-        _say(verdict(**json.loads(line)))
+        request = json.loads(line)
+        # Its default action ends the process even within an integer power in C.
+        signal.setitimer(signal.ITIMER_REAL, request.pop("limit_s"))
+        said = verdict(**request)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _say(said)
 
 
 def _say(said: dict[str, Any]) -> None:

@@ -79,6 +79,10 @@ class MathVerifier:
         with self._turns:
             worker = _worker()
             verdict = worker.ask(request, self._limit_s)
+            if verdict is None and worker.ended():  # not by the expression's doing, most likely
+                worker.end()
+                worker = _Worker()
+                verdict = worker.ask(request, self._limit_s)
             if verdict is None:
                 worker.end()
                 return Judgement("", False, f"{UNDECIDED}: not compared within {self._limit_s:g} s")
@@ -87,7 +91,7 @@ class MathVerifier:
 
 
 class _Worker:
-    """One process of ``math_worker``; it ends by itself when its standard input does."""
+    """One process of ``math_worker``; it ends with this process, or at its own limit of time."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -97,6 +101,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for the one who asks
         )
+        _ALIVE.add(self)
         said = self._listen(_START_S) or {"missing": "its process does not start"}
         if "ready" not in said:
             self.end()
@@ -108,6 +113,8 @@ class _Worker:
     def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any] | None:
         """The verdict; None = it took too long, or ended the process."""
         assert self._process.stdin is not None
+        # Longer than ours: for a worker whose parent was killed.
+        request = {**request, "limit_s": limit_s + 5}
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
@@ -129,7 +136,14 @@ class _Worker:
         said: dict[str, Any] = json.loads(line)
         return said
 
+    def ended(self) -> bool:
+        """Whether the process has ended by itself (asked after its output has)."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.2)
+        return self._process.poll() is not None
+
     def end(self) -> None:
+        _ALIVE.discard(self)
         self._process.kill()
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
@@ -143,12 +157,14 @@ def _worker() -> _Worker:
 
 # Processes that wait for work. They hold no state, so that every verifier may use them.
 _IDLE: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+# And those that compute: an interrupt leaves them with nobody to kill them.
+_ALIVE: set[_Worker] = set()
 
 
 @atexit.register
-def _end_idle() -> None:
-    while not _IDLE.empty():
-        _IDLE.get().end()
+def _end_all() -> None:
+    for worker in tuple(_ALIVE):
+        worker.end()
 
 
 def plain(text: str) -> str:

@@ -44,6 +44,13 @@ def rescore(
     if old.task != task.name:
         raise ValueError(f"--rescore {folder}: holds answers of {old.task}, not of {task.name}")
     before = read_answers(folder / "answers.jsonl")
+    stored = {arm.arm: sum(answer.arm == arm.arm for answer in before.values()) for arm in old.arms}
+    lost = [arm.arm for arm in old.arms if stored[arm.arm] < arm.answers]
+    if lost:
+        raise ValueError(
+            f"--rescore {folder}: result.json counts answers of {', '.join(lost)} that "
+            "answers.jsonl lacks; rescoring would lose them"
+        )
     known = {question.id: question for question in questions}
     unknown = sorted({answer.question for answer in before.values()} - known.keys())
     if unknown or old.settings.example_prompt not in {question.text for question in questions}:
@@ -58,7 +65,6 @@ def rescore(
         return answer.judged(task.judge(known[answer.question], answer.text, answer.cut, tools))
 
     after = {place: judged(answer) for place, answer in before.items()}
-    write_answers(folder / "answers.jsonl", after.values())
     samples = old.settings.samples
     by_arm = {arm.arm: by_question(after, questions, arm.arm, samples) for arm in old.arms}
     arms = [
@@ -80,5 +86,7 @@ def rescore(
         notes=notes(arms, old.servers, tools),
         rescored=provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
     )
+    # Last, so that what fails above leaves the old answers beside the old result.
+    write_answers(folder / "answers.jsonl", after.values())
     changed = sum(answer.right != before[place].right for place, answer in after.items())
     return report, changed

@@ -174,10 +174,18 @@ class Evaluation:
             self.plan.max_tokens,
             self.plan.seed if self.temperature(arm) else None,
             [target.api, target.version(), target.model, target.arguments()],
-            str(self.plan.tools.sandbox.limits) if self.plan.tools.sandbox else "",
+            *self._judged_by(),
         ]
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _judged_by(self) -> list[str]:
+        """What a kept answer's score depends on: one report must not mix two of them."""
+        sandbox, mathematics = self.plan.tools.sandbox, self.plan.tools.mathematics
+        return [
+            f"{sandbox.limits} {sandbox.isolation}" if sandbox else "",
+            mathematics.version if mathematics else "",
+        ]
 
     @staticmethod
     def _prompt(target: Endpoint, question: Question) -> str:

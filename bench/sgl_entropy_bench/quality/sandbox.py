@@ -257,7 +257,7 @@ def _readable(word: str) -> Iterator[int]:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         parsed = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # a program may write here too
         return None
     return parsed if isinstance(parsed, dict) else None
 

@@ -304,6 +304,13 @@ def test_answers_are_scored_anew_without_asking(rows: Path, tmp_path: Path, caps
         assert message in capsys.readouterr().err
     assert main(["eval", "--task", f"gsm8k={rows}", "--rescore", str(tmp_path)]) == 2
     assert read_answers(file) == before
+    # Answers that the result counts and the file lacks: nothing is replaced by less.
+    result = (out / "result.json").read_text()
+    file.unlink()
+    assert main(words) == 2
+    assert "counts answers of standard, easd that answers.jsonl lacks" in capsys.readouterr().err
+    assert (out / "result.json").read_text() == result
+    assert not file.exists()
 
 
 def heeding_interrupts() -> None:

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 from sgl_entropy_bench import quality
-from sgl_entropy_bench.quality.sandbox import Limits, Sandbox, SandboxError, open_sandbox
+from sgl_entropy_bench.quality.sandbox import (
+    Limits,
+    Sandbox,
+    SandboxError,
+    _verdict,
+    open_sandbox,
+)
 from sgl_entropy_bench.server.processes import session_members
 
 LIMITS = Limits(cpu_s=1, wall_s=5.0, memory_bytes=256 * 2**20)
@@ -262,3 +268,8 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def test_a_verdict_nested_without_end_is_none() -> None:
+    """A program can write to the descriptor of the verdict; the evaluation goes on."""
+    assert _verdict([b"[" * 4000], "word", 0, False).status == "failed"

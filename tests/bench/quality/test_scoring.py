@@ -254,3 +254,14 @@ def test_a_wrong_program_stays_wrong() -> None:
     source = programs.program(PROMPT, "    return 0\n", TEST, "area")
     with pytest.raises(AssertionError):
         exec(compile(source, "program", "exec"), {})
+
+
+def test_a_worker_that_died_is_replaced_and_none_outlives_its_parent() -> None:
+    verifier = MathVerifier()
+    assert verifier.judge(["18"], r"\boxed{18}", True).right
+    idle = next(iter(mathematics._ALIVE))
+    idle._process.kill()
+    assert verifier.judge(["18"], r"\boxed{18}", True).right
+    mathematics._end_all()
+    assert not mathematics._ALIVE
+    assert verifier.judge(["18"], r"\boxed{18}", True).right
