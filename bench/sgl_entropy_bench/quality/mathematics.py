@@ -163,6 +163,8 @@ _ALIVE: set[_Worker] = set()
 
 @atexit.register
 def _end_all() -> None:
+    while not _IDLE.empty():
+        _IDLE.get()
     for worker in tuple(_ALIVE):
         worker.end()
 
