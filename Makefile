@@ -24,7 +24,7 @@ export TORCHDYNAMO_DISABLE ?= 1
 
 help:
 	@echo 'make demo      serve the small target with and without drafters and compare'
-	@echo 'make quick     lint, types and the pure tests: about three minutes on two cores'
+	@echo 'make quick     lint, types and the pure tests: about four minutes on two cores'
 	@echo 'make test      lint, types, import contracts and the whole test suite'
 	@echo 'make env       build the pinned environment in .venv'
 	@echo 'make lint      ruff, mypy and the import contracts alone'
