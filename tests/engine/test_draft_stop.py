@@ -6,6 +6,7 @@ Its pool is small, so that requests are thrown out in the middle of such chains 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,13 @@ def test_chains_that_end_early_write_the_same_and_agree_with_the_replay(
     assert [a["output_ids"] for a in together] == [b["output_ids"] for b in plain]
 
 
+def assert_same_draft(one: dict[str, Any], other: dict[str, Any]) -> None:
+    known = one["verified"]
+    assert known == other["verified"]
+    for key in ("draft_entropy", "draft_prob", "target_prob"):
+        assert one[key][:known] == pytest.approx(other[key][:known], abs=1e-3)
+
+
 def test_a_chain_that_goes_on_while_others_have_ended_is_drafted_as_alone(
     client: EngineClient,
 ) -> None:
@@ -75,9 +83,21 @@ def test_a_chain_that_goes_on_while_others_have_ended_is_drafted_as_alone(
         assert reply["meta_info"]["total_retractions"] == 0, "the pool is too small for this test"
         beside, single = (r["meta_info"]["spec_trace"] for r in (reply, alone[i % len(alone)]))
         for a, b in zip(beside, single, strict=True):
-            known = a["verified"]
-            assert known == b["verified"]
-            for key in ("draft_entropy", "draft_prob", "target_prob"):
-                assert a[key][:known] == pytest.approx(b[key][:known], abs=1e-3)
-            longer += known > 1
+            assert_same_draft(a, b)
+            longer += a["verified"] > 1
     assert longer > 25
+
+
+def test_a_prompt_cut_into_chunks_is_drafted_as_a_whole_one(client: EngineClient) -> None:
+    """The fifth prompt of a batch is cut after two tokens, where the chunk of 32 is full.
+
+    Upstream's drafter then reads a token that the target drew in the middle of the prompt.
+    """
+    asked = [SHORT[i] for i in (0, 1, 0, 0, 0)]
+    assert [len(prompt) for prompt in asked] == [8, 6, 8, 8, 8]
+    trace = {"spec_trace": True}
+    client.settle()
+    replies = client.batch(asked, 8, ignore_eos=True, custom_params=trace)
+    cut, whole = (replies[i]["meta_info"]["spec_trace"] for i in (4, 0))
+    for a, b in zip(cut, whole, strict=True):
+        assert_same_draft(a, b)

@@ -1,10 +1,11 @@
-"""Where a draft starts, and how much room a cycle needs."""
+"""Where a draft starts, what it reads there, and how much room a cycle needs."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sgl_entropy.runtime.v0_5_6 import draft_state, ours
 
@@ -42,3 +43,19 @@ def test_a_draft_starts_at_the_next_position(monkeypatch: pytest.MonkeyPatch) ->
     for active, moves in ((True, [0, 1, 1]), (False, [1, 1, 1])):
         monkeypatch.setattr(ours, "active", lambda active=active: active)
         assert [draft_state.steps_ahead(step) for step in range(3)] == moves
+
+
+def test_a_chunk_of_a_prompt_is_followed_by_the_prompts_next_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whole prompts by the token drawn; a resumed request's answer is part of its prompt."""
+    prompt, answer = [10, 11, 12], [20, 21]
+    reqs = [
+        SimpleNamespace(origin_input_ids=prompt, output_ids=output, fill_ids=[0] * taken)
+        for output, taken in (([], 3), ([], 2), (answer, 1), (answer, 3), (answer, 4), (answer, 5))
+    ]
+    drawn = torch.arange(90, 96, dtype=torch.int32)
+    for active, expected in ((True, [90, 12, 11, 20, 21, 95]), (False, drawn.tolist())):
+        monkeypatch.setattr(ours, "active", lambda active=active: active)
+        assert draft_state.tokens_after(reqs, drawn).tolist() == expected
+        assert drawn.tolist() == [90, 91, 92, 93, 94, 95]

@@ -1,10 +1,13 @@
-"""The draft state: which rows stay when requests leave a batch, and at which positions they are."""
+"""The draft state: which rows stay when requests leave a batch, what and where they read next."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.runtime.v0_5_6 import ours
+
+if TYPE_CHECKING:
+    import torch
 
 
 def already_filtered(upstream: bool, rows: int, kept: int) -> bool:
@@ -63,3 +66,28 @@ def steps_ahead(step: int) -> int:
         step: of the token just drafted, from 0.
     """
     return 0 if step == 0 and ours.active() else 1
+
+
+def tokens_after(reqs: list[Any], drawn: torch.Tensor) -> torch.Tensor:
+    """The token that follows each request's part of a prompt, which the draft reads at its end.
+
+    After a whole prompt it is the token just drawn; after a chunk of one, the prompt's own next
+    token. Upstream takes the drawn one there too, so that the drafter remembers a token which
+    never was, and drafts depend on where a prompt was cut. Upstream mended this in 2026.
+
+    Args:
+        reqs: SGLang's requests of the batch, one a row.
+        drawn: int, (batch,): the tokens that the target's forward drew.
+    """
+    if not ours.active():
+        return drawn
+    tokens = drawn
+    for row, req in enumerate(reqs):
+        taken, prompt = len(req.fill_ids), len(req.origin_input_ids)
+        if taken < prompt + len(req.output_ids):
+            if tokens is drawn:
+                tokens = drawn.clone()
+            tokens[row] = (
+                req.origin_input_ids[taken] if taken < prompt else req.output_ids[taken - prompt]
+            )
+    return tokens
