@@ -7,6 +7,7 @@ while the code is composed; if it may be None, it is None where the object holds
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from collections.abc import Mapping
@@ -31,18 +32,18 @@ def as_json(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         out: dict[str, Any] = {}
         for one in fields(value):
-            held = getattr(value, one.name)
-            if held is None and (one.default is None or one.metadata.get("flat")):
+            content = getattr(value, one.name)
+            if content is None and (one.default is None or one.metadata.get("flat")):
                 continue
             if one.metadata.get("flat"):
-                out |= as_json(held)
+                out |= as_json(content)
             else:
-                out[one.name] = as_json(held)
+                out[one.name] = as_json(content)
         return out
     if isinstance(value, Mapping):
-        return {str(name): as_json(held) for name, held in value.items()}
+        return {str(name): as_json(content) for name, content in value.items()}
     if isinstance(value, (list, tuple)):
-        return [as_json(held) for held in value]
+        return [as_json(entry) for entry in value]
     return value
 
 
@@ -112,22 +113,24 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         (inner,) = (part for part in parts if part is not type(None))
         return _value(inner, value, where)
-    if origin is Literal and value in parts:
+    if origin is Literal and any(value == part and type(value) is type(part) for part in parts):
         return value
     if is_dataclass(hint):
         return from_json(hint, value, where)  # type: ignore[arg-type]
     named = tuple(get_type_hints(hint).values()) if hasattr(hint, "_fields") else None
-    if (origin is tuple or named) and isinstance(value, list):
-        each = named or (parts[:1] * len(value) if Ellipsis in parts else parts)
+    if (origin in (tuple, list) or named) and isinstance(value, list):
+        alike = origin is list or Ellipsis in parts
+        each = named or (parts[:1] * len(value) if alike else parts)
         if len(each) != len(value):
             raise ValueError(f"{where}: expected {len(each)} entries, found {_found(value)}")
         pairs = enumerate(zip(each, value, strict=True))
         items = [_value(*pair, f"{where}[{i}]") for i, pair in pairs]
-        return hint(*items) if named else tuple(items)
+        return hint(*items) if named else origin(items)
     if origin in (dict, Mapping) and isinstance(value, dict):
-        return {name: _value(parts[1], held, f"{where}.{name}") for name, held in value.items()}
+        return {name: _value(parts[1], one, f"{where}.{name}") for name, one in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # a whole number beyond every float
+            return float(value)
     if origin is None and isinstance(value, hint) and (hint is bool or type(value) is not bool):
         return value
     words = f"one of {parts}" if origin is Literal else _WORDS.get(origin or hint, "a list")

@@ -15,6 +15,7 @@ from sgl_entropy.base.typed_json import FLAT, as_json, from_json
 class Part:
     size: float
     kind: Literal["a", "b"] = "a"
+    format: Literal[1] = 1
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,16 @@ class Whole:
     name: str
     own: Part = field(metadata=FLAT)
     parts: tuple[Part, ...]
+    sizes: list[int]
     counts: dict[str, int]
     free: dict[str, Any]
     note: str | None = None
     known: float | None = field(kw_only=True)
 
 
-WHOLE = Whole("w", Part(1.5, "b"), (Part(2.0), Part(3.0, "b")), {"x": 1}, {"y": [None]}, known=None)
+WHOLE = Whole(
+    "w", Part(1.5, "b"), (Part(2.0), Part(3.0, "b")), [1, 2], {"x": 1}, {"y": [None]}, known=None
+)
 
 
 def test_what_is_written_is_read_back() -> None:
@@ -45,8 +49,12 @@ def test_what_is_written_is_read_back() -> None:
         ({"colour": 1}, "file: unknown keys: colour"),
         ({"name": 1}, "file: name: expected .*, found int 1"),
         ({"size": True}, "file: size: expected .*, found bool True"),
+        ({"size": 10**400}, "file: size: expected a number, found int 1000"),
         ({"kind": "c"}, "file: kind: expected one of .*, found str 'c'"),
+        ({"kind": []}, r"file: kind: expected one of .*, found list \[\]"),
+        ({"format": True}, "file: format: expected one of .*, found bool True"),
         ({"parts": [{"size": 1.0}, {}]}, r"file: parts\[1\]: lacks size"),
+        ({"sizes": [1, "2"]}, r"file: sizes\[1\]: expected a whole number, found str '2'"),
         ({"counts": {"x": "one"}}, "file: counts.x: expected .*, found str 'one'"),
         ({"known": "5"}, "file: known: expected .*, found str '5'"),
     ],
