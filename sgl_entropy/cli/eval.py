@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.output import check_folder, write_json
 
 if TYPE_CHECKING:
@@ -107,8 +108,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sandbox",
         default="bubblewrap",
         choices=("bubblewrap", "none"),
-        help="where generated programs run; none is UNSAFE: they run as you, with limits of time "
-        "and memory but with your files and network (default: %(default)s)",
+        help="where generated programs run; none is UNSAFE: they run as you and read what you can "
+        "read; limits of time and memory hold, but only a guard against accidents refuses network, "
+        "new processes and writing outside their folder (default: %(default)s)",
     )
     add(
         "--code-seconds",
@@ -190,7 +192,7 @@ def _tell(args: argparse.Namespace, report: EvalReport, folder: Path) -> None:
     from sgl_entropy_bench.quality.eval_page import text, write_result
 
     write_result(report, folder)
-    if not write_json(report.to_json(), args.json):
+    if not write_json(as_json(report), args.json):
         print(text(report))
         print(f"\nanswers: {folder}", file=sys.stderr)
 

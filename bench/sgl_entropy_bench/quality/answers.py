@@ -6,9 +6,11 @@ import json
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from sgl_entropy.base.disk import write_whole
+from sgl_entropy.base.typed_json import as_json, from_json
 
 Place = tuple[str, str, int]
 
@@ -38,7 +40,7 @@ class ScoredAnswer:
         found, right, outcome: its ``Judgement``.
         error: why the request failed; empty = it did not.
         finish: the server's reason to end; ``length``: cut by the token limit.
-        seconds: from sending to the reply.
+        seconds: from sending to the reply, to four places.
         others: as the load tester's records have them.
     """
 
@@ -63,36 +65,15 @@ class ScoredAnswer:
     def place(self) -> Place:
         return self.arm, self.question, self.sample
 
-    def judged(self, judgement: Judgement) -> ScoredAnswer:
-        """The same answer with another score."""
-        return replace(self, **asdict(judgement))
-
     @property
     def cut(self) -> bool:
         return self.finish == "length"
 
-    def to_json(self) -> str:
-        """One line without its end; what is unknown or empty is left out."""
-        row = {k: v for k, v in asdict(self).items() if v is not None and v != ""}
-        row["seconds"] = round(self.seconds, 4)
-        return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-
     def line(self) -> bytes:
-        """``to_json`` as a line of the file."""
-        return self.to_json().encode(errors="backslashreplace") + b"\n"
-
-    @classmethod
-    def from_json(cls, line: str) -> ScoredAnswer:
-        """Raises ValueError for a line that is no answer."""
-        row: Any = json.loads(line)
-        if not isinstance(row, dict):
-            raise ValueError("expected an object")
-        if unknown := sorted(set(row) - {f.name for f in fields(cls)}):
-            raise ValueError(f"unknown keys {', '.join(unknown)}")
-        try:
-            return cls(**row)
-        except TypeError as error:
-            raise ValueError(f"not a whole answer: {error}") from None
+        """JSON, as a line of the file; what is unknown or empty is left out."""
+        row = {name: value for name, value in as_json(self).items() if value != ""}
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+        return text.encode(errors="backslashreplace") + b"\n"
 
 
 def read_answers(path: Path) -> dict[Place, ScoredAnswer]:
@@ -111,20 +92,16 @@ def read_answers(path: Path) -> dict[Place, ScoredAnswer]:
     *lines, _cut = text.split("\n")
     for number, line in enumerate(lines, 1):
         try:
-            answer = ScoredAnswer.from_json(line)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
+            answer = from_json(ScoredAnswer, json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: no answer: {error}") from None
         answers[answer.place] = answer
     return answers
 
 
 def write_answers(path: Path, answers: Iterable[ScoredAnswer]) -> None:
     """A file of these answers, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        for answer in answers:
-            file.write(answer.line())
-    partial.replace(path)
+    write_whole(path, b"".join(answer.line() for answer in answers).decode())
 
 
 class AnswerWriter:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sgl_entropy_bench.http.client import Client, ServerError
+from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.http.replies import StreamError, answer_of, reader_of
 from sgl_entropy_bench.http.routes import Api, Output, body_of
@@ -69,6 +69,3 @@ def seed_of(seed: int, question: str, sample: int) -> int:
     """The seed of one answer: the same in every arm; from 0, below 2**31."""
     digest = hashlib.sha256(f"{seed}:{question}:{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-__all__ = ["Reply", "ServerError", "StreamError", "ask", "sampling_of", "seed_of"]

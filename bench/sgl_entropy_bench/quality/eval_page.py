@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sgl_entropy.base.disk import write_whole
 from sgl_entropy.base.provenance import footer
 from sgl_entropy.base.tables import markdown_table, text_table
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy_bench.quality.eval_report import ArmScore, EvalReport, PairScore
 
 Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
@@ -32,13 +34,8 @@ def markdown(report: EvalReport) -> str:
 
 def write_result(report: EvalReport, out: Path) -> None:
     """``result.json`` and ``report.md``, each whole or not at all."""
-    for name, text in (
-        ("result.json", json.dumps(report.to_json(), indent=1) + "\n"),
-        ("report.md", markdown(report)),
-    ):
-        partial = out / f"{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out / name)
+    write_whole(out / "result.json", json.dumps(as_json(report), indent=1) + "\n")
+    write_whole(out / "report.md", markdown(report))
 
 
 def _page(report: EvalReport, table: Table, strong: str) -> str:

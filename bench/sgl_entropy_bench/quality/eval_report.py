@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from sgl_entropy.base.intervals import Interval
 from sgl_entropy.base.provenance import provenance
@@ -14,10 +15,9 @@ from sgl_entropy_bench.quality import proportions
 from sgl_entropy_bench.quality.answers import Place, ScoredAnswer
 from sgl_entropy_bench.quality.eval_arms import EvalArm
 from sgl_entropy_bench.quality.eval_plan import EvalPlan
-from sgl_entropy_bench.quality.run import Evaluation, ServerFacts
+from sgl_entropy_bench.quality.run import EvalServer, Evaluation
 from sgl_entropy_bench.quality.tasks import Question, Tools
 
-FORMAT = 1
 LEVEL = 0.05
 # The answers of one arm, by question: those questions to which it has all its samples.
 ByQuestion = Mapping[str, Sequence[ScoredAnswer]]
@@ -45,7 +45,6 @@ class EvalSettings:
 
     @classmethod
     def of(cls, plan: EvalPlan) -> EvalSettings:
-        tools = plan.tools
         return cls(
             plan.source,
             len(plan.questions),
@@ -55,8 +54,8 @@ class EvalSettings:
             plan.concurrency,
             plan.seed,
             plan.questions[0].text,
-            tools.sandbox.isolation if tools.sandbox else None,
-            tools.mathematics.version if tools.mathematics else None,
+            plan.tools.isolation,
+            plan.tools.scoring,
         )
 
 
@@ -123,48 +122,25 @@ class PairScore:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """A whole result, as ``result.json`` holds it.
+    """A whole result, as ``result.json`` holds it (by ``base.typed_json``).
 
     Attributes:
         provenance: of the answers; ``rescored``: of their scores, where those are younger.
     """
 
+    format: Literal[1] = field(default=1, kw_only=True)
+    kind: Literal["sgl-entropy eval"] = field(default="sgl-entropy eval", kw_only=True)
     task: str
     partial: bool
     errors: int
     baseline: str
     settings: EvalSettings
-    servers: Mapping[str, ServerFacts]
+    servers: Mapping[str, EvalServer]
     arms: tuple[ArmScore, ...]
     pairs: tuple[PairScore, ...]
     notes: tuple[str, ...]
     provenance: Mapping[str, Any]
     rescored: Mapping[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        row = {"format": FORMAT, "kind": "sgl-entropy eval", **asdict(self)}
-        if self.rescored is None:
-            del row["rescored"]
-        return row
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> EvalReport:
-        """The reverse of ``to_json``.
-
-        Raises:
-            ValueError: no result of this kind.
-        """
-        if row.get("kind") != "sgl-entropy eval" or row.get("format") != FORMAT:
-            raise ValueError(f"expected a result of `sgl-entropy eval` in format {FORMAT}")
-        fields = {name: value for name, value in row.items() if name not in ("format", "kind")}
-        try:
-            fields["settings"] = EvalSettings(**row["settings"])
-            fields["servers"] = {k: ServerFacts(**v) for k, v in row["servers"].items()}
-            fields["arms"] = tuple(ArmScore(**arm) for arm in row["arms"])
-            fields["pairs"] = tuple(PairScore(**pair) for pair in row["pairs"])
-            return cls(**fields)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"not a whole result: {error}") from None
 
 
 def baseline_of(arms: Sequence[EvalArm], wanted: str | None) -> str:
@@ -182,20 +158,8 @@ def baseline_of(arms: Sequence[EvalArm], wanted: str | None) -> str:
 def report_of(evaluation: Evaluation, baseline: str) -> EvalReport:
     """The result of an evaluation, as far as it came."""
     plan = evaluation.plan
-    by_arm = {
-        arm.name: by_question(evaluation.answers, plan.questions, arm.name, plan.samples)
-        for arm in evaluation.arms
-    }
-    arms = [
-        arm_score(
-            arm.name,
-            arm.custom_params,
-            evaluation.temperature(arm),
-            by_arm[arm.name],
-            plan.samples,
-        )
-        for arm in evaluation.arms
-    ]
+    asked = {arm.name: (arm.custom_params, evaluation.temperature(arm)) for arm in evaluation.arms}
+    arms, pairs = scores(evaluation.answers, plan.questions, plan.samples, asked, baseline)
     return EvalReport(
         plan.task.name,
         evaluation.partial,
@@ -203,23 +167,33 @@ def report_of(evaluation: Evaluation, baseline: str) -> EvalReport:
         baseline,
         EvalSettings.of(plan),
         evaluation.servers,
-        tuple(arms),
-        pair_scores(by_arm, baseline, plan.samples),
+        arms,
+        pairs,
         notes(arms, evaluation.servers, plan.tools),
         provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
     )
 
 
-def by_question(
-    answers: Mapping[Place, ScoredAnswer], questions: Sequence[Question], arm: str, samples: int
-) -> dict[str, list[ScoredAnswer]]:
-    """The questions to which an arm has all its answers."""
-    complete = {}
-    for question in questions:
+def scores(
+    answers: Mapping[Place, ScoredAnswer],
+    questions: Sequence[Question],
+    samples: int,
+    asked: Mapping[str, tuple[Mapping[str, Any], float]],
+    baseline: str,
+) -> tuple[tuple[ArmScore, ...], tuple[PairScore, ...]]:
+    """Every arm's result, and of every arm but the baseline against it.
+
+    Args:
+        answers: of an arm, those to questions with all their samples count.
+        asked: by arm, its requests' ``custom_params`` and temperature.
+    """
+    by_arm: dict[str, dict[str, list[ScoredAnswer]]] = {arm: {} for arm in asked}
+    for arm, question in itertools.product(asked, questions):
         places = [(arm, question.id, sample) for sample in range(samples)]
         if all(place in answers for place in places):
-            complete[question.id] = [answers[place] for place in places]
-    return complete
+            by_arm[arm][question.id] = [answers[place] for place in places]
+    arms = tuple(arm_score(arm, *asked[arm], by_arm[arm], samples) for arm in asked)
+    return arms, pair_scores(by_arm, baseline, samples)
 
 
 def arm_score(
@@ -291,7 +265,6 @@ def _pair(arm: str, here: ByQuestion, baseline: str, there: ByQuestion, samples:
     differences = [sum(a.right for a in one) - sum(b.right for b in two) for one, two in both]
     answers = [pair for one, two in both for pair in zip(one, two, strict=True)]
     cells = Counter((a.right, b.right) for a, b in answers)
-    only, other = cells[True, False], cells[False, True]
     whole = [(a.text, b.text) for a, b in answers if not a.error and not b.error]
     estimate = proportions.difference([d / samples for d in differences])
     uneven = sum(d != 0 for d in differences)
@@ -300,13 +273,13 @@ def _pair(arm: str, here: ByQuestion, baseline: str, there: ByQuestion, samples:
         baseline,
         len(both),
         cells[True, True],
-        only,
-        other,
+        cells[True, False],
+        cells[False, True],
         cells[False, False],
         estimate.value,
         _ends(estimate),
         "McNemar, exact" if samples == 1 else "sign flips by question, exact",
-        proportions.mcnemar(only, other) if samples == 1 else proportions.sign_flips(differences),
+        proportions.sign_flips(differences),
         # Were all of them on one side, p would still be 2 / 2 ** uneven.
         2.0 ** (1 - uneven) < LEVEL,
         uneven,
@@ -315,7 +288,7 @@ def _pair(arm: str, here: ByQuestion, baseline: str, there: ByQuestion, samples:
 
 
 def notes(
-    arms: Sequence[ArmScore], servers: Mapping[str, ServerFacts], tools: Tools
+    arms: Sequence[ArmScore], servers: Mapping[str, EvalServer], tools: Tools
 ) -> tuple[str, ...]:
     """What a reader should know before believing the numbers, one sentence each."""
     sentences = [note for arm in arms for note in _arm_notes(arm, servers.get(arm.arm))]
@@ -325,7 +298,7 @@ def notes(
     return tuple(sentences)
 
 
-def _arm_notes(arm: ArmScore, server: ServerFacts | None) -> list[str]:
+def _arm_notes(arm: ArmScore, server: EvalServer | None) -> list[str]:
     name, easd = arm.arm, arm.custom_params.get("easd", False)
     if not arm.answers or arm.errors == arm.answers:
         return []

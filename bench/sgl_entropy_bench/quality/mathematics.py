@@ -81,7 +81,7 @@ class MathVerifier:
             verdict = worker.ask(request, self._limit_s)
             if verdict is None and worker.ended():  # not by the expression's doing, most likely
                 worker.end()
-                worker = _Worker()
+                worker = _VerifyProcess()
                 verdict = worker.ask(request, self._limit_s)
             if verdict is None:
                 worker.end()
@@ -90,7 +90,7 @@ class MathVerifier:
             return Judgement(verdict["extracted"], verdict["right"])
 
 
-class _Worker:
+class _VerifyProcess:
     """One process of ``math_worker``; it ends with this process, or at its own limit of time."""
 
     def __init__(self) -> None:
@@ -149,16 +149,16 @@ class _Worker:
             self._process.communicate()
 
 
-def _worker() -> _Worker:
+def _worker() -> _VerifyProcess:
     with contextlib.suppress(queue.Empty):
         return _IDLE.get_nowait()
-    return _Worker()
+    return _VerifyProcess()
 
 
 # Processes that wait for work. They hold no state, so that every verifier may use them.
-_IDLE: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+_IDLE: queue.SimpleQueue[_VerifyProcess] = queue.SimpleQueue()
 # And those that compute: an interrupt leaves them with nobody to kill them.
-_ALIVE: set[_Worker] = set()
+_ALIVE: set[_VerifyProcess] = set()
 
 
 @atexit.register

@@ -59,25 +59,12 @@ def difference(differences: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(fmean(differences), low, high, len(differences), True)
 
 
-def mcnemar(only_a: int, only_b: int) -> float:
-    """McNemar's exact test, two-sided: the probability, were both arms equally good, that the
-    answers right on one arm alone fall at least so unevenly (binomial at 1/2).
-
-    Raises:
-        ValueError: a negative count.
-    """
-    if min(only_a, only_b) < 0:
-        raise ValueError(f"mcnemar: counts from 0, found {only_a} and {only_b}")
-    total, few = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(total, k) for k in range(few + 1))
-    return min(1.0, float(2 * tail / 2**total))
-
-
 def sign_flips(differences: Sequence[int]) -> float:
     """The exact sign-flip test of paired counts, two-sided: the probability that the sum of the
     differences is at least so far from 0 when each has either sign with equal chance.
 
-    With one sample a question this is McNemar's exact test; with more, each question is one unit.
+    With one sample a question this is McNemar's exact test, the binomial one at 1/2 of the answers
+    that are right on one arm alone; with more, each question is one unit.
 
     Args:
         differences: right answers of one arm less those of the other, question by question.

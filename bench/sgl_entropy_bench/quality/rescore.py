@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sgl_entropy.base.json_file import read_object
 from sgl_entropy.base.provenance import provenance
-from sgl_entropy_bench.quality.answers import ScoredAnswer, read_answers, write_answers
-from sgl_entropy_bench.quality.eval_report import (
-    EvalReport,
-    arm_score,
-    by_question,
-    notes,
-    pair_scores,
-)
+from sgl_entropy.base.typed_json import from_json
+from sgl_entropy_bench.quality.answers import read_answers, write_answers
+from sgl_entropy_bench.quality.eval_report import EvalReport, notes, scores
 from sgl_entropy_bench.quality.tasks import Question, Task, Tools
+
+# Arms with arguments and notes, no answers.
+_MOST_BYTES = 1 << 24
 
 
 def rescore(
@@ -37,10 +35,9 @@ def rescore(
         OSError: not readable, or not writable.
     """
     try:
-        raw = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        old = EvalReport.from_json(raw)
+        old = from_json(EvalReport, read_object(folder / "result.json", limit=_MOST_BYTES))
     except ValueError as error:
-        raise ValueError(f"--rescore {folder}: result.json: {error}") from None
+        raise ValueError(f"--rescore {folder}: no result of `eval`: {error}") from None
     if old.task != task.name:
         raise ValueError(f"--rescore {folder}: holds answers of {old.task}, not of {task.name}")
     before = read_answers(folder / "answers.jsonl")
@@ -59,30 +56,17 @@ def rescore(
             + (f", as {unknown[0]}" if unknown else "; was there another --instruction?")
         )
 
-    def judged(answer: ScoredAnswer) -> ScoredAnswer:
-        if answer.error:
-            return answer
-        return answer.judged(task.judge(known[answer.question], answer.text, answer.cut, tools))
-
-    after = {place: judged(answer) for place, answer in before.items()}
-    samples = old.settings.samples
-    by_arm = {arm.arm: by_question(after, questions, arm.arm, samples) for arm in old.arms}
-    arms = [
-        replace(
-            arm_score(arm.arm, arm.custom_params, arm.temperature, by_arm[arm.arm], samples),
-            tokens_per_s=arm.tokens_per_s,  # the stored seconds are rounded
-        )
-        for arm in old.arms
-    ]
+    after = {
+        place: answer if answer.error else task.scored(answer, known[answer.question], tools)
+        for place, answer in before.items()
+    }
+    asked = {arm.arm: (arm.custom_params, arm.temperature) for arm in old.arms}
+    arms, pairs = scores(after, questions, old.settings.samples, asked, old.baseline)
     report = replace(
         old,
-        settings=replace(
-            old.settings,
-            sandbox=tools.sandbox.isolation if tools.sandbox else None,
-            scoring=tools.mathematics.version if tools.mathematics else None,
-        ),
-        arms=tuple(arms),
-        pairs=pair_scores(by_arm, old.baseline, samples),
+        settings=replace(old.settings, sandbox=tools.isolation, scoring=tools.scoring),
+        arms=arms,
+        pairs=pairs,
         notes=notes(arms, old.servers, tools),
         rescored=provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,12 @@ def read_rows(source: str) -> Iterator[tuple[str, Row]]:
         ValueError: a line that is no object (named), no row at all, or the data set's own error.
         OSError: not readable.
     """
-    any_row = False
-    for number, (where, row) in enumerate(
-        _from_hub(source) if source.startswith("hf:") else _from_file(Path(source).expanduser())
-    ):
-        any_row = number >= 0
-        yield where, row
-    if not any_row:
+    rows = _from_hub(source) if source.startswith("hf:") else _from_file(Path(source).expanduser())
+    first = next(rows, None)
+    if first is None:
         raise ValueError(f"{source} holds no row")
+    yield first
+    yield from rows
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, Row]]:
@@ -53,9 +52,21 @@ def _from_hub(source: str) -> Iterator[tuple[str, Row]]:
         raise ValueError(
             f"{source}: `pip install datasets` to read data sets by name, or give a JSON Lines file"
         ) from None
+    # Each try of a connection is a warning of several lines.
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)
     try:
         rows = load_dataset(name, config or None, split=split or "test")
     except Exception as error:  # the library raises many kinds, for network and names alike
-        raise ValueError(f"{source}: {error}; or give a JSON Lines file") from None
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            reason = "the Hugging Face Hub cannot be reached"
+        else:
+            reason = f"{error}".partition("\n")[0]
+        raise ValueError(
+            f"{source}: {reason}; give a JSON Lines file instead, as --task NAME=FILE"
+        ) from None
+    finally:
+        log.setLevel(before)
     for number, row in enumerate(rows):
         yield f"{source} row {number}", row

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from sgl_entropy_bench.quality.tasks import Question
 
 
 @dataclass(frozen=True)
-class ServerFacts:
+class EvalServer:
     """An arm's server by its own account, and the command that started it (empty = it ran)."""
 
     model: str
@@ -72,7 +72,7 @@ class Evaluation:
     tokenizer: Path | None = None
     resume: bool = False
     answers: dict[Place, ScoredAnswer] = field(default_factory=dict)
-    servers: dict[str, ServerFacts] = field(default_factory=dict)
+    servers: dict[str, EvalServer] = field(default_factory=dict)
     partial: bool = True
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class Evaluation:
             yield target
 
     def _note_server(self, arm: EvalArm, target: Endpoint) -> None:
-        self.servers[arm.name] = ServerFacts(
+        self.servers[arm.name] = EvalServer(
             Path(target.model).name,
             target.version(),
             target.api,
@@ -181,10 +181,10 @@ class Evaluation:
 
     def _judged_by(self) -> list[str]:
         """What a kept answer's score depends on: one report must not mix two of them."""
-        sandbox, mathematics = self.plan.tools.sandbox, self.plan.tools.mathematics
+        tools = self.plan.tools
         return [
-            f"{sandbox.limits} {sandbox.isolation}" if sandbox else "",
-            mathematics.version if mathematics else "",
+            f"{tools.sandbox.limits} {tools.isolation}" if tools.sandbox else "",
+            tools.scoring or "",
         ]
 
     @staticmethod
@@ -262,40 +262,28 @@ class Evaluation:
         seed = seed_of(self.plan.seed, question.id, job.sample)
         sampling = sampling_of(target.api, arm.custom_params, temperature, seed)
         output = Output(self.plan.max_tokens, False, temperature, False, sampling)
+        answer = ScoredAnswer(arm.name, question.id, job.sample, job.key)
         begun = time.monotonic()
         try:
             reply = ask(target, self._prompt(target, question), output, self.plan.timeout_s)
         except (ServerError, StreamError, OSError) as error:
             if not _listens(target):
                 raise ServerError(f"the server of arm {arm.name} is gone: {error}") from None
-            return ScoredAnswer(
-                arm.name,
-                question.id,
-                job.sample,
-                job.key,
-                error=f"{error}"[:300] or type(error).__name__,
-                seconds=time.monotonic() - begun,
-            )
+            said = f"{error}"[:300] or type(error).__name__
+            return replace(answer, error=said, seconds=round(time.monotonic() - begun, 4))
         counts = reply.counts
-        cut = counts.finish == "length"
-        judged = self.plan.task.judge(question, reply.text, cut, self.plan.tools)
-        return ScoredAnswer(
-            arm.name,
-            question.id,
-            job.sample,
-            job.key,
-            reply.text,
-            judged.found,
-            judged.right,
-            judged.outcome,
+        answer = replace(
+            answer,
+            text=reply.text,
             finish=counts.finish,
-            seconds=reply.seconds,
+            seconds=round(reply.seconds, 4),
             completion_tokens=counts.completion_tokens,
             cycles=counts.cycles,
             emitted=counts.emitted,
             easd_checks=counts.easd_checks,
             easd_fires=counts.easd_fires,
         )
+        return self.plan.task.scored(answer, question, self.plan.tools)
 
 
 def _listens(target: Endpoint) -> bool:

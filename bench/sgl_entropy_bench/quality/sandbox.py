@@ -113,7 +113,8 @@ class Sandbox:
         """Run a program; "passed" only if it came to its end by itself.
 
         Raises:
-            SandboxError: it could not be started.
+            SandboxError: the sandbox refused to start. One that is merely too slow, on a machine
+                that is busy, fails this program alone.
         """
         word = secrets.token_hex(16)
         with (
@@ -143,6 +144,9 @@ class Sandbox:
             lines = said.read(_MOST_READ).split(b"\n")
             why = complaint.read(_MOST_READ).decode(errors="replace").strip()
         if _parsed(lines[0]) is None:
+            if timed_out:
+                limit = f"{self.limits.wall_s:g} s"
+                return ProgramVerdict("timeout", f"its sandbox had not started within {limit}")
             reason = why.splitlines()[-1] if why else "its process ended without a word"
             raise SandboxError(f"generated code cannot be run here: {reason}")
         return _verdict(lines[1:], word, process.returncode, timed_out)

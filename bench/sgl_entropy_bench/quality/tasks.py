@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sgl_entropy_bench.load.schedule.arrivals import stream_seed
 from sgl_entropy_bench.quality import finals, programs
-from sgl_entropy_bench.quality.answers import Judgement
+from sgl_entropy_bench.quality.answers import Judgement, ScoredAnswer
 from sgl_entropy_bench.quality.mathematics import MathVerifier
 from sgl_entropy_bench.quality.rows import Row, read_rows
 from sgl_entropy_bench.quality.sandbox import Sandbox
@@ -48,6 +48,16 @@ class Tools:
     sandbox: Sandbox | None = None
     mathematics: MathVerifier | None = None
 
+    @property
+    def isolation(self) -> str | None:
+        """What programs run in, for captions."""
+        return self.sandbox.isolation if self.sandbox else None
+
+    @property
+    def scoring(self) -> str | None:
+        """What compares mathematics, with its version."""
+        return self.mathematics.version if self.mathematics else None
+
 
 @dataclass(frozen=True)
 class Task:
@@ -70,6 +80,10 @@ class Task:
     max_tokens: int = 512
     runs_code: bool = False
     compares_mathematics: bool = False
+
+    def scored(self, answer: ScoredAnswer, question: Question, tools: Tools) -> ScoredAnswer:
+        """An answer to that question with its score. Raises SandboxError, MathVerifyError."""
+        return replace(answer, **asdict(self.judge(question, answer.text, answer.cut, tools)))
 
 
 def _field(where: str, row: Row, *names: str) -> str:
@@ -239,13 +253,10 @@ def load_questions(
     questions: dict[str, Question] = {}
     for count, (where, row) in enumerate(read_rows(source), 1):
         names = ("id", "task_id", "unique_id", "question_id")
-        given = next((row[name] for name in names if row.get(name) is not None), count)
-        read = task.read(where, row, text)
-        if str(given) in questions:
-            raise ValueError(f"{where}: another row has the id {given}")
-        questions[str(given)] = Question(
-            str(given), read.text, read.plain, read.references, read.parts
-        )
+        key = str(next((row[name] for name in names if row.get(name) is not None), count))
+        if key in questions:
+            raise ValueError(f"{where}: another row has the id {key}")
+        questions[key] = replace(task.read(where, row, text), id=key)
     shuffled = list(questions.values())
     random.Random(stream_seed(seed, "questions")).shuffle(shuffled)
     return tuple(shuffled[:limit])

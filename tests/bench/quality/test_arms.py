@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,6 +169,33 @@ def test_files_that_are_no_rows(tmp_path: Path) -> None:
         file.write_bytes(data)
         with pytest.raises(ValueError, match=message):
             load_questions(PLAIN, str(file), None, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ConnectionError("Max retries exceeded\nwith url"),
+            "the Hugging Face Hub cannot be reached",
+        ),
+        (FileNotFoundError("Dataset 'a/b' doesn't exist"), "Dataset 'a/b' doesn't exist"),
+        (ValueError('Unknown split "x".\nShould be one of'), 'Unknown split "x".'),
+    ],
+)
+def test_a_data_set_that_cannot_be_fetched_is_told_in_one_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise error
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"^hf:a/b:x: ") as told:
+        load_questions(PLAIN, "hf:a/b:x", None, 0)
+    assert f"{told.value}" == (
+        f"hf:a/b:x: {message}; give a JSON Lines file instead, as --task NAME=FILE"
+    )
+    assert not caplog.records
 
 
 def test_a_part_of_the_questions_is_random_and_grows(tmp_path: Path) -> None:

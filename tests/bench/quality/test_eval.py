@@ -10,23 +10,26 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sgl_entropy_bench.quality.answers import (
     AnswerWriter,
-    Judgement,
     ScoredAnswer,
     read_answers,
     write_answers,
 )
+from sgl_entropy_bench.quality.eval_report import EvalReport
 from sgl_entropy_bench.quality.sandbox import Limits, SandboxError, open_sandbox
 
+from sgl_entropy.base.typed_json import as_json, from_json
 from sgl_entropy.cli import main
 from tests.scripted_server import Json, ScriptedServer, answering, every
 
 EASD = '{"easd": {"target_entropy": 1.0}}'
+COMMITTED = Path(__file__).resolve().parents[3] / "bench" / "results" / "quality" / "gsm8k"
 
 
 def evaluate(*words: object, out: Path, code: int = 0) -> Json:
@@ -47,9 +50,9 @@ def rows(tmp_path: Path) -> Path:
 
 
 def number_in(prompt: str) -> int:
-    found = re.search(r"What is (\d+) \+", prompt)
-    assert found is not None
-    return int(found[1])
+    match = re.search(r"What is (\d+) \+", prompt)
+    assert match is not None
+    return int(match[1])
 
 
 def asks_easd(sampling: Json) -> bool:
@@ -250,16 +253,16 @@ def test_the_server_is_gone(rows: Path, tmp_path: Path, capsys: Any) -> None:
     server = ScriptedServer(script=answering(answer))
 
     def until_the_tenth(prompt: str, sampling: Json) -> str:
-        if len(held.asked) == 10:
-            threading.Thread(target=held.stop).start()
+        if len(ending.asked) == 10:
+            threading.Thread(target=ending.stop).start()
             time.sleep(0.3)
         return answer(prompt, sampling)
 
-    held = ScriptedServer(script=answering(until_the_tenth))
+    ending = ScriptedServer(script=answering(until_the_tenth))
     words = ("--task", f"gsm8k={rows}", "--api", "generate", "--concurrency", 1)
     with server:
-        held.__enter__()
-        report = evaluate(*words, "--arms", f"a={held.url}", out=tmp_path / "out", code=1)
+        ending.__enter__()
+        report = evaluate(*words, "--arms", f"a={ending.url}", out=tmp_path / "out", code=1)
         assert "the server of arm a is gone" in capsys.readouterr().err
         assert report["partial"] is True
         assert report["errors"] == 0
@@ -269,7 +272,7 @@ def test_the_server_is_gone(rows: Path, tmp_path: Path, capsys: Any) -> None:
         report = evaluate(*words, "--arms", f"a={server.url}", "--resume", out=tmp_path / "out")
     assert report["arms"][0]["answers"] == 20
     assert report["partial"] is False
-    evaluate(*words, "--arms", f"a={held.url}", out=tmp_path / "none", code=1)
+    evaluate(*words, "--arms", f"a={ending.url}", out=tmp_path / "none", code=1)
     assert "no server answers" in capsys.readouterr().err
 
 
@@ -284,7 +287,8 @@ def test_answers_are_scored_anew_without_asking(rows: Path, tmp_path: Path, caps
     file = out / "answers.jsonl"
     before = read_answers(file)
     # As scored by something that found nothing at all.
-    write_answers(file, (one.judged(Judgement("", False)) for one in before.values()))
+    unscored = [replace(one, found="", right=False, outcome="") for one in before.values()]
+    write_answers(file, unscored)
     words = ["eval", "--task", f"gsm8k={rows}", "--rescore", str(out)]
     assert main(words) == 0
     assert "answers became right or wrong" in capsys.readouterr().err
@@ -399,8 +403,8 @@ def test_programs_are_run_and_scored(tmp_path: Path, capsys: Any) -> None:
     assert (arm["right"], arm["answers"]) == (1, 5)
     assert arm["outcomes"] == {"passed": 1, "failed": 2, "no code": 1, "timeout": 1}
     assert report["settings"]["sandbox"]
-    held = read_answers(tmp_path / "out" / "answers.jsonl")
-    assert held["a", "three", 0].outcome == "failed: SystemExit: 0"
+    kept = read_answers(tmp_path / "out" / "answers.jsonl")
+    assert kept["a", "three", 0].outcome == "failed: SystemExit: 0"
 
 
 def test_arms_that_are_started_share_a_server_where_they_can(rows: Path, tmp_path: Path) -> None:
@@ -443,19 +447,67 @@ def test_wrong_arguments(words: tuple[str, ...], message: str, rows: Path, capsy
 def test_answers_survive_a_cut_line(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     one = ScoredAnswer("a", "1", 0, "k", "x\u2028y \ud800", "x", True, seconds=1.5, easd_checks=0)
-    file.write_bytes(one.to_json().encode(errors="backslashreplace") + b'\n{"arm": "a", "que')
+    file.write_bytes(one.line() + b'{"arm": "a", "que')
     assert list(read_answers(file)) == [("a", "1", 0)]
     writer = AnswerWriter(file)
     writer.write(ScoredAnswer("a", "2", 0, "k", error="no"))
     writer.close()
-    held = read_answers(file)
-    assert list(held) == [("a", "1", 0), ("a", "2", 0)]
-    assert held["a", "1", 0].easd_checks == 0
+    answers = read_answers(file)
+    assert list(answers) == [("a", "1", 0), ("a", "2", 0)]
+    assert answers["a", "1", 0] == one
     assert os.path.getsize(file) < 400
-    for line, message in (("[1]", "expected an object"), ('{"arm": "a"}', "not a whole answer")):
-        file.write_text(line + "\n")
-        with pytest.raises(ValueError, match=message):
-            read_answers(file)
-    file.write_text('{"colour": 1}\n')
-    with pytest.raises(ValueError, match="unknown keys colour"):
+    write_answers(file, answers.values())
+    assert read_answers(file) == answers
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "expected an object, found list"),
+        ('{"arm": "a"}', "lacks question, sample, key"),
+        ('{"colour": 1}', "unknown keys: colour"),
+        (
+            '{"arm": "a", "question": ["1"], "sample": 0, "key": "k"}',
+            "question: expected a string, found list",
+        ),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_line_that_is_no_answer_is_named(line: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(ValueError, match=rf"answers\.jsonl:1: no answer: .*{message}"):
         read_answers(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "expected a JSON object, found a list"),
+        ({"arms": {}}, "arms: expected a list, found dict"),
+        ({"arms": [[]]}, r"arms\[0\]: expected an object, found list"),
+        ({"servers": []}, "servers: expected an object, found list"),
+        ({"kind": "sgl-entropy bench"}, "kind: expected one of"),
+        ({"format": 2}, "format: expected one of"),
+    ],
+)
+def test_a_result_of_another_form_is_refused_in_one_line(
+    change: Json | None, message: str, tmp_path: Path, capsys: Any
+) -> None:
+    result: Json = json.loads((COMMITTED / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps([] if change is None else result | change))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "Who?", "answer": "#### 1"}\n')
+    assert main(["eval", "--task", f"gsm8k={rows}", "--rescore", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"--rescore .*no result of `eval`: .*{message}", line)
+
+
+def test_the_committed_evaluation_can_be_read() -> None:
+    result = json.loads((COMMITTED / "result.json").read_text())
+    report = from_json(EvalReport, result)
+    assert as_json(report) == result
+    answers = read_answers(COMMITTED / "answers.jsonl")
+    assert len(answers) == sum(arm.answers for arm in report.arms)
+    text = b"".join(one.line() for one in answers.values())
+    assert text == (COMMITTED / "answers.jsonl").read_bytes()

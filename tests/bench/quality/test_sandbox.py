@@ -117,11 +117,11 @@ def test_nothing_outside_is_seen_or_written(
     secret = tmp_path / "secret"
     secret.write_text("s")
     for place in (str(secret), "/etc/passwd", "/root", "/home", "/var", "/work", "/proc", "/sys"):
-        found = sandbox.run(f"import os\nos.stat({place!r})")
-        assert found.error.startswith("FileNotFoundError"), place
+        verdict = sandbox.run(f"import os\nos.stat({place!r})")
+        assert verdict.error.startswith("FileNotFoundError"), place
     for place in ("/x", "/etc/x", "/dev/x", "/usr/x", "/python/x", "/dev/shm/x", "/usr/lib/x"):
-        found = sandbox.run(f"open({place!r}, 'w')")
-        assert found.error.startswith(("OSError: [Errno 30]", "FileNotFoundError", "Permission"))
+        verdict = sandbox.run(f"open({place!r}, 'w')")
+        assert verdict.error.startswith(("OSError: [Errno 30]", "FileNotFoundError", "Permission"))
         assert not Path(place).exists()
     monkeypatch.setenv("SGL_ENTROPY_SECRET", "s")
     assert sandbox.run("import os\nassert 'SGL_ENTROPY_SECRET' not in os.environ").passed
@@ -241,6 +241,19 @@ def test_without_bubblewrap_nothing_is_run(tmp_path: Path, monkeypatch: pytest.M
     broken.chmod(0o755)
     with pytest.raises(SandboxError, match=r"No permissions to create .*; install bubblewrap"):
         open_sandbox(LIMITS)
+
+
+def test_a_sandbox_that_starts_too_slowly_fails_that_program_alone(tmp_path: Path) -> None:
+    """A busy machine: the evaluation goes on. One that is as slow from the start is refused."""
+    slow = tmp_path / "bwrap"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    verdict = Sandbox(Limits(wall_s=0.2), slow).run("pass")
+    assert verdict.shown() == "timeout: its sandbox had not started within 0.2 s"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        with pytest.raises(SandboxError, match="cannot be run here: timeout: its sandbox had not"):
+            open_sandbox(Limits(wall_s=0.2))
 
 
 def test_an_interpreter_that_does_not_start_is_an_error_not_a_wrong_answer(
