@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, quantiles
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -191,6 +191,20 @@ def t_quantile(probability: float, degrees: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return sum(term / n**power for power, term in enumerate(terms))
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The low quartile, the median and the high quartile (inclusive method).
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("quartiles: no values")
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = quantiles(values, n=4, method="inclusive")
+    return low, median, high
 
 
 def jackknife(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,3 +48,13 @@ def read_object(path: Path, *, limit: int = 1 << 20) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise JsonFileError(f"{path}: expected a JSON object, found a {type(raw).__name__}")
     return raw
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file that grew while something was measured: none where there is
+    no file, and without a line that an interrupt cut short."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows

@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "name",
         choices=FIGURES,
         metavar="NAME",
-        help="; ".join(f"{name}: {what}" for name, what in FIGURES.items()),
+        help="the figure to measure; see the list below",
     )
     add_drafter_options(parser)
     parser.add_argument(
@@ -106,7 +106,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="stop: a calibration of --drafter, so that the calibrated stop is measured too",
     )
-    parser.epilog = EXAMPLES
+    width = max(map(len, FIGURES))
+    lines = (f"  {name:{width}}  {what}" for name, what in FIGURES.items())
+    parser.epilog = "\n".join(["figures:", *lines, "", EXAMPLES])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from sgl_entropy.base.intervals import (
     batch_means,
     lag_one,
     mean_interval,
+    quartiles,
     ratio_interval,
     t_quantile,
 )
@@ -129,3 +130,10 @@ def test_batches_are_of_equal_size_and_lose_nothing() -> None:
     assert len(means) == 12
     assert means[0] == pytest.approx(4.0)
     assert lag_one([1.0, -1.0] * 50) == pytest.approx(-0.99 + 0.01)
+
+
+def test_quartiles_are_inclusive() -> None:
+    assert quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert quartiles([7.0]) == (7.0, 7.0, 7.0)
+    with pytest.raises(ValueError, match="no values"):
+        quartiles([])

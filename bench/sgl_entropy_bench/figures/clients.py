@@ -43,10 +43,11 @@ class ClientFacts:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ClientRow:
     """How well a client kept its times; both clocks are set to the first request.
 
     Attributes:
+        rate, busy: what it was asked for, requests a second, and the busy share of its event loop.
         lag_p99_s, lag_max_s: how much later requests came than the client had drawn.
         cpu_ms_a_request: processor time of the client.
     """
@@ -57,12 +58,6 @@ class Kept:
     lag_p99_s: float
     lag_max_s: float
     cpu_ms_a_request: float
-
-
-@dataclass(frozen=True)
-class ClientRow(Kept):
-    """One client at one rate (requests a second) and busy share of its event loop."""
-
     client: str
     rate: float
     busy: float
@@ -113,8 +108,7 @@ def measure(target: Path, quick: bool, peer_path: Path | None = None) -> tuple[C
             if peer:
                 clients[name] = ClientFacts(sent.version, peer.habit)
             arrived = control.get("/fake_arrivals")[-load.count :]
-            kept = _judged(sent, arrived)
-            rows.append(ClientRow(**vars(kept), client=name, rate=rate, busy=busy))
+            rows.append(row_of(name, rate, busy, sent, arrived))
     progress.close()
     figure = ClientsFigure(seconds, clients, [peer.name for peer in missing], rows)
     return figure, page(figure)
@@ -139,7 +133,14 @@ def _ours(load: PeerLoad, busy: float) -> Sent:
     return Sent(times, outcome.tallies[0].cpu_s)
 
 
-def _judged(sent: Sent, arrived: Sequence[float]) -> Kept:
+def row_of(
+    client: str, rate: float, busy: float, sent: Sent, arrived: Sequence[float]
+) -> ClientRow:
+    """When requests arrived, against when the client meant to send them.
+
+    Raises:
+        RuntimeError: not as many arrived as were planned.
+    """
     planned, count = sent.times, len(sent.times)
     if len(arrived) != count:
         raise RuntimeError(f"{len(arrived)} requests came, {count} were planned")
@@ -147,13 +148,16 @@ def _judged(sent: Sent, arrived: Sequence[float]) -> Kept:
         (there - arrived[0]) - (time - planned[0])
         for time, there in zip(planned, sorted(arrived), strict=True)
     )
-    return Kept(
+    return ClientRow(
         requests=count,
         scheduled_rate=(count - 1) / (planned[-1] - planned[0]),
         achieved_rate=(count - 1) / (max(arrived) - arrived[0]),
         lag_p99_s=quantile(late, 0.99),
         lag_max_s=late[-1],
         cpu_ms_a_request=1e3 * sent.cpu_s / count,
+        client=client,
+        rate=rate,
+        busy=busy,
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from sgl_entropy_bench.figures import easd_grid, easd_overhead
 from sgl_entropy_bench.figures.figure_plan import FigurePlan
-from sgl_entropy_bench.http.chat import ChatTemplate
 
 # By the figure's name: what it measures of each drafter, and its title.
 PARTS = {
@@ -38,14 +37,11 @@ def measure(
     that the next call measures anew.
     """
     part, title = PARTS[figure]
-    template = ChatTemplate(plan.engine.target)
     dtype = plan.engine.dtype
-    figures, text, done = {}, [f"# {title}"], []
+    figures, text = {}, [f"# {title}"]
     for name in drafters:
-        figures[name], records = part.measure(plan, name, template, amount)
-        done.append(records)
+        figures[name] = part.measure(plan, name, amount)
         if len(drafters) > 1:
             text.append(f"## {name}")
         text.append(part.section(figures[name], name, dtype))
-    plan.spent.extend(records.path for records in done)
     return EasdFigure(dtype, figures), "\n\n".join(text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 from sgl_entropy.base.intervals import jackknife, shown, wilson
 from sgl_entropy.base.progress import Progress
@@ -18,12 +18,12 @@ from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.figure_plan import (
     BENCHMARKS,
     FigurePlan,
-    Records,
     Rounded,
     benchmark_prompts,
 )
+from sgl_entropy_bench.figures.paired import PairedArms, answer
+from sgl_entropy_bench.figures.windows import TimedAnswer
 from sgl_entropy_bench.http.chat import ChatTemplate
-from sgl_entropy_bench.http.client import Client
 
 OFF = "off"
 NATS = (1.0, 1.5, 2.0, 2.5, 3.0)
@@ -35,42 +35,7 @@ ALL = "all"
 TOKENS_PER_S_GUESS = 18.0
 
 EasdSetting = bool | Mapping[str, float]
-Rows = Sequence[Mapping[str, "GridAnswer"]]
-
-
-@dataclass(frozen=True)
-class GridAnswer:
-    """One request: ``tokens`` emitted in ``cycles``, ``decoded`` tokens in ``seconds`` of decoding.
-
-    ``decoded`` counts those after the first event, ``length`` all of them.
-    """
-
-    output_ids: tuple[int, ...]
-    length: int
-    cycles: int
-    emitted: int
-    checks: int
-    fires: int
-    decoded: int
-    seconds: float
-
-    @classmethod
-    def ask(cls, client: Client, text: str, limit: int, easd: EasdSetting) -> GridAnswer:
-        """Ask for one answer; the prompt is processed anew, as a cached prefix may round apart."""
-        client.forget_prefixes()
-        done = client.generate(
-            text=text, max_new_tokens=limit, sampling={"custom_params": {"easd": easd}}
-        )
-        return cls(
-            done.output_ids,
-            done.completion_tokens,
-            done.cycles,
-            done.emitted,
-            done.easd_checks,
-            done.easd_fires,
-            done.completion_tokens - done.arrivals[0].tokens,
-            done.arrivals[-1].time_s - done.arrivals[0].time_s,
-        )
+Rows = Sequence[Mapping[str, TimedAnswer]]
 
 
 @dataclass(frozen=True)
@@ -117,52 +82,36 @@ def settings(quick: bool) -> dict[str, EasdSetting]:
     return grid
 
 
-def measure(
-    plan: FigurePlan, drafter: str, template: ChatTemplate, per_benchmark: int | None = None
-) -> tuple[GridFigure, Records]:
-    """Returns the figure and the answers that it was made from."""
+def measure(plan: FigurePlan, drafter: str, per_benchmark: int | None = None) -> GridFigure:
+    """The figure of one drafter."""
     limit = 24 if plan.quick else 64
     per_benchmark = per_benchmark or (2 if plan.quick else 8)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
     arm = plan.drafted(drafter)
     arm = replace(arm, name="easd-grid", extra_flags=FLAGS, variables=ALL_VERIFIED)
     grid = settings(plan.quick)
-    records = Records(plan.work / "easd" / f"grid-{plan.arm_key(arm)}-{limit}.jsonl")
     names = list(grid)
-    order = [
-        (prompt, name)
-        for index, prompt in enumerate(prompts)
-        for name in names[index % len(names) :] + names[: index % len(names)]
-    ]
-    todo = [(p, n) for p, n in order if f"{p.id} {n}" not in records.rows]
-    if todo:
-        progress = Progress(30 + len(todo) * limit / TOKENS_PER_S_GUESS)
-        progress.step(f"easd: thresholds with {drafter}: starting the server", 0.0)
-        with plan.server(arm).start() as server:
-            for index, (prompt, name) in enumerate(todo):
-                text = template.render(prompt.messages)
-                answer = GridAnswer.ask(server.client, text, limit, grid[name])
-                records.add({"id": f"{prompt.id} {name}", **vars(answer)})
-                progress.update(
-                    f"easd: thresholds with {drafter}: {index + 1}/{len(todo)} requests",
-                    (index + 1) / len(todo),
-                )
+    rows = {}
+    with PairedArms(plan, [arm], limit, "easd", f"easd: thresholds with {drafter}") as server:
+        template = ChatTemplate(plan.engine.target)
+        progress = Progress(30 + len(prompts) * len(names) * limit / TOKENS_PER_S_GUESS)
+        for index, prompt in enumerate(prompts):
+            text = template.render(prompt.messages)
+            shift = index % len(names)
+            answers = {}
+            for name in names[shift:] + names[:shift]:
+                sampling = {"custom_params": {"easd": grid[name]}}
+                ask = partial(answer, text=text, limit=limit, sampling=sampling)
+                (answers[name],) = server.kept(f"{prompt.id} {name}", TimedAnswer, 0, ask).values()
+            rows[prompt.id] = {name: answers[name] for name in names}
+            where = f"{server.title}: {index + 1}/{len(prompts)} prompts"
+            progress.update(where, (index + 1) / len(prompts))
         progress.close()
-    rows = {
-        prompt.id: {name: read(records.rows[f"{prompt.id} {name}"]) for name in names}
-        for prompt in prompts
-    }
     by_benchmark = {
         part: summarise([row for key, row in rows.items() if part in (ALL, key.split("/")[0])])
         for part in (ALL, *BENCHMARKS)
     }
-    return GridFigure(limit, per_benchmark, grid, by_benchmark), records
-
-
-def read(row: Mapping[str, Any]) -> GridAnswer:
-    """An answer from its record."""
-    fields = {name: value for name, value in row.items() if name != "id"}
-    return GridAnswer(**{**fields, "output_ids": tuple(row["output_ids"])})
+    return GridFigure(limit, per_benchmark, grid, by_benchmark)
 
 
 def summarise(rows: Rows) -> dict[str, SettingRow]:

@@ -8,34 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
-from sgl_entropy.base.intervals import jackknife, shown
+from sgl_entropy.base.intervals import jackknife, quartiles, shown
 from sgl_entropy.base.tables import markdown_table
-from sgl_entropy_bench.figures.figure_plan import (
-    FigurePlan,
-    Records,
-    Rounded,
-    as_json,
-    benchmark_prompts,
-)
+from sgl_entropy_bench.figures.figure_plan import FigurePlan, Rounded
 from sgl_entropy_bench.figures.paired import (
-    FINISHED,
-    PairedBatch,
-    batches,
+    PairedArms,
+    Rows,
     equal_share,
-    kept,
-    long_answers,
     pooled,
+    ratio,
     running,
-    start_all,
-    step,
-    take_turns,
+    step_s,
     with_windows,
 )
-from sgl_entropy_bench.figures.stats import spread
-from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.server.launch import Server
 
 ROUNDS = {1: 20, 8: 8}
@@ -78,37 +66,26 @@ class OverheadFigure:
 
 
 def measure(
-    plan: FigurePlan, drafter: str, template: ChatTemplate, rounds: Mapping[int, int] | None = None
-) -> tuple[OverheadFigure, Records]:
-    """Returns the figure and the batches that it was made from."""
+    plan: FigurePlan, drafter: str, rounds: Mapping[int, int] | None = None
+) -> OverheadFigure:
+    """The figure of one drafter."""
     rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
     limit, per_benchmark = (24, 6) if plan.quick else (64, 12)
-    title = f"easd: overhead with {drafter}"
-    prompts = benchmark_prompts(plan.prompts, per_benchmark)
-    texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
     arm = plan.drafted(drafter)
     flags = ("--speculative-verify-mode", "easd", "--easd-draft-entropy", str(NEVER_NATS))
     arms = [replace(arm, name=STANDARD), replace(arm, name=EASD, extra_flags=flags)]
-    records = kept(plan, "easd", arms, limit, str(dict(rounds)))
-    if FINISHED in records.rows:
-        finished = records.rows[FINISHED]["figures"]
-        rows_by_size = {k: OverheadRow(**row) for k, row in finished["batch_sizes"].items()}
-        return OverheadFigure(finished["max_new_tokens"], rows_by_size), records
-    with ExitStack() as stack:
-        servers = start_all(plan, stack, arms, title)
-        usable = long_answers(plan, servers[STANDARD], prompts, texts, limit, title)
-        sizes = {}
-        for size, groups in batches(usable, rounds).items():
-            before = counted(servers[EASD])
-            rows = take_turns(servers, {size: groups}, texts, limit, title, records)[size]
-            own = f"own time, batch {size}"
-            if own not in records.rows:
-                after = counted(servers[EASD])
-                records.add({"id": own, **{key: after[key] - before[key] for key in after}})
-            sizes[str(size)] = summarise(rows, records.rows[own], size)
-    figure = OverheadFigure(limit, sizes)
-    records.add({"id": FINISHED, "figures": as_json(figure)})
-    return figure, records
+    title = f"easd: overhead with {drafter}"
+    sizes = {}
+    with PairedArms(plan, arms, limit, "easd", title, f"{dict(rounds)}") as paired:
+        for size, groups in paired.batches(rounds, per_benchmark)[0].items():
+            own, taken = f"own time, batch {size}", paired.records.rows
+            before = None if own in taken else counted(paired.servers()[EASD])
+            rows = paired.measure({size: groups})[size]
+            if before is not None:
+                after = counted(paired.servers()[EASD])
+                paired.records.add({"id": own, **{key: after[key] - before[key] for key in after}})
+            sizes[str(size)] = summarise(rows, taken[own], size)
+    return OverheadFigure(limit, sizes)
 
 
 def counted(server: Server) -> dict[str, float]:
@@ -119,41 +96,28 @@ def counted(server: Server) -> dict[str, float]:
     return {"cycles": counters["cycles"], "seconds": counters.get("easd_seconds", 0.0)}
 
 
-def summarise(
-    rows: Sequence[Mapping[str, PairedBatch]], own: Mapping[str, float], size: int
-) -> OverheadRow:
+def summarise(rows: Rows, own: Mapping[str, float], size: int) -> OverheadRow:
     """The figures of one batch size; ``own``: what ``counted`` rose by meanwhile."""
     whole = with_windows(rows)
     plain, mode = (pooled([row[name] for row in whole]) for name in (STANDARD, EASD))
-    pairs = spread([step(row[EASD]) / step(row[STANDARD]) for row in whole])
-    ratio = jackknife(whole, cycle_ratio).rounded()
+    cycle_ratio = partial(ratio, step_s, EASD, STANDARD)
+    pairs = quartiles([cycle_ratio([row]) for row in whole])
     # Every request has its own cycles; together they take a step each.
     own_s = own["seconds"] / (own["cycles"] / size) if own["cycles"] else math.nan
-    share = jackknife(whole, lambda some: own_s / exact_step(some)).rounded()
+    share = jackknife(whole, lambda some: own_s / step_s([row[STANDARD] for row in some])).rounded()
     return OverheadRow(
         batches=len(rows),
         windows=len(whole),
         standard_cycle_ms=round(plain.step_s * 1000, 2),
         easd_cycle_ms=round(mode.step_s * 1000, 2),
         acceptance_length=round(mode.tokens_per_step, 4),
-        cycle_ratio=ratio,
-        cycle_ratio_quartiles=[round(v, 4) for v in (pairs.low, pairs.median, pairs.high)],
+        cycle_ratio=jackknife(whole, cycle_ratio).rounded(),
+        cycle_ratio_quartiles=[round(value, 4) for value in pairs],
         equal_outputs=round(equal_share(rows, EASD, STANDARD), 4),
         own_ms=round(own_s * 1000, 3),
         own_share=share,
         goal=verdict(share),
     )
-
-
-def cycle_ratio(rows: Sequence[Mapping[str, PairedBatch]]) -> float:
-    """Seconds a cycle under EASD over those without, pooled."""
-    plain, mode = (pooled([row[name] for row in rows]) for name in (STANDARD, EASD))
-    return mode.step_s / plain.step_s
-
-
-def exact_step(rows: Sequence[Mapping[str, PairedBatch]]) -> float:
-    """Seconds a cycle without EASD, pooled."""
-    return pooled([row[STANDARD] for row in rows]).step_s
 
 
 def verdict(share: Rounded) -> str:

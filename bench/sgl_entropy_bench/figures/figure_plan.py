@@ -8,12 +8,14 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sgl_entropy.base.identity import Identity
+from sgl_entropy.base.json_file import read_lines
 from sgl_entropy.base.provenance import footer, provenance, served_hash
+from sgl_entropy.base.typed_json import as_json
 from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server, free_port
 
@@ -72,6 +74,12 @@ class FigurePlan:
             self.work / "logs" / f"{arm.name}-{port}.log",
             {**engine.environment(), **dict(arm.variables)},
         )
+
+    def records(self, name: str) -> Records:
+        """The finished pieces of an unfinished figure: once that is written, they are dropped."""
+        records = Records(self.work / f"{name}.jsonl")
+        self.spent.append(records.path)
+        return records
 
     def provenance(self) -> dict[str, Any]:
         """Where this figure comes from."""
@@ -138,15 +146,8 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue  # cut short by an interrupt: measured again
-                self.rows[row["id"]] = row
+        self.rows: dict[str, dict[str, Any]] = {row["id"]: row for row in read_lines(path)}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one finished piece, on disk before this returns."""
@@ -188,21 +189,6 @@ def in_parallel(
                 done(result)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def as_json(value: Any) -> Any:
-    """A figure's result as JSON: classes become objects by field, without optional fields (those
-    that are None by default) where they are None."""
-    if is_dataclass(value):
-        given = {each: getattr(value, each.name) for each in fields(value)}
-        return {
-            each.name: as_json(one)
-            for each, one in given.items()
-            if one is not None or each.default is not None
-        }
-    if isinstance(value, Mapping):
-        return {str(key): as_json(one) for key, one in value.items()}
-    return [as_json(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_results(plan: FigurePlan, name: str, result: object, page: str) -> Path:

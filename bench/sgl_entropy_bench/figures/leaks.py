@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import linear_regression
 
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.demo import load_prompts
 from sgl_entropy_bench.figures.figure_plan import FigurePlan, in_parallel
 from sgl_entropy_bench.figures.hostile import REFUSED, Case, cases
-from sgl_entropy_bench.figures.stats import slope
 from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.http.client import Client, ServerError
 from sgl_entropy_bench.http.replies import MetaInfo
@@ -259,7 +259,8 @@ def flatness(memory: Sequence[tuple[float, float]]) -> Growth:
         raise ValueError("too few memory samples to judge growth")
     first, last = settled[0][1], settled[-1][1]
     share = (last - first) / first
-    return Growth(round(share, 5), round(slope(settled)), share <= FLAT_SHARE)
+    slope = linear_regression(*zip(*settled, strict=True)).slope
+    return Growth(round(share, 5), round(slope), share <= FLAT_SHARE)
 
 
 def page(figure: LeaksFigure) -> str:

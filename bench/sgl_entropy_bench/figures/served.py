@@ -8,60 +8,26 @@ request at a time, at each temperature; all servers are up at once and only one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.figure_plan import (
     BENCHMARKS,
-    BenchPrompt,
     FigurePlan,
-    Records,
     Rounded,
     benchmark_prompts,
 )
-from sgl_entropy_bench.figures.paired import WARM_UP_TOKENS, kept, running, start_all
+from sgl_entropy_bench.figures.paired import WARM_UP_TOKENS, PairedArms, answer
+from sgl_entropy_bench.figures.windows import TimedAnswer
 from sgl_entropy_bench.http.chat import ChatTemplate
-from sgl_entropy_bench.http.client import Client
 from sgl_entropy_bench.server.launch import Server
 
 PLAIN = "none"
 TEMPERATURES = (0.0, 1.0)
 TOKENS_PER_S_GUESS = 14.0
-
-
-@dataclass(frozen=True)
-class ServedAnswer:
-    """One request: ``emitted`` tokens in ``cycles``, ``decoded`` tokens in ``seconds`` of decoding.
-
-    ``decoded`` counts those after the first event; ``total_s`` includes the prompt.
-    """
-
-    output_ids: tuple[int, ...]
-    cycles: int
-    emitted: int
-    decoded: int
-    seconds: float
-    total_s: float
-
-    @classmethod
-    def ask(cls, client: Client, text: str, limit: int, temperature: float) -> ServedAnswer:
-        """Ask for one answer; the prompt is processed anew."""
-        client.forget_prefixes()
-        done = client.generate(text=text, max_new_tokens=limit, temperature=temperature)
-        first, last = done.arrivals[0], done.arrivals[-1]
-        return cls(
-            done.output_ids,
-            done.cycles,
-            done.emitted,
-            done.completion_tokens - first.tokens,
-            last.time_s - first.time_s,
-            done.seconds,
-        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +78,7 @@ class ServedFigure:
 
 
 # By arm, the answers of one round in the order of BENCHMARKS.
-Round = Mapping[str, Sequence[ServedAnswer]]
+Round = Mapping[str, Sequence[TimedAnswer]]
 # Of rounds, an arm and a benchmark's index.
 Figure = Callable[[Sequence[Round], str, int], float]
 
@@ -131,59 +97,43 @@ def measure(plan: FigurePlan, per_benchmark: int | None = None) -> tuple[ServedF
     limit = 24 if plan.quick else 64
     per_benchmark = per_benchmark or (2 if plan.quick else 6)
     prompts = benchmark_prompts(plan.prompts, per_benchmark)
-    records = kept(plan, "served", plan.arms(), limit, ",".join(names))
-    _ask_missing(plan, prompts, limit, records)
-    by_temperature = {}
-    for temperature in TEMPERATURES:
-        rounds = [
-            {
-                name: [read(records.rows[_key(p, temperature, name)]) for p in group]
-                for name in names
-            }
-            for group in _rounds(prompts)
-        ]
-        by_temperature[f"{temperature:g}"] = summarise(rounds, names[1])
-    figure = ServedFigure(plan.engine.dtype, limit, per_benchmark, BENCHMARKS, by_temperature)
-    text = page(figure)
-    plan.spent.append(records.path)
-    return figure, text
-
-
-def _rounds(prompts: Sequence[BenchPrompt]) -> list[Sequence[BenchPrompt]]:
-    """``benchmark_prompts`` interleaves: one of each benchmark in turn."""
-    size = len(BENCHMARKS)
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
-
-
-def _key(prompt: BenchPrompt, temperature: float, name: str) -> str:
-    return f"{prompt.id} {temperature:g} {name}"
-
-
-def _ask_missing(
-    plan: FigurePlan, prompts: Sequence[BenchPrompt], limit: int, records: Records
-) -> None:
-    """Every prompt at every temperature on every arm, but for what ``records`` holds."""
-    arms = plan.arms()
-    todo = [
-        (first_of(index, turn, len(arms)), prompt, temperature)
-        for index, prompt in enumerate(prompts)
-        for turn, temperature in enumerate(TEMPERATURES)
-        if records.missing(_key(prompt, temperature, arm.name) for arm in arms)
-    ]
-    if not todo:
-        return
-    template = ChatTemplate(plan.engine.target)
-    with ExitStack() as stack:
-        servers = start_all(plan, stack, arms, "served")
-        for temperature in TEMPERATURES:  # what either uses for the first time
-            _in_turn(servers, 0, template.render(prompts[0].messages), WARM_UP_TOKENS, temperature)
-        progress = Progress(len(todo) * len(arms) * limit / TOKENS_PER_S_GUESS)
-        for done, (first, prompt, temperature) in enumerate(todo, 1):
+    asked: dict[float, list[dict[str, TimedAnswer]]] = {one: [] for one in TEMPERATURES}
+    with PairedArms(plan, plan.arms(), limit, "served", more=",".join(names)) as arms:
+        template = ChatTemplate(plan.engine.target)
+        progress = Progress(2 * len(prompts) * len(names) * limit / TOKENS_PER_S_GUESS)
+        warm = False
+        for index, prompt in enumerate(prompts):
             text = template.render(prompt.messages)
-            for name, answer in _in_turn(servers, first, text, limit, temperature).items():
-                records.add({"id": _key(prompt, temperature, name), **vars(answer)})
-            progress.update(f"served: {done}/{len(todo)} prompts on every arm", done / len(todo))
+            for turn, temperature in enumerate(TEMPERATURES):
+                key = f"{prompt.id} {temperature:g}"
+                if not warm and key not in arms.records.rows:
+                    for each in TEMPERATURES:  # what either uses for the first time
+                        arms.in_turn(0, asking(text, WARM_UP_TOKENS, each))
+                    warm = True
+                ask = asking(text, limit, temperature)
+                first = first_of(index, turn, len(names))
+                asked[temperature].append(arms.kept(key, TimedAnswer, first, ask))
+            where = f"served: {index + 1}/{len(prompts)} prompts on every arm"
+            progress.update(where, (index + 1) / len(prompts))
         progress.close()
+    by_temperature = {
+        f"{temperature:g}": summarise(rounds_of(answers), names[1])
+        for temperature, answers in asked.items()
+    }
+    figure = ServedFigure(plan.engine.dtype, limit, per_benchmark, BENCHMARKS, by_temperature)
+    return figure, page(figure)
+
+
+def asking(text: str, limit: int, temperature: float) -> Callable[[Server], TimedAnswer]:
+    """What every arm is asked in a turn."""
+    return partial(answer, text=text, limit=limit, temperature=temperature)
+
+
+def rounds_of(answers: Sequence[Mapping[str, TimedAnswer]]) -> list[Round]:
+    """``benchmark_prompts`` interleaves: one prompt of each benchmark in turn is a round."""
+    size = len(BENCHMARKS)
+    groups = [answers[start : start + size] for start in range(0, len(answers), size)]
+    return [{name: [each[name] for each in group] for name in group[0]} for group in groups]
 
 
 def first_of(prompt: int, turn: int, arms: int) -> int:
@@ -194,24 +144,6 @@ def first_of(prompt: int, turn: int, arms: int) -> int:
     """
     round_, benchmark = divmod(prompt, len(BENCHMARKS))
     return (round_ + benchmark + turn) % arms
-
-
-def _in_turn(
-    servers: Mapping[str, Server], first: int, text: str, limit: int, temperature: float
-) -> dict[str, ServedAnswer]:
-    """One prompt on every arm, beginning with the ``first``."""
-    names = list(servers)
-    answers = {}
-    for name in names[first:] + names[:first]:
-        with running(servers[name]):
-            answers[name] = ServedAnswer.ask(servers[name].client, text, limit, temperature)
-    return answers
-
-
-def read(row: Mapping[str, Any]) -> ServedAnswer:
-    """An answer from its record."""
-    fields = {name: value for name, value in row.items() if name != "id"}
-    return ServedAnswer(**{**fields, "output_ids": tuple(row["output_ids"])})
 
 
 def speed(rounds: Sequence[Round], name: str, benchmark: int) -> float:

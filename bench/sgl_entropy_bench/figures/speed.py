@@ -5,25 +5,24 @@ Each figure of decoding has one from end to end next to it, which includes the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
+from sgl_entropy.base.intervals import quartiles
 from sgl_entropy.base.tables import markdown_table
-from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan, benchmark_prompts
+from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan
 from sgl_entropy_bench.figures.paired import (
-    PairedBatch,
-    batches,
-    long_answers,
+    PairedArms,
+    Rows,
+    end_to_end,
     pooled,
-    start_all,
-    step,
-    take_turns,
-    tps,
+    ratio,
+    step_s,
+    tokens_per_s,
     with_windows,
 )
-from sgl_entropy_bench.figures.stats import break_even, spread
-from sgl_entropy_bench.http.chat import ChatTemplate
 
 # batch size -> batches of that size: about as many seconds for each
 ROUNDS = {1: 10, 2: 5, 4: 4, 8: 4, 16: 3}
@@ -42,8 +41,8 @@ class Quartiles:
     @classmethod
     def of(cls, values: Sequence[float]) -> Quartiles:
         """Rounded for the JSON file."""
-        quartiles = spread(values)
-        return cls(round(quartiles.median, 4), round(quartiles.low, 4), round(quartiles.high, 4))
+        low, median, high = (round(value, 4) for value in quartiles(values))
+        return cls(median, low, high)
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.quartile_1:.2f}-{self.quartile_3:.2f})"
@@ -93,13 +92,9 @@ def measure(plan: FigurePlan, rounds: Mapping[int, int] | None = None) -> tuple[
     """Returns the figure and its page."""
     rounds = rounds or (QUICK_ROUNDS if plan.quick else ROUNDS)
     limit, per_benchmark = (24, 6) if plan.quick else (96, 12)
-    prompts = benchmark_prompts(plan.prompts, per_benchmark)
-    template = ChatTemplate(plan.engine.target)
-    texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
-    with ExitStack() as stack:
-        servers = start_all(plan, stack, plan.arms())
-        usable = long_answers(plan, servers[PLAIN], prompts, texts, limit)
-        measured = take_turns(servers, batches(usable, rounds), texts, limit, "speed")
+    with PairedArms(plan, plan.arms(), limit, "speed", more=f"{dict(rounds)}") as arms:
+        batches, usable = arms.batches(rounds, per_benchmark)
+        measured = arms.measure(batches)
     sizes = {size: summarise(rows) for size, rows in measured.items()}
     even = {
         arm.name: break_even({size: row[arm.name].decode_speedup for size, row in sizes.items()})
@@ -107,11 +102,11 @@ def measure(plan: FigurePlan, rounds: Mapping[int, int] | None = None) -> tuple[
         if arm.name != PLAIN
     }
     by_size = {str(size): row for size, row in sizes.items()}
-    figure = SpeedFigure(limit, plan.engine.dtype, len(usable), BENCHMARKS, by_size, even)
+    figure = SpeedFigure(limit, plan.engine.dtype, usable, BENCHMARKS, by_size, even)
     return figure, page(figure)
 
 
-def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, ArmSpeed]:
+def summarise(rows: Rows) -> dict[str, ArmSpeed]:
     """One batch size, by arm, from batches that every arm has measured.
 
     Batches without a full window on some arm count end to end only.
@@ -121,25 +116,46 @@ def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, ArmSpeed]:
     """
     whole = with_windows(rows)
     figures = {}
-    plain = pooled([row[PLAIN] for row in whole])
     for name in rows[0]:
         window = pooled([row[name] for row in whole])
-        end_to_end = sum(r[name].tokens for r in rows) / sum(r[name].seconds for r in rows)
-        plain_end_to_end = sum(r[PLAIN].tokens for r in rows) / sum(r[PLAIN].seconds for r in rows)
+        speed_up = partial(ratio, tokens_per_s, name, PLAIN)
+        step_cost = partial(ratio, step_s, name, PLAIN)
         figures[name] = ArmSpeed(
             batches=len(rows),
             windows=len(whole),
             decode_tokens_per_s=round(window.tokens_per_s, 2),
-            decode_speedup=round(window.tokens_per_s / plain.tokens_per_s, 4),
-            decode_speedup_paired=Quartiles.of([tps(row[name]) / tps(row[PLAIN]) for row in whole]),
+            decode_speedup=round(speed_up(whole), 4),
+            decode_speedup_paired=Quartiles.of([speed_up([row]) for row in whole]),
             acceptance_length=round(window.tokens_per_step, 4),
             step_ms=round(window.step_s * 1000, 2),
-            step_cost=round(window.step_s / plain.step_s, 4),
-            step_cost_paired=Quartiles.of([step(row[name]) / step(row[PLAIN]) for row in whole]),
-            end_to_end_tokens_per_s=round(end_to_end, 2),
-            end_to_end_speedup=round(end_to_end / plain_end_to_end, 4),
+            step_cost=round(step_cost(whole), 4),
+            step_cost_paired=Quartiles.of([step_cost([row]) for row in whole]),
+            end_to_end_tokens_per_s=round(end_to_end([row[name] for row in rows]), 2),
+            end_to_end_speedup=round(ratio(end_to_end, name, PLAIN, rows), 4),
         )
     return figures
+
+
+def break_even(speedups: Mapping[int, float]) -> float | None:
+    """The batch size at which a speed-up falls to 1, from speed-ups by batch size.
+
+    Linear in the logarithm of the batch size between the last measured size that pays and the
+    next. None where the largest measured size still pays; 0.0 where not even the smallest does.
+    Raises ValueError for no sizes.
+    """
+    if not speedups:
+        raise ValueError("break_even: no batch sizes")
+    sizes = sorted(speedups)
+    paying = [size for size in sizes if speedups[size] > 1.0]
+    if not paying:
+        return 0.0
+    last = paying[-1]
+    if last == sizes[-1]:
+        return None
+    following = sizes[sizes.index(last) + 1]
+    above, below = speedups[last] - 1.0, 1.0 - speedups[following]
+    share = above / (above + below)
+    return float(math.exp(math.log(last) + share * (math.log(following) - math.log(last))))
 
 
 def page(figure: SpeedFigure) -> str:

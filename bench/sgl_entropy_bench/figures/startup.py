@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sgl_entropy.base.intervals import quartiles
 from sgl_entropy.base.progress import Progress
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.demo import load_prompts
 from sgl_entropy_bench.figures.figure_plan import FigurePlan
-from sgl_entropy_bench.figures.stats import spread
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ def page(figure: StartupFigure) -> str:
     """The figure as Markdown."""
     rows = []
     for name, row in figure.arms.items():
-        seconds = spread(row.startup_s)
+        low, median, high = quartiles(row.startup_s)
         rows.append(
             [
                 name,
-                f"{seconds.median:.1f} ({seconds.low:.1f}-{seconds.high:.1f})",
+                f"{median:.1f} ({low:.1f}-{high:.1f})",
                 *(
-                    f"{spread(each).median / 2**20:.0f}"
+                    f"{statistics.median(each) / 2**20:.0f}"
                     for each in (row.ready_bytes, row.used_bytes)
                 ),
             ]

@@ -9,34 +9,25 @@ and there the second comparison counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy_bench.figures.easd_grid import ALL_VERIFIED
-from sgl_entropy_bench.figures.figure_plan import (
-    FigurePlan,
-    Records,
-    Rounded,
-    as_json,
-    benchmark_prompts,
-)
+from sgl_entropy_bench.figures.figure_plan import FigurePlan, Rounded
 from sgl_entropy_bench.figures.paired import (
-    FINISHED,
-    PairedBatch,
-    batches,
+    PairedArms,
+    Rows,
+    end_to_end,
     equal_share,
-    kept,
-    long_answers,
     pooled,
-    start_all,
-    take_turns,
+    ratio,
+    tokens_per_s,
     with_windows,
 )
-from sgl_entropy_bench.http.chat import ChatTemplate
 from sgl_entropy_bench.server.arms import ServeArm
 
 ROUNDS = {1: 12, 4: 8}
@@ -106,38 +97,22 @@ def measure(
     used = None
     if calibration is not None:
         used = CalibrationFile(calibration.name, file_sha256(calibration)[:16])
-    measured = {name: one_drafter(plan, name, calibration, rounds, limit) for name in drafters}
-    by_drafter = {name: figures for name, (figures, _) in measured.items()}
+    by_drafter = {name: one_drafter(plan, name, calibration, rounds, limit) for name in drafters}
     figure = StopFigure(plan.engine.dtype, limit, by_drafter, used)
-    text = page(figure)
-    plan.spent.extend(records.path for _, records in measured.values())
-    return figure, text
+    return figure, page(figure)
 
 
 def one_drafter(
     plan: FigurePlan, drafter: str, calibration: Path | None, rounds: Mapping[int, int], limit: int
-) -> tuple[BySize, Records]:
-    """The figures of one drafter by batch size, and the batches that they were made from."""
-    title = f"stop: {drafter}"
-    prompts = benchmark_prompts(plan.prompts, 6 if plan.quick else 12)
-    template = ChatTemplate(plan.engine.target)
-    texts = {prompt.id: template.render(prompt.messages) for prompt in prompts}
+) -> BySize:
+    """The figures of one drafter by batch size."""
     arms = arms_of(plan.drafted(drafter), calibration)
     digest = "" if calibration is None else file_sha256(calibration)
-    records = kept(plan, "stop", arms, limit, f"{digest}{dict(rounds)}")
-    if FINISHED in records.rows:
-        finished = records.rows[FINISHED]["figures"]
-        return {
-            size: {name: StopRow(**row) for name, row in arms.items()}
-            for size, arms in finished.items()
-        }, records
-    with ExitStack() as stack:
-        servers = start_all(plan, stack, arms, title)
-        usable = long_answers(plan, servers[FIXED], prompts, texts, limit, title)
-        measured = take_turns(servers, batches(usable, rounds), texts, limit, title, records)
-    figures = {str(size): summarise(rows) for size, rows in measured.items()}
-    records.add({"id": FINISHED, "figures": as_json(figures)})
-    return figures, records
+    more = f"{digest}{dict(rounds)}"
+    with PairedArms(plan, arms, limit, "stop", f"stop: {drafter}", more) as paired:
+        batches, _ = paired.batches(rounds, 6 if plan.quick else 12)
+        measured = paired.measure(batches)
+    return {str(size): summarise(rows) for size, rows in measured.items()}
 
 
 def arms_of(arm: ServeArm, calibration: Path | None) -> list[ServeArm]:
@@ -151,7 +126,7 @@ def arms_of(arm: ServeArm, calibration: Path | None) -> list[ServeArm]:
     return [*served, *whole]
 
 
-def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, StopRow]:
+def summarise(rows: Rows) -> dict[str, StopRow]:
     """The figures of one batch size by arm."""
     whole = with_windows(rows)
     figures = {}
@@ -160,29 +135,13 @@ def summarise(rows: Sequence[Mapping[str, PairedBatch]]) -> dict[str, StopRow]:
         every = [row[name] for row in rows]
         cycles = sum(batch.cycles for batch in every)
         window = pooled([row[name] for row in whole])
-
-        def speedup(
-            some: Sequence[Mapping[str, PairedBatch]], a: str = name, b: str = base
-        ) -> float:
-            over, under = (pooled([row[arm] for row in some]).tokens_per_s for arm in (a, b))
-            return over / under
-
-        def end_to_end(
-            some: Sequence[Mapping[str, PairedBatch]], a: str = name, b: str = base
-        ) -> float:
-            over, under = (
-                sum(row[arm].tokens for row in some) / sum(row[arm].seconds for row in some)
-                for arm in (a, b)
-            )
-            return over / under
-
         figures[name] = StopRow(
             batches=len(rows),
             windows=len(whole),
             decode_tokens_per_s=round(window.tokens_per_s, 2),
             cycle_ms=round(window.step_s * 1000, 2),
-            decode_ratio=jackknife(whole, speedup).rounded(),
-            end_to_end_ratio=jackknife(rows, end_to_end).rounded(),
+            decode_ratio=jackknife(whole, partial(ratio, tokens_per_s, name, base)).rounded(),
+            end_to_end_ratio=jackknife(rows, partial(ratio, end_to_end, name, base)).rounded(),
             verified_per_cycle=round(sum(b.verified for b in every) / max(1, cycles), 4),
             acceptance_length=round(sum(b.emitted for b in every) / max(1, cycles), 4),
             equal_outputs=round(equal_share(rows, name, FIXED), 4),

@@ -1,4 +1,4 @@
-"""Decoding speed at an exact batch size, read from streamed arrivals.
+"""Decoding speed of one request, or at an exact batch size, read from streamed arrivals.
 
 Requests that are sent together neither begin nor end decoding together. Counted is only the
 window in which all of them decode: from the last one's first token to the first one's end. No
@@ -14,7 +14,43 @@ from sgl_entropy_bench.http.client import Generation
 
 
 @dataclass(frozen=True)
-class Window:
+class TimedAnswer:
+    """One request alone: ``emitted`` tokens in ``cycles``, ``decoded`` ones in ``seconds``.
+
+    ``decoded`` counts the tokens after the first event, and ``seconds`` begin with it. ``checks``
+    and ``fires`` are EASD's.
+    """
+
+    output_ids: tuple[int, ...]
+    cycles: int
+    emitted: int
+    checks: int
+    fires: int
+    decoded: int
+    seconds: float
+
+    @classmethod
+    def of(cls, done: Generation) -> TimedAnswer:
+        """From a finished request."""
+        first, last = done.arrivals[0], done.arrivals[-1]
+        return cls(
+            done.output_ids,
+            done.cycles,
+            done.emitted,
+            done.easd_checks,
+            done.easd_fires,
+            done.completion_tokens - first.tokens,
+            last.time_s - first.time_s,
+        )
+
+    @property
+    def length(self) -> int:
+        """Tokens of the answer."""
+        return len(self.output_ids)
+
+
+@dataclass(frozen=True)
+class DecodeWindow:
     """Sums over the requests of one batch: seconds, tokens and steps, each within the window.
 
     A step is one draft-verify cycle, or one decode step without speculation. ``batch`` requests
@@ -26,10 +62,10 @@ class Window:
     tokens: int
     steps: float
 
-    def __add__(self, other: Window) -> Window:
+    def __add__(self, other: DecodeWindow) -> DecodeWindow:
         if self.batch != other.batch:
             raise ValueError(f"windows of batch sizes {self.batch} and {other.batch}")
-        return Window(
+        return DecodeWindow(
             self.batch,
             self.seconds + other.seconds,
             self.tokens + other.tokens,
@@ -52,7 +88,7 @@ class Window:
         return self.tokens / self.steps
 
 
-def full_batch_window(batch: Sequence[Generation]) -> Window | None:
+def full_batch_window(batch: Sequence[Generation]) -> DecodeWindow | None:
     """The window of requests that were sent together, or None where they hardly overlap.
 
     None: some request has fewer than two arrivals in the window.
@@ -69,7 +105,7 @@ def full_batch_window(batch: Sequence[Generation]) -> Window | None:
         new = done.arrivals[last].tokens - done.arrivals[first].tokens
         tokens += new
         steps += steps_between(done, first, last, new)
-    return Window(len(batch), seconds, tokens, steps)
+    return DecodeWindow(len(batch), seconds, tokens, steps)
 
 
 def steps_between(done: Generation, first: int, last: int, tokens: int) -> float:

@@ -95,12 +95,12 @@ def test_a_tester_is_run_as_it_is_and_its_draws_are_noted(tmp_path: Path) -> Non
 
 def test_lag_is_seen_where_there_is_some() -> None:
     sent = Sent([0.0, 1.0, 2.0, 3.0, 4.0], cpu_s=0.01)
-    found = clients._judged(sent, [7.0, 8.5, 9.5, 10.5, 12.0])
+    found = clients.row_of("x", 1.0, 0.0, sent, [7.0, 8.5, 9.5, 10.5, 12.0])
     assert (found.lag_max_s, found.scheduled_rate) == (1.0, 1.0)
     assert found.achieved_rate == pytest.approx(0.8)
     assert found.cpu_ms_a_request == pytest.approx(2.0)
     with pytest.raises(RuntimeError, match="3 requests came, 5"):
-        clients._judged(sent, [1.0, 2.0, 3.0])
+        clients.row_of("x", 1.0, 0.0, sent, [1.0, 2.0, 3.0])
 
 
 def test_the_page_says_by_how_much_a_rate_was_missed_and_by_whom() -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,7 @@ from sgl_entropy_bench.figures.figure_plan import (
     in_parallel,
     write_results,
 )
-from sgl_entropy_bench.figures.stats import break_even, slope, spread
-from sgl_entropy_bench.figures.windows import Window, full_batch_window
+from sgl_entropy_bench.figures.windows import DecodeWindow, TimedAnswer, full_batch_window
 from sgl_entropy_bench.http.client import Arrival, Generation
 from sgl_entropy_bench.server.arms import Engine, ServeArm
 from sgl_entropy_bench.server.launch import Server
@@ -42,7 +41,9 @@ from sgl_entropy_bench.server.launch import Server
 from sgl_entropy.base import provenance
 from sgl_entropy.base.intervals import jackknife, shown
 from sgl_entropy.base.provenance import command_line
+from sgl_entropy.base.typed_json import as_json, from_json
 from sgl_entropy.cli import main
+from sgl_entropy.cli.figures import FIGURES
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -129,16 +130,7 @@ def test_batches_that_hardly_overlap_have_no_window() -> None:
     ],
 )
 def test_break_even(speedups: dict[int, float], expected: float | None) -> None:
-    found = break_even(speedups)
-    assert found == (expected if expected is None else pytest.approx(expected))
-
-
-def test_spread_and_slope() -> None:
-    values = spread([4.0, 1.0, 3.0, 2.0, 5.0])
-    assert (values.low, values.median, values.high) == (2.0, 3.0, 4.0)
-    assert slope([(0, 10.0), (10, 30.0)]) == pytest.approx(2.0)
-    with pytest.raises(ValueError, match="no values"):
-        spread([])
+    assert speed.break_even(speedups) == (expected and pytest.approx(expected))
 
 
 def test_flatness_looks_past_the_first_quarter() -> None:
@@ -147,6 +139,7 @@ def test_flatness_looks_past_the_first_quarter() -> None:
     growing = [(n, 100.0 + 0.1 * n) for n in range(1, 101)]
     assert not leaks.flatness(growing).memory_flat
     assert leaks.flatness(growing).growth_share == pytest.approx(7.4 / 102.6, rel=1e-3)
+    assert leaks.flatness([(0, 10.0), (10, 30.0)]).bytes_per_request == 2
 
 
 def test_records_resume_and_survive_a_cut_line(tmp_path: Path) -> None:
@@ -268,7 +261,7 @@ def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
 ) -> None:
     asked: list[str] = []
     most = 3
-    run_batch, ask = paired.run_batch, easd_grid.GridAnswer.ask
+    run_batch, answer = paired.run_batch, easd_grid.answer
 
     def note(name: str) -> None:
         if len(asked) == most:
@@ -280,9 +273,9 @@ def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
             note(server.name)
         return run_batch(server, texts, limit)
 
-    def counted(*args: Any) -> easd_grid.GridAnswer:
+    def counted(server: Server, **asked: Any) -> TimedAnswer:
         note("grid")
-        return ask(*args)
+        return answer(server, **asked)
 
     def again(figure: str, amount: Any, limit: int = 100) -> list[str]:
         nonlocal most
@@ -293,7 +286,7 @@ def test_an_interrupted_figure_goes_on_and_a_finished_one_begins_anew(
         return asked
 
     monkeypatch.setattr(paired, "run_batch", noted)
-    monkeypatch.setattr(easd_grid.GridAnswer, "ask", counted)
+    monkeypatch.setattr(easd_grid, "answer", counted)
     # A batch that one arm alone has finished is asked of both again.
     with pytest.raises(KeyboardInterrupt):
         again("easd-overhead", {1: 2}, 3)
@@ -356,12 +349,12 @@ def test_stop_against_the_fake_server(plan: FigurePlan, tmp_path: Path) -> None:
 
 def test_other_outputs_are_seen() -> None:
     def batch(*outputs: tuple[int, ...]) -> paired.PairedBatch:
-        return paired.PairedBatch(Window(2, 2.0, 6, 3.0), 8, 3.0, 4, 16, 6, outputs)
+        return paired.PairedBatch(DecodeWindow(2, 2.0, 6, 3.0), 8, 3.0, 4, 16, 6, outputs)
 
     rows = [{"a": batch((1, 2), (3,)), "b": batch((1, 2), (4,))}]
     assert paired.equal_share(rows, "a", "b") == 0.5
-    held = json.loads(json.dumps(asdict(rows[0]["a"])))
-    assert paired.PairedBatch.from_dict(held) == rows[0]["a"]
+    written = json.loads(json.dumps(as_json(rows[0]["a"])))
+    assert from_json(paired.PairedBatch, written) == rows[0]["a"]
 
 
 def test_the_interval_of_a_mean_is_students() -> None:
@@ -391,6 +384,14 @@ def test_no_interval_stands_where_none_is_known() -> None:
     assert jackknife([0.1, 0.9], lambda some: sum(some) / len(some), most=1.0).high == 1.0
     with pytest.raises(ValueError, match="no units"):
         jackknife([], sum)
+
+
+def test_the_help_has_one_line_for_each_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["figures", "--help"])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    for figure in FIGURES.items():
+        assert [*figure] in lines
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sgl_entropy_bench.figures import paired, served
 from sgl_entropy_bench.figures.figure_plan import BENCHMARKS, FigurePlan, write_results
+from sgl_entropy_bench.figures.windows import TimedAnswer
 from sgl_entropy_bench.server.arms import ServeArm
+from sgl_entropy_bench.server.launch import Server
 
 
 def test_served_against_the_fake_server(plan: FigurePlan) -> None:
@@ -34,25 +35,25 @@ def test_served_against_the_fake_server(plan: FigurePlan) -> None:
 
 
 def test_served_goes_on_where_it_ended(plan: FigurePlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, float]] = []
-    whole = served._in_turn
+    """Only turns that every arm has taken are kept: here four of them, and one of the fifth."""
+    asked: list[tuple[str, str, float]] = []
+    most = 4 * 3 + 1
+    answer = served.answer
 
-    def count(
-        servers: Any, first: int, text: str, limit: int, temperature: float
-    ) -> dict[str, served.ServedAnswer]:
+    def counted(server: Server, text: str, limit: int, temperature: float) -> TimedAnswer:
         if limit > paired.WARM_UP_TOKENS:
-            if len(asked) == 12 and not resumed:
+            if len(asked) == most:
                 raise KeyboardInterrupt
-            asked.append((text, temperature))
-        return whole(servers, first, text, limit, temperature)
+            asked.append((server.name, text, temperature))
+        return answer(server, text, limit, temperature=temperature)
 
-    monkeypatch.setattr(served, "_in_turn", count)
-    resumed = False
+    monkeypatch.setattr(served, "answer", counted)
     with pytest.raises(KeyboardInterrupt):
         served.measure(plan)
-    resumed = True
+    begun, most = asked[:12], 1000
+    asked.clear()
     data, _ = served.measure(plan)
-    assert len(asked) == len(set(asked)) == 20
+    assert len(begun) + len(asked) == len({*begun, *asked}) == 3 * 10 * 2
     assert data.temperatures["1"]["edsd"].requests == 10
 
 
@@ -77,8 +78,8 @@ def test_the_arms_of_served_are_the_drafters_that_were_named(
         with pytest.raises(ValueError, match=f"names of their own, found none, {names}"):
             served.measure(replace(plan, chosen=arms))
 
-    def answers(cycles: int, seconds: Sequence[float]) -> list[served.ServedAnswer]:
-        return [served.ServedAnswer((1,), cycles, 12, 12, each, each) for each in seconds]
+    def answers(cycles: int, seconds: Sequence[float]) -> list[TimedAnswer]:
+        return [TimedAnswer((1,), cycles, 12, 0, 0, 12, each) for each in seconds]
 
     rounds = [
         {"none": answers(0, (1, 1, 1, 1, 2)), "a": answers(6, [0.5] * 5), "b": answers(4, [1] * 5)}
