@@ -4,15 +4,17 @@ eval``. (Ours.)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from sgl_entropy.base.json_file import read_object
 from sgl_entropy.base.typed_json import from_json
 from sgl_entropy.evaluate.report import DrafterReport, EvalSubject, TauRatio
 from sgl_entropy.evaluate.tau import PromptCounts, group_means
 from sgl_entropy.verify.resampling import interval
 
+# Each prompt takes a line.
+_MOST_BYTES = 1 << 26
 # Settings that two reports must have in common: otherwise the answers are others.
 _SAME = ("max_prompts", "max_prompt_tokens", "max_new_tokens", "depth")
 
@@ -24,22 +26,18 @@ def read_earlier(path: Path, now: EvalSubject) -> DrafterReport:
         ValueError: no whole report of ``drafter eval``, or one of other prompts, sizes or target.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"--against {path}: {error}") from None
-    try:
-        earlier = from_json(DrafterReport, raw)
+        earlier = from_json(DrafterReport, read_object(path, limit=_MOST_BYTES))
     except ValueError as error:
         raise ValueError(
             f"--against {path}: no report of `drafter eval --json` that holds its prompts: {error}"
         ) from None
     if earlier.partial is not None:
         raise ValueError(f"--against {path}: it was interrupted; measure that drafter again")
-    given = earlier.subject
-    different = [n for n in _SAME if getattr(given.settings, n) != getattr(now.settings, n)]
-    if given.texts != now.texts:
+    before = earlier.subject
+    different = [n for n in _SAME if getattr(before.settings, n) != getattr(now.settings, n)]
+    if before.texts != now.texts:
         different.append("texts")
-    if not _same_target(given, now):
+    if not _same_target(before, now):
         different.append("target")
     if different:
         raise ValueError(f"--against {path}: it has other {', '.join(different)}")

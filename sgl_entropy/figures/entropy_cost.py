@@ -6,7 +6,6 @@ Logits of two vocabularies: the small target's, and the largest of the papers' m
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl_entropy.base.intervals import quartiles
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy.entropy import shannon_entropy
 from sgl_entropy.verify.easd import uncertainty
 from sgl_entropy.verify.rule import EasdRule
@@ -60,12 +61,12 @@ def _times(logits: Tensor, tries: int) -> dict[str, dict[str, Any]]:
             way(logits)
             if number:
                 taken[name].append(1e3 * (time.perf_counter() - began))
-    base = statistics.median(taken[SOFTMAX])
+    base = quartiles(taken[SOFTMAX])[1]
     return {name: _summary(values, base) for name, values in taken.items()}
 
 
 def _summary(values: list[float], base: float) -> dict[str, Any]:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, median, high = quartiles(values)
     return {
         "median_ms": round(median, 4),
         "quartiles_ms": [round(low, 4), round(high, 4)],
@@ -75,23 +76,21 @@ def _summary(values: list[float], base: float) -> dict[str, Any]:
 
 def page(data: Mapping[str, Any]) -> str:
     """The figure as Markdown."""
-    names = list(data["cases"][0]["ways"])
-    lines = [
-        "# What entropy and the likeliest tokens cost",
-        "",
-        "Milliseconds, median (quartiles), for float32 logits on a CPU with "
-        f"{data['threads']} thread(s), {data['tries']} times each and taken in turn; in brackets, "
-        "the ratio to a plain softmax of the same logits. both: as EASD computes them at a checked "
-        "position, from the drafter's logits and from the target's.",
-        "",
-        "| vocabulary | rows | " + " | ".join(names) + " |",
-        "| ---: | ---: |" + " ---: |" * len(names),
-    ]
+    rows = []
     for case in data["cases"]:
         cells = [f"{case['vocabulary']:,}", str(case["rows"])]
         for way in case["ways"].values():
             low, high = way["quartiles_ms"]
             times = f"{way['median_ms']:.3f} ({low:.3f}-{high:.3f})"
             cells.append(f"{times} [{way['over_softmax']:.2f}]")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n\n".join(
+        [
+            "# What entropy and the likeliest tokens cost",
+            "Milliseconds, median (quartiles), for float32 logits on a CPU with "
+            f"{data['threads']} thread(s), {data['tries']} times each and taken in turn; in "
+            "brackets, the ratio to a plain softmax of the same logits. both: as EASD computes "
+            "them at a checked position, from the drafter's logits and from the target's.",
+            markdown_table(["vocabulary", "rows", *data["cases"][0]["ways"]], rows),
+        ]
+    )

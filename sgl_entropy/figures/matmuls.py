@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sgl_entropy.base.tables import markdown_table
 from sgl_entropy.runtime.v0_5_6.cpu import gemm
 from sgl_entropy.target.plain import PlainTarget
 
@@ -99,26 +100,20 @@ def _square(size: int, tries: int) -> float:
 
 def page(data: dict[str, Any]) -> str:
     """The figure as Markdown."""
-    lines = [
-        "# Matmuls of one forward of the target, by rows",
-        "",
-        "All linear layers of the target in float32 on one core, milliseconds: plain, as served "
-        "(packed up to 96 rows), and the floor, the same arithmetic at the core's peak "
-        f"({data['peak_gflops']} GFLOP/s in large square matmuls). Batch 8 decodes 8 rows a step "
-        "and verifies 40 in chains of depth 4.",
-        "",
-        "| rows | plain ms | served ms | GFLOP/s | floor ms |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for rows, one in data["rows"].items():
-        cells = (rows, one["plain_ms"], one["packed_ms"], one["gflops"], one["floor_ms"])
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    served = {int(rows): one["packed_ms"] for rows, one in data["rows"].items()}
+    columns = ("plain_ms", "packed_ms", "gflops", "floor_ms")
+    rows = [[count, *(str(one[key]) for key in columns)] for count, one in data["rows"].items()]
+    served = {int(count): one["packed_ms"] for count, one in data["rows"].items()}
     floor = data["rows"]["40"]["floor_ms"]
-    lines += [
-        "",
-        f"Verifying 40 rows costs {served[40] / served[8]:.2f} times decoding 8; at the peak it "
-        f"would cost {floor / served[8]:.2f} times. Verifying 5 rows costs "
-        f"{served[5] / min(served[1], data['rows']['1']['plain_ms']):.2f} times decoding 1.",
-    ]
-    return "\n".join(lines)
+    return "\n\n".join(
+        [
+            "# Matmuls of one forward of the target, by rows",
+            "All linear layers of the target in float32 on one core, milliseconds: plain, as "
+            "served (packed up to 96 rows), and the floor, the same arithmetic at the core's peak "
+            f"({data['peak_gflops']} GFLOP/s in large square matmuls). Batch 8 decodes 8 rows a "
+            "step and verifies 40 in chains of depth 4.",
+            markdown_table(("rows", "plain ms", "served ms", "GFLOP/s", "floor ms"), rows),
+            f"Verifying 40 rows costs {served[40] / served[8]:.2f} times decoding 8; at the peak "
+            f"it would cost {floor / served[8]:.2f} times. Verifying 5 rows costs "
+            f"{served[5] / min(served[1], data['rows']['1']['plain_ms']):.2f} times decoding 1.",
+        ]
+    )

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from sgl_entropy.base.json_file import read_lines
 from sgl_entropy.base.tables import markdown_table
 from sgl_entropy.drafter.config import Algorithm, DrafterConfig
 from sgl_entropy.figures.train_throughput import widest_steps
@@ -74,16 +75,6 @@ class PlanCheck:
     def to_json(self) -> dict[str, Any]:
         """As ``--json`` writes it."""
         return {"allowed": ALLOWED, **asdict(self), "as_planned": self.as_planned}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PlanCheck:
-        """From a committed file."""
-        store, fits = data["store"], data["fits"]
-        return cls(_read(store), {name: _read(rows) for name, rows in fits.items()})
-
-
-def _read(rows: Mapping[str, Mapping[str, float]]) -> Quantities:
-    return {name: Compared(**row) for name, row in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -161,24 +152,14 @@ def _with_own_settings(folder: Path, work: Workspace) -> Workspace:
 
 
 def _ended(log: Path, epochs: int) -> bool:
-    rows = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # cut short by an interrupt
-    return any("validation" in row and row["epoch"] == epochs for row in rows)
+    return any("validation" in row and row["epoch"] == epochs for row in read_lines(log))
 
 
 def generation_seconds(store: Path) -> float | None:
     """Wall time of a store's making, from its log: of each worker the answer tokens of every run
     over their rate, the longest; None where there is no log."""
-    path = store / "generate.jsonl"
-    if not path.is_file():
-        return None
     runs: dict[int, list[dict[str, Any]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_lines(store / "generate.jsonl"):
         last = runs.setdefault(row["worker"], [])
         # Within a run, tokens rise; a lower count is the next run's first.
         if last and row["answer_tokens"] >= last[-1]["answer_tokens"]:
@@ -188,7 +169,7 @@ def generation_seconds(store: Path) -> float | None:
         sum(float(row["answer_tokens"]) / float(row["tokens_per_s"]) for row in last)
         for last in runs.values()
     )
-    return max(took)
+    return max(took, default=None)
 
 
 def check(work: Workspace, folders: Sequence[Path], report: Report) -> PlanCheck:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy.train.plan.counts import row_bytes
 from sgl_entropy.train.samples.shards import write_shard
@@ -26,22 +25,24 @@ class StoredLayers:
 
 
 @dataclass(frozen=True)
+class WholeStore:
+    """A store's tokens, and the bytes that each takes."""
+
+    tokens: int
+    bytes: float
+
+
+@dataclass(frozen=True)
 class Storage:
     """Bytes a token of prompt and answer.
 
     Attributes:
         tokens: that were written for ``layers``.
-        store: ``tokens`` of the whole store, and its ``bytes`` a token.
     """
 
     tokens: int
     layers: list[StoredLayers]
-    store: dict[str, float]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Storage:
-        """From a committed file."""
-        return cls(data["tokens"], [StoredLayers(**row) for row in data["layers"]], data["store"])
+    store: WholeStore
 
 
 def bytes_a_token(store: Store, taps: Mapping[str, tuple[int, ...]], tokens: int = 2000) -> Storage:
@@ -63,5 +64,5 @@ def bytes_a_token(store: Store, taps: Mapping[str, tuple[int, ...]], tokens: int
             write_shard(path, [store.sample(entry, layers) for entry in chosen])
             size = round(path.stat().st_size / written, 1)
             rows.append(StoredLayers(name, list(layers), size, row_bytes(store.width, len(layers))))
-    whole = {"tokens": so_far[-1], "bytes": round(store.bytes() / so_far[-1], 1)}
+    whole = WholeStore(so_far[-1], round(store.bytes() / so_far[-1], 1))
     return Storage(written, rows, whole)

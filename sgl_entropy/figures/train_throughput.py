@@ -7,17 +7,17 @@ drafters that are thrown away. (Ours.)
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from sgl_entropy.base.intervals import quartiles
 from sgl_entropy.drafter.config import Algorithm
 from sgl_entropy.figures.plain_loop import Straightforward
 from sgl_entropy.figures.store_bytes import Storage, bytes_a_token
@@ -128,19 +128,6 @@ class Throughput:
     profile: dict[str, dict[str, float]]
     storage: Storage
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Throughput:
-        """From a committed file, whatever else it holds."""
-        known = {one.name: data[one.name] for one in fields(cls)}
-        arms = {}
-        for name, arm in data["arms"].items():
-            kept = {one.name: arm[one.name] for one in fields(LoopFigures)}
-            kept |= {"by_batch": Spread(**arm["by_batch"]), "memory": Memory(**arm["memory"])}
-            arms[name] = LoopFigures(**kept)
-        losses = {name: Losses(**one) for name, one in data["losses"].items()}
-        known |= {"arms": arms, "losses": losses, "storage": Storage.from_json(data["storage"])}
-        return cls(**known)
-
 
 def layers_of(work: Workspace) -> dict[str, tuple[int, ...]]:
     """The layers that each drafter taps."""
@@ -184,7 +171,6 @@ def measure(
         raise ValueError("benchmark reads a feature store: fit.online is set")
     ours = make_trainer(ThroughputJob(work, algorithm, OURS))
     assert isinstance(ours, Fit)
-    store = ours.samples.store
     store = ours.samples.store
     assert isinstance(store, Store)
     names = [OURS, PLAIN] if ours.settings.dtype == "float32" else [OURS, OURS_FLOAT32, PLAIN]
@@ -272,7 +258,7 @@ def _loop_figures(
 ) -> LoopFigures:
     rows = sum(f.rows for batch in figures[1:] for f in batch)
     ratios = [mine / other for mine, other in zip(taken, ours, strict=True)]
-    low, middle, high = (round(q, 3) for q in statistics.quantiles(ratios, method="inclusive"))
+    low, middle, high = (round(one, 3) for one in quartiles(ratios))
     return LoopFigures(
         round(sum(taken), 3),
         rows,

@@ -33,8 +33,8 @@ def page(data: Throughput) -> str:
             "## What a token takes in the feature store",
             storage_table(data.storage),
             f"Bytes a token of prompt and answer, from shards of {data.storage.tokens:,} tokens, "
-            f"written for this; the whole store takes {data.storage.store['bytes']:,.0f} "
-            f"({data.storage.store['tokens']:,} tokens). The target's final state, which the "
+            f"written for this; the whole store takes {data.storage.store.bytes:,.0f} "
+            f"({data.storage.store.tokens:,} tokens). The target's final state, which the "
             "drafter learns, is kept beside the layers.",
         ]
     )

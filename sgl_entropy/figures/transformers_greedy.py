@@ -16,16 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file, without a last line that was cut short."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+from sgl_entropy.base.json_file import read_lines
 
 
 def run(target: Path, prompts: Path, out: Path, limit: int, tokens_only: bool) -> None:
@@ -33,8 +24,8 @@ def run(target: Path, prompts: Path, out: Path, limit: int, tokens_only: bool) -
 
     ``tokens_only``: write the prompts' token ids alone, without ``output_ids``.
     """
-    have = {row["id"] for row in read_rows(out)} if out.is_file() else set()
-    todo = [row for row in read_rows(prompts) if row["id"] not in have]
+    have = {row["id"] for row in read_lines(out)}
+    todo = [row for row in read_lines(prompts) if row["id"] not in have]
     if not todo:
         return
     import torch
