@@ -38,7 +38,7 @@ def store_meta(work: Workspace, prompts_sha256: str, answers: str | None = None)
         ValueError: the folder holds a store of other settings or another target, or the target
             lacks a wanted layer.
     """
-    given, folder = work.settings.generate, work.store_folder
+    settings, folder = work.settings.generate, work.store_folder
     # A store keeps the name, and the fingerprint or none, that it was begun with.
     if (folder / META).is_file():
         before = read_meta(folder).to_json()
@@ -48,8 +48,8 @@ def store_meta(work: Workspace, prompts_sha256: str, answers: str | None = None)
     meta = StoreMeta(
         work.stored_layers,
         int(work.model["hidden_size"]),
-        given.max_new_tokens,
-        resolve_dtype(given.dtype, made_with(folder)),
+        settings.max_new_tokens,
+        resolve_dtype(settings.dtype, made_with(folder)),
         named.get("target"),
         named.get("target_fingerprint"),
         prompts_sha256,
@@ -97,11 +97,11 @@ def _refuse_too_few_answers(work: Workspace, store: Samples) -> None:
 
 def _online_store(work: Workspace, device: str) -> OnlineStore:
     work.check_layers()
-    path, given = work.answers_file, work.settings
+    path, settings = work.answers_file, work.settings
     answers = read_answers(path)
-    dtype = getattr(torch, resolve_dtype(given.generate.dtype, device=device))
+    dtype = getattr(torch, resolve_dtype(settings.generate.dtype, device=device))
     target = PlainTarget.from_folder(work.target, dtype, device)
-    store = OnlineStore(target, answers, given.drafter.tap_layers(work.num_layers), path)
+    store = OnlineStore(target, answers, settings.drafter.tap_layers(work.num_layers), path)
     if not store.entries:
         raise ValueError(f"fit.online needs answers in {path}: `train prepare --server URL`")
     _refuse_too_few_answers(work, store)

@@ -185,8 +185,8 @@ class Store:
                 self.skipped[shard.name] = problem
         if self.skipped and not skip_damaged:
             lines = [f"{folder / name}: {problem}" for name, problem in self.skipped.items()]
-            given = self.meta.answers == "given"
-            again = "features` reads their" if given else "generate` makes their"
+            exist = self.meta.answers == "given"
+            again = "features` reads their" if exist else "generate` makes their"
             raise ValueError(
                 "\n".join(lines) + f"\nremove these shards, and `train {again} answers again; or "
                 "leave them: `train fit` and `compare` alone go on without them, with "

@@ -60,16 +60,16 @@ def test_an_arms_file_of_running_servers(tmp_path: Path) -> None:
 
 def test_an_arms_file_of_commands(tmp_path: Path) -> None:
     file = tmp_path / "arms.json"
-    held = {"command": "serve {port}", "arms": [{"name": "a"}, {"name": "b", "flags": "-x"}]}
-    held["arms"].append({"name": "c", "custom_params": {"easd": True}})  # type: ignore[attr-defined]
-    file.write_text(json.dumps(held))
+    table = {"command": "serve {port}", "arms": [{"name": "a"}, {"name": "b", "flags": "-x"}]}
+    table["arms"].append({"name": "c", "custom_params": {"easd": True}})  # type: ignore[attr-defined]
+    file.write_text(json.dumps(table))
     a, b, c = read_eval_arms(file)
     assert a.place == c.place != b.place
     assert b.server.command == ("serve", "{port}", "-x")
 
 
 @pytest.mark.parametrize(
-    ("held", "message"),
+    ("table", "message"),
     [
         ({}, "at least one"),
         ({"arms": [{"name": "a", "url": "http://h:1"}, {"name": "b"}]}, "every arm has a url"),
@@ -83,9 +83,9 @@ def test_an_arms_file_of_commands(tmp_path: Path) -> None:
         ({"command": "x", "arms": [{"name": "a"}]}, "must hold {port}"),
     ],
 )
-def test_arms_files_that_are_refused(held: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_arms_files_that_are_refused(table: dict[str, Any], message: str, tmp_path: Path) -> None:
     file = tmp_path / "arms.json"
-    file.write_text(json.dumps(held))
+    file.write_text(json.dumps(table))
     with pytest.raises(ValueError, match=message):
         read_eval_arms(file)
 

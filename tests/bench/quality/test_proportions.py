@@ -20,8 +20,8 @@ from sgl_entropy.base.intervals import wilson
 def test_wilson_is_scipys() -> None:
     stats = pytest.importorskip("scipy.stats")
     for right, total in [(0, 1), (1, 1), (0, 20), (8, 10), (50, 100), (1300, 1319)]:
-        found = stats.binomtest(right, total).proportion_ci(method="wilson")
-        assert wilson(right, total) == pytest.approx((found.low, found.high), abs=1e-9)
+        interval = stats.binomtest(right, total).proportion_ci(method="wilson")
+        assert wilson(right, total) == pytest.approx((interval.low, interval.high), abs=1e-9)
 
 
 def test_wilson_covers_as_stated() -> None:
@@ -92,17 +92,17 @@ def test_the_difference_covers_as_stated(only_a: float, only_b: float) -> None:
             chance *= (1 - only_a - only_b) ** (count - a - b)
             if chance < 1e-7:
                 continue
-            found = difference([1.0] * a + [-1.0] * b + [0.0] * (count - a - b))
-            covered += chance * (found.low <= only_a - only_b <= found.high)
+            interval = difference([1.0] * a + [-1.0] * b + [0.0] * (count - a - b))
+            covered += chance * (interval.low <= only_a - only_b <= interval.high)
     # Above the level where hardly a pair differs, never far below it.
     assert covered > 0.94
 
 
 def test_a_difference_of_nothing_still_has_a_width() -> None:
-    found = difference([0.0] * 50)
-    assert found.value == 0
-    assert found.low == pytest.approx(-found.high)
-    assert 0.03 < found.high < 0.05
+    interval = difference([0.0] * 50)
+    assert interval.value == 0
+    assert interval.low == pytest.approx(-interval.high)
+    assert 0.03 < interval.high < 0.05
     assert difference([1.0, 1.0]).high == 1.0
     with pytest.raises(ValueError, match="no pair"):
         difference([])
@@ -128,8 +128,8 @@ def test_accuracy_of_several_samples_covers_as_stated() -> None:
         for _ in range(60):
             chance = generator.betavariate(0.6, 0.9)
             shares.append(sum(generator.random() < chance for _ in range(4)) / 4)
-        found = accuracy(shares, samples=4)
-        covered += found.low <= 0.6 / 1.5 <= found.high
+        interval = accuracy(shares, samples=4)
+        covered += interval.low <= 0.6 / 1.5 <= interval.high
     assert 0.935 < covered / repeats < 0.985
 
 
