@@ -1,269 +1,260 @@
 """Every use that a program makes of a host package, read from the sources of both.
 
-The program is our own modules, and the lines that our patches add to the host's.
+The program is our own modules, and the lines that our patches add to the host's. Values are not
+followed: what an object is, its name says. In one module a name stands for the host's classes that
+its annotations or a constructor's call name, anywhere in the module; beside that stands a table of
+names. An expression goes by the name that it ends in: ``batch.reqs[0]`` is a ``reqs``.
 """
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from sgl_entropy.hostapi.inference import FUNCTIONS, Inference, Scope, Thing, own_nodes, targets
-from sgl_entropy.hostapi.sources import SourceTree
-from sgl_entropy.hostapi.uses import Kind, Use
+from sgl_entropy.hostapi.sources import FUNCTIONS, Module, SourceTree, statements
+from sgl_entropy.hostapi.uses import Use
+
+# (module, name) in the host
+Names = set[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Program:
-    """What uses the host.
+class Part:
+    """One module of the program.
 
     Attributes:
-        ours: our modules, dotted.
-        patched: module of the host -> numbers of the lines that are ours in it.
-        stands_for: class of ours -> ``module:Class`` of the host whose place it takes.
-        prefixes: what is left out of our modules' names in ``Use.by``.
+        by: its name in ``Use.by``.
+        lines: of a module of the host: numbers of the lines that are ours; None: all are.
     """
 
-    ours: tuple[str, ...]
-    patched: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    stands_for: Mapping[str, str] = field(default_factory=dict)
-    prefixes: tuple[str, ...] = ()
+    module: Module
+    by: str
+    lines: frozenset[int] | None = None
 
 
-class Scan:
-    """The uses of ``host`` (its sources as they are released) by ``program``.
+def uses_of(host: SourceTree, parts: Iterable[Part], objects: Mapping[str, str]) -> tuple[Use, ...]:
+    """All uses, sorted; where several modules make the same one, ``by`` names each.
 
     Args:
-        inference: over the host's sources as they are patched, and ours.
+        host: as it is released, without our lines.
+        objects: ``module:Class`` of the host -> names of its objects, or of a class of ours that
+            takes its place, with spaces between; ``module:function`` -> what we call it.
+
+    Raises:
+        ValueError: an object is annotated as one of the host's, and we use an attribute of it that
+            its class does not have.
+    """
+    table: dict[str, Names] = defaultdict(set)
+    for where, words in objects.items():
+        module, _, name = where.partition(":")
+        for word in words.split():
+            table[word].add((module, name))
+    by = defaultdict(set)
+    for part in parts:
+        for use in _Reader(host, part, table).read():
+            by[use].add(part.by)
+    more = {use.order[:2] for use in by if use.kind != "has"}
+    return tuple(
+        replace(use, by=", ".join(sorted(by[use])))
+        for use in sorted(by, key=lambda use: use.order)
+        if use.kind != "has" or use.order[:2] not in more
+    )
+
+
+def _word(node: ast.AST) -> str:
+    """The name that an expression ends in; empty: it ends in none."""
+    match node:
+        case ast.Name(word) | ast.Attribute(attr=word):
+            return word
+        case ast.Call(inner) | ast.Subscript(inner):
+            return _word(inner)
+    return ""
+
+
+class _Reader:
+    """Reads the uses that one part makes.
 
     Attributes:
-        unknown: where we use an attribute that no class of the host's has that it may be asked
-            of: a wrong annotation, or an attribute that comes from elsewhere.
+        before: names that the part's module has without our lines.
+        imports: name -> what it is imported from, by any import of the part.
+        added: names that our lines bring from elsewhere into a module of the host.
+        classes: name -> the host's classes that an object of this name may have.
+        annotated: of our modules: name -> the host's class that is its whole annotation.
     """
 
-    def __init__(self, host: SourceTree, program: Program, inference: Inference) -> None:
+    def __init__(self, host: SourceTree, part: Part, objects: Mapping[str, Names]) -> None:
         self.host = host
-        self.program = program
-        self.inference = inference
-        self.unknown: dict[str, str] = {}
-        self._found: dict[Use, set[str]] = {}
-        packages = {name.rpartition(".")[0] for name in program.ours}
-        self._holders: list[Scope] = []
-        self._ours = packages | set(program.ours)
-
-    def run(self) -> tuple[Use, ...]:
-        """All uses, sorted; where several modules make the same one, ``by`` names each."""
-        work = list(self._work())
-        growing = True
-        while growing:
-            self._found.clear()
-            self.unknown.clear()
-            for scope in self._holders:
-                self._holder(scope)
-            for scope, nodes in work:
-                self._read(scope, nodes)
-            growing = self.inference.again()
-        more = {use.where for use in self._found if use.kind != "has"}
-        return tuple(
-            replace(use, by=", ".join(sorted(by)))
-            for use, by in sorted(self._found.items(), key=lambda item: item[0].order)
-            if use.kind != "has" or use.where not in more
-        )
-
-    def _work(self) -> Iterator[tuple[Scope, list[ast.AST]]]:
-        """Every scope with what is ours in it; the host's functions are noted on the way."""
-        for name in (*self.program.ours, *self.program.patched):
-            module = self.inference.module(name)
-            assert module is not None, f"no module {name}"
-            lines = self.program.patched.get(name)
-            for scope in self.inference.scopes(module):
-                nodes = own_nodes(scope.node)
-                for each in [node for node in nodes if isinstance(node, ast.ClassDef)]:
-                    nodes += own_nodes(each)
-                mine = nodes if lines is None else [n for n in nodes if _line(n) in lines]
-                if lines is not None and self._holds_ours(scope, nodes, mine):
-                    self._holders.append(scope)
-                if mine:
-                    yield scope, mine
-
-    def _holds_ours(self, scope: Scope, nodes: list[ast.AST], mine: list[ast.AST]) -> bool:
-        """Whether lines of a function are ours, or it calls what we put into its module."""
-        names = {node.id for node in nodes if isinstance(node, ast.Name)}
-        sources = (each for name in names for each in self.inference.imported(name, scope))
-        return bool(mine) or any(module in self._ours for module, _ in sources)
-
-    def _read(self, scope: Scope, nodes: list[ast.AST]) -> None:
-        patched = scope.module.name in self.program.patched
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom):
-                self._import(node, scope)
-            elif isinstance(node, ast.Attribute):
-                self._attribute(self.inference.of(node.value, scope), node.attr, node, scope)
-            elif isinstance(node, ast.Call):
-                self._call(node, scope)
-            elif isinstance(node, ast.ClassDef):
-                self._class(node, scope)
-            elif isinstance(node, ast.Name) and patched:
-                self._host_name(node.id, scope)
-            for target, (value, path) in targets(node):
-                if isinstance(target, ast.Attribute):
-                    given = self.inference.project(self.inference.of(value, scope), path)
-                    for owner in self.inference.of(target.value, scope):
-                        self.inference.stored(owner, target.attr, given)
-
-    def _holder(self, scope: Scope) -> None:
-        at: Scope | None = scope
-        while at is not None and at.outer is not None:
-            self._replaces(at.module.name, at.function, scope)
-            at = at.outer
-
-    def _host_name(self, name: str, scope: Scope) -> None:
-        module = self.host.module(scope.module.name)
-        nodes = module.names.get(name, []) if module else []
-        if any(not isinstance(node, ast.Import | ast.ImportFrom) for node in nodes):
-            self._add("has", scope.module.name, name, scope)
-        for source in self.inference.imported(name, scope):
-            if self._is_host(source[0]):
-                self._add("has", *source, scope)
-
-    # What ours does
-
-    def _import(self, node: ast.ImportFrom, scope: Scope) -> None:
-        at = self.host.module(scope.module.name)
-        for alias in node.names:
-            bound = alias.asname or alias.name
-            before = at.names.get(bound, []) if at else []
-            if not self._is_host(node.module or ""):
-                if any(isinstance(each, FUNCTIONS) for each in before):
-                    self._replaces(scope.module.name, bound, scope)
-            elif not before:
-                self._add("has", node.module or "", alias.name, scope)
-
-    def _attribute(self, owners: Iterable[Thing], name: str, node: ast.expr, scope: Scope) -> None:
-        owners = frozenset(owners)
-        hosts = {host for owner in owners for host in self._hosts(owner)}
-        if name.startswith("__") or not hosts:
-            return
-        held = [host for host in hosts if self._has(host, name)]
-        for host in held:
-            self._add("has", host.module, f"{host.name}.{name}", scope)
-        if not held and not any(
-            self.inference.member(owner, name) or self.inference.is_stored(owner, name)
-            for owner in owners
-        ):
-            names = ", ".join(sorted(host.name for host in hosts))
-            self.unknown[f"{scope.module.name}:{node.lineno}: {names}"] = name
-
-    def _call(self, call: ast.Call, scope: Scope) -> None:
-        patched = self.program.patched.get(scope.module.name)
-        given = [*call.args, *(keyword.value for keyword in call.keywords)]
-        if patched is not None and any(argument.lineno not in patched for argument in given):
-            return
-        for thing in self.inference.of(call.func, scope):
-            for callee in self.inference.called(thing) if thing.kind == "instance" else (thing,):
-                if callee.kind not in ("class", "function") or not callee.module:
-                    continue
-                if not self._is_host(callee.module):
-                    self.inference.passed(callee, call, scope)
-                elif thing.kind == "instance":
-                    for host in self._hosts(thing):
-                        self._calls(
-                            host.module, f"{host.name}.{callee.name.split('.')[1]}", call, scope
-                        )
-                elif "." not in callee.name:
-                    name = call.func.id if isinstance(call.func, ast.Name) else ""
-                    sources = self.inference.imported(name, scope)
-                    known = [source for source in sources if self._is_host(source[0])]
-                    for source in known or [(callee.module, callee.name)]:
-                        self._calls(*source, call, scope)
-        match call.func, call.args:
-            case ast.Attribute(value, name), _:
-                for owner in self.inference.of(value, scope):
-                    for host in self._hosts(owner):
-                        whole = host.name if name == "__init__" else f"{host.name}.{name}"
-                        self._calls(host.module, whole, call, scope)
-            case ast.Name("getattr" | "hasattr"), [value, ast.Constant(str(name)), *_]:
-                owners = self.inference.of(value, scope)
-                hosts = {host for owner in owners for host in self._hosts(owner)}
-                asked = frozenset(host for host in hosts if self._has(host, name))
-                self._attribute(asked, name, call, scope)
-
-    def _calls(self, module: str, name: str, call: ast.Call, scope: Scope) -> None:
-        definition = self.host.find(module, name)
-        if definition is None or definition.parameters is None:
-            return
-        positional = [p.name for p in definition.parameters if not p.keyword_only]
-        positional += [f"argument {n}" for n in range(len(positional) + 1, len(call.args) + 1)]
-        words = list(positional[: len(call.args)])
-        if any(isinstance(argument, ast.Starred) for argument in call.args):
-            words = ["*"]
-        words += [f"{keyword.arg}=" if keyword.arg else "**" for keyword in call.keywords]
-        self._add("calls", module, name, scope, tuple(words))
-
-    def _class(self, node: ast.ClassDef, scope: Scope) -> None:
-        """A class of ours: what it overrides, and what it has of the class it stands for."""
-        if scope.module.name in self.program.patched:
-            self._add("has", scope.module.name, node.name, scope)
-            return
-        hosts = [*self._hosts(Thing("class", scope.module.name, node.name))]
-        if node.name in self.program.stands_for:
-            module, _, name = self.program.stands_for[node.name].partition(":")
-            hosts.append(Thing("class", module, name))
-        methods = {item.name: item for item in node.body if isinstance(item, FUNCTIONS)}
-        values = {
-            target.attr
-            for item in ast.walk(node)
-            for target, _ in targets(item)
-            if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self"
+        self.module = part.module
+        self.lines = part.lines
+        before = None if part.lines is None else host.module(part.module.name)
+        self.defined = before.definitions if before else {}
+        self.before = self.defined.keys() | (before.imports.keys() if before else set())
+        nodes = [*ast.walk(self.module.body)]
+        self.imports = self.module.imported(nodes)
+        added = self.module.imported(node for node in nodes if self.lines and self._is_ours(node))
+        self.added = {
+            name for name, [(source, _), *_] in added.items() if not self._is_host(source)
         }
-        for host in hosts:
-            for name in values - set(methods):
-                if self._has(host, name):
-                    self._add("has", host.module, f"{host.name}.{name}", scope)
-            for name, method in methods.items():
-                definition = self.host.find(host.module, f"{host.name}.{name}")
-                if name == "__init__" or definition is None or definition.parameters is None:
-                    continue
-                mine = [argument.arg for argument in method.args.args[1:]]
-                theirs = [parameter.name for parameter in definition.parameters]
-                # A method of the same name that takes other things is called by us alone.
-                if mine == theirs[: len(mine)]:
-                    self._replaces(host.module, f"{host.name}.{name}", scope)
+        self.classes: dict[str, Names] = defaultdict(set)
+        self.annotated: dict[str, str] = {}
+        for node in nodes:
+            match node:
+                case (
+                    ast.arg(word, ast.expr() as said)
+                    | ast.AnnAssign(ast.Name(word) | ast.Attribute(attr=word), said)
+                    | ast.FunctionDef(name=word, returns=ast.expr() as said)
+                    | ast.Assign([ast.Name(word) | ast.Attribute(attr=word)], ast.Call(said))
+                ):
+                    self.classes[word] |= set(filter(self._is_class, self._said(said)))
+                    if part.lines is None and isinstance(said, ast.Name) and self.classes[word]:
+                        self.annotated[word] = said.id
+        for word, names in objects.items():
+            self.classes[word] = self.classes[word] or names
 
-    # Rows
+    def read(self) -> Iterator[Use]:
+        """Every use, without ``by``; a use comes as often as it is made."""
+        for block in statements(self.module.body.body):
+            owner = block if isinstance(block, ast.ClassDef) else None
+            for node in ast.walk(block):
+                if self._is_ours(node):
+                    yield from self._uses(node, owner)
+            if self.lines is not None:
+                yield from self._changed(block)
+
+    def _is_ours(self, node: ast.AST) -> bool:
+        return self.lines is None or getattr(node, "lineno", 0) in self.lines
+
+    # What a name stands for
 
     def _is_host(self, module: str) -> bool:
         return module.partition(".")[0] == self.host.package
 
-    def _has(self, host: Thing, name: str) -> bool:
-        return self.host.find(host.module, f"{host.name}.{name}") is not None
+    def _is_class(self, name: tuple[str, str]) -> bool:
+        definition = self.host.find(*name)
+        return definition is not None and definition.kind == "class"
 
-    def _hosts(self, thing: Thing) -> Iterator[Thing]:
-        """The host's classes that an instance (or a class) is one of; of ours, its bases."""
-        if thing.kind in ("class", "instance"):
-            if self._is_host(thing.module):
-                yield thing
-            else:
-                for base in self.inference.bases(thing):
-                    yield from self._hosts(base)
+    def _named(self, name: str) -> Names:
+        """What the host has that is imported by this name, or defined in the host's module."""
+        names = {source for source in self.imports.get(name, ()) if self._is_host(source[0])}
+        return names | ({(self.module.name, name)} if name in self.defined else set())
 
-    def _replaces(self, module: str, name: str, scope: Scope) -> None:
+    def _said(self, annotation: ast.expr) -> Names:
+        """The host's names in an annotation; one may be quoted."""
+        nodes = [*ast.walk(annotation)]
+        words = [node.id for node in nodes if isinstance(node, ast.Name)]
+        words += [str(node.value) for node in nodes if isinstance(node, ast.Constant)]
+        return {name for word in words for name in self._named(word)}
+
+    def _bases(self, node: ast.ClassDef) -> Names:
+        """The host's classes that a class of ours is derived from."""
+        names = set()
+        for base in node.bases:
+            names |= self._said(base)
+            own = self.module.definitions.get(_word(base))
+            names |= self._bases(own) if isinstance(own, ast.ClassDef) else set()
+        return names
+
+    def _of(self, node: ast.expr, owner: ast.ClassDef | None) -> Names:
+        """The host's classes that an expression may be, or be an object of."""
+        word = _word(node)
+        if owner is None or word not in ("self", "cls", "super"):
+            return self._named(word) | self.classes.get(word, set())
+        if self.lines is not None:
+            return {(self.module.name, owner.name)}
+        stands_for = self.classes.get(owner.name, set()) if word != "super" else set()
+        return self._bases(owner) | stands_for
+
+    # What is used
+
+    def _uses(self, node: ast.AST, owner: ast.ClassDef | None) -> Iterator[Use]:
+        match node:
+            case ast.ImportFrom():
+                yield from self._imported(node)
+            case ast.Name(name) if self.lines is not None:
+                yield from (Use("has", *each, "") for each in self._named(name))
+            case ast.Attribute(value, name):
+                uses = [*self._has(value, name, owner)]
+                if not uses and isinstance(value, ast.Name) and value.id in self.annotated:
+                    where = f"{self.module.name}:{node.lineno}"
+                    raise ValueError(f"{where}: {self.annotated[value.id]} has no {name}")
+                yield from uses
+            case ast.Call():
+                yield from self._called(node, owner)
+            case ast.ClassDef() if self.lines is not None:
+                yield Use("has", self.module.name, node.name, "")
+            case ast.ClassDef():
+                yield from self._overridden(node)
+
+    def _imported(self, node: ast.ImportFrom) -> Iterator[Use]:
+        for bound, sources in self.module.imported([node]).items():
+            for module, name in sources:
+                if self._is_host(module) and bound not in self.before:
+                    yield Use("has", module, name, "")
+                elif not self._is_host(module) and bound in self.defined:
+                    yield from self._replaced(self.module.name, bound)
+
+    def _has(self, value: ast.expr, name: str, owner: ast.ClassDef | None) -> Iterator[Use]:
+        for module, class_ in self._of(value, owner):
+            if not name.startswith("__") and self.host.find(module, f"{class_}.{name}"):
+                yield Use("has", module, f"{class_}.{name}", "")
+
+    def _called(self, call: ast.Call, owner: ast.ClassDef | None) -> Iterator[Use]:
+        if not all(self._is_ours(each) for each in (*call.args, *call.keywords)):
+            return
+        match call.func, call.args:
+            case ast.Name("getattr" | "hasattr"), [value, ast.Constant(str(name)), *_]:
+                yield from self._has(value, name, owner)
+            case ast.Name(name), _:
+                for each in self._named(name):
+                    yield from self._passed(*each, call)
+            case ast.Attribute(value, name), _:
+                for module, class_ in self._of(value, owner):
+                    whole = class_ if name == "__init__" else f"{class_}.{name}"
+                    yield from self._passed(module, whole, call)
+        # An object of torch's is called, which runs ``forward``; or a function, by the table.
+        for module, name in self.classes.get(_word(call.func), set()):
+            whole = f"{name}.forward" if self._is_class((module, name)) else name
+            yield from self._passed(module, whole, call)
+
+    def _passed(self, module: str, name: str, call: ast.Call) -> Iterator[Use]:
         definition = self.host.find(module, name)
-        if definition is not None and definition.parameters is not None:
-            words = tuple(parameter.name for parameter in definition.parameters)
-            self._add("replaces", module, name, scope, words)
+        if definition is None or definition.signature is None:
+            return
+        words = list(definition.positional[: len(call.args)])
+        words += [f"argument {n + 1}" for n in range(len(words), len(call.args))]
+        if any(isinstance(argument, ast.Starred) for argument in call.args):
+            words = ["*"]
+        words += [f"{keyword.arg}=" if keyword.arg else "**" for keyword in call.keywords]
+        yield Use("calls", module, name, "", tuple(words))
 
-    def _add(
-        self, kind: Kind, module: str, name: str, scope: Scope, words: tuple[str, ...] = ()
-    ) -> None:
-        who = scope.module.name
-        if who in self.program.patched:
-            who = f"the patches of {who.rpartition('.')[2]}"
-        for prefix in self.program.prefixes:
-            who = who.removeprefix(prefix)
-        self._found.setdefault(Use(kind, module, name, "", words), set()).add(who)
+    def _overridden(self, node: ast.ClassDef) -> Iterator[Use]:
+        """What a class of ours overrides of its bases, or of the class whose place it takes."""
+        for module, class_ in self._bases(node) | self.classes.get(node.name, set()):
+            for method in node.body:
+                if not isinstance(method, FUNCTIONS) or method.name == "__init__":
+                    continue
+                definition = self.host.find(module, f"{class_}.{method.name}")
+                ours = tuple(argument.arg for argument in method.args.args[1:])
+                # A method of the same name that takes other things is called by us alone.
+                if definition and ours == definition.parameters[: len(ours)]:
+                    yield from self._replaced(module, f"{class_}.{method.name}")
 
+    def _changed(self, block: ast.stmt) -> Iterator[Use]:
+        """The host's functions that hold lines of ours, or call what we put into their module."""
+        class_ = f"{block.name}." if isinstance(block, ast.ClassDef) else ""
+        for function in block.body if isinstance(block, ast.ClassDef) else [block]:
+            if isinstance(function, FUNCTIONS):
+                nodes = [*ast.walk(function)]
+                names = [node for node in nodes if isinstance(node, ast.Name)]
+                local = {node.arg for node in nodes if isinstance(node, ast.arg)}
+                local |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+                calls_ours = {node.id for node in names} & self.added - local
+                if calls_ours or any(map(self._is_ours, nodes)):
+                    yield from self._replaced(self.module.name, class_ + function.name)
 
-def _line(node: ast.AST) -> int:
-    return getattr(node, "lineno", 0)
+    def _replaced(self, module: str, name: str) -> Iterator[Use]:
+        definition = self.host.find(module, name)
+        if definition and definition.signature is not None:
+            yield Use("replaces", module, name, "", definition.parameters)

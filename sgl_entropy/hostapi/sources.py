@@ -8,22 +8,22 @@ from outside the package, or is made at run time, is taken as it is: present, si
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import resolve_name
+from inspect import Parameter, Signature
 from pathlib import Path
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # ``if``, ``try`` and ``with`` open no scope of their own.
 _OPEN = (ast.If, ast.Try, ast.With)
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter; ``keyword_only`` ones stand behind a ``*``."""
+class _Text(str):
+    """A default as it is written: a signature shows it so."""
 
-    name: str
-    required: bool
-    keyword_only: bool = False
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 @dataclass(frozen=True)
@@ -32,47 +32,62 @@ class Definition:
 
     Attributes:
         kind: ``function``, ``class``, ``value`` or ``foreign`` (from outside the package).
-        parameters: of a function, or of a class's constructor, without self; None = unknown.
-        more_positional, more_keywords: whether it takes ``*args``, ``**kwargs``.
+        signature: of a function, or of a class's constructor, without self; None = unknown.
     """
 
     kind: str
-    parameters: tuple[Parameter, ...] | None = None
-    more_positional: bool = False
-    more_keywords: bool = False
+    signature: Signature | None = None
+
+    @property
+    def positional(self) -> tuple[str, ...]:
+        """Parameters that a call may give by position."""
+        return self._names(Parameter.POSITIONAL_OR_KEYWORD)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """All parameters, without ``*args`` and ``**kwargs``."""
+        return self.positional + self._names(Parameter.KEYWORD_ONLY)
+
+    def _names(self, kind: object) -> tuple[str, ...]:
+        parameters = self.signature.parameters.values() if self.signature else ()
+        return tuple(each.name for each in parameters if each.kind == kind)
 
     def describe(self) -> str:
-        """``(a, b=, *, c)``: ``=`` marks a parameter that may be left out."""
-        if self.parameters is None:
-            return self.kind
-        words, starred = [], False
-        for parameter in self.parameters:
-            if parameter.keyword_only and not starred:
-                words.append("*args" if self.more_positional else "*")
-                starred = True
-            words.append(parameter.name + ("" if parameter.required else "="))
-        if self.more_positional and not starred:
-            words.append("*args")
-        if self.more_keywords:
-            words.append("**kwargs")
-        return f"({', '.join(words)})"
+        """The signature as ``def`` has it, without annotations; else the kind."""
+        return self.kind if self.signature is None else str(self.signature)
 
 
-@dataclass
 class Module:
-    """One parsed module.
+    """One parsed module, of the file ``path``.
 
     Attributes:
-        body: its tree.
-        names: what it binds at its top, name -> statements, in their order.
-        stars: modules of which it imports everything.
+        definitions: what its top defines or assigns, name -> the first statement.
+        imports: what its top imports.
+
+    Raises:
+        SyntaxError: it is no valid Python.
     """
 
-    name: str
-    is_package: bool
-    body: ast.Module
-    names: dict[str, list[ast.AST]] = field(default_factory=dict)
-    stars: list[str] = field(default_factory=list)
+    def __init__(self, name: str, source: str | bytes, path: Path) -> None:
+        self.name = name
+        self.package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        self.body = ast.parse(source, str(path))
+        self.definitions: dict[str, ast.AST] = {}
+        for node in statements(self.body.body):
+            for bound in _bound(node):
+                self.definitions.setdefault(bound, node)
+        self.imports = self.imported(statements(self.body.body))
+
+    def imported(self, nodes: Iterable[ast.AST]) -> dict[str, list[tuple[str, str]]]:
+        """Name -> (module, name there) for every ``from ... import`` among ``nodes``."""
+        sources: dict[str, list[tuple[str, str]]] = {}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom):
+                module = resolve_name("." * node.level + (node.module or ""), self.package)
+                for alias in node.names:
+                    bound = alias.asname or alias.name
+                    sources.setdefault(bound, []).append((module, alias.name))
+        return sources
 
 
 class SourceTree:
@@ -84,11 +99,11 @@ class SourceTree:
         texts: module -> source that stands in place of its file.
     """
 
-    def __init__(self, root: Path, package: str, texts: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path, package: str, texts: Mapping[str, bytes] | None = None) -> None:
         self.root = root
         self.package = package
         self._modules: dict[str, Module | None] = {
-            name: parse_module(name, text, self._path(name) or root)
+            name: Module(name, text, self._path(name) or root)
             for name, text in (texts or {}).items()
         }
         self._members: dict[ast.ClassDef, dict[str, Definition]] = {}
@@ -104,27 +119,23 @@ class SourceTree:
             SyntaxError, OSError: a file on the way cannot be parsed or read.
         """
         name, _, member = dotted.partition(".")
-        found = self._resolve(module, name, frozenset())
-        if found is None:
+        resolved = self._resolve(module, name, frozenset())
+        if resolved is None:
             return None
-        where, node = found
-        if member:
-            if not isinstance(node, ast.ClassDef):
-                return Definition("foreign") if node is None else None
-            return self._member(where, node, member)
-        if isinstance(node, ast.ClassDef):
-            return self._constructor(where, node)
-        return _describe(node, method=False)
+        where, node = resolved
+        if node is None:
+            return Definition("foreign")
+        if not isinstance(node, ast.ClassDef):
+            return None if member else _describe(node, method=False)
+        return self._member(where, node, member) if member else self._constructor(where, node)
 
     def _path(self, module: str) -> Path | None:
         words = module.split(".")
         if words[0] != self.package:
             return None
         base = self.root.joinpath(*words[1:])
-        for path in (base / "__init__.py", base.with_name(base.name + ".py")):
-            if path.is_file() and (path.name != "__init__.py" or path.parent == base):
-                return path
-        return None
+        paths = (base / "__init__.py", base.with_name(f"{base.name}.py"))
+        return next((path for path in paths if path.is_file()), None)
 
     def module(self, name: str) -> Module | None:
         """The parsed module; None: not there.
@@ -134,108 +145,56 @@ class SourceTree:
         """
         if name not in self._modules:
             path = self._path(name)
-            self._modules[name] = (
-                None if path is None else parse_module(name, path.read_bytes(), path)
-            )
+            self._modules[name] = Module(name, path.read_bytes(), path) if path else None
         return self._modules[name]
 
     def _resolve(
         self, module: str, name: str, seen: frozenset[tuple[str, str]]
     ) -> tuple[str, ast.AST | None] | None:
         """(module that defines it, its node); node None = it comes from outside the package."""
-        if (module, name) in seen:
-            return None
-        seen |= {(module, name)}
         parsed = self.module(module)
-        if parsed is None:
+        if parsed is None or (module, name) in seen:
             return None
-        foreign = False
-        for node in parsed.names.get(name, []):
-            if not isinstance(node, (ast.ImportFrom, ast.Import)):
-                return module, node
-            for source, original in imported(parsed, node, name):
-                if source.split(".", 1)[0] != self.package:
-                    foreign = True
-                    continue
-                found = self._resolve(source, original, seen) if original else None
-                if found is not None:
-                    return found
-                if self.has_module(f"{source}.{original}" if original else source):
-                    return source, None
-        for source in parsed.stars:
-            found = self._resolve(source, name, seen)
-            if found is not None:
-                return found
-        return (module, None) if foreign else None
+        if name in parsed.definitions:
+            return module, parsed.definitions[name]
+        sources = parsed.imports.get(name, [])
+        stars = [(star, name) for star, _ in parsed.imports.get("*", [])]
+        for source, original in (*sources, *stars):
+            resolved = self._resolve(source, original, seen | {(module, name)})
+            if resolved is not None:
+                return resolved
+            if self.has_module(f"{source}.{original}"):
+                return source, None
+        outside = any(source.partition(".")[0] != self.package for source, _ in sources)
+        return (module, None) if outside else None
 
-    def _bases(self, where: str, node: ast.ClassDef) -> Iterator[tuple[str, ast.AST | None]]:
+    def _lineage(self, where: str, node: ast.ClassDef) -> Iterator[ast.ClassDef]:
+        """A class of the module ``where``, and all its bases inside the package."""
+        yield node
         for base in node.bases:
-            if isinstance(base, ast.Subscript):
-                base = base.value
-            name = base.id if isinstance(base, ast.Name) else None
-            found = self._resolve(where, name, frozenset()) if name else None
-            yield found or (where, None)
+            name = base.value if isinstance(base, ast.Subscript) else base
+            if isinstance(name, ast.Name):
+                match self._resolve(where, name.id, frozenset()):
+                    case str(module), ast.ClassDef() as class_ if class_ is not node:
+                        yield from self._lineage(module, class_)
 
     def _member(self, where: str, node: ast.ClassDef, name: str) -> Definition | None:
-        if node not in self._members:
-            self._members[node] = _own_members(node)
-        if name in self._members[node]:
-            return self._members[node][name]
-        for base_module, base in self._bases(where, node):
-            if isinstance(base, ast.ClassDef):
-                found = self._member(base_module, base, name)
-                if found is not None:
-                    return found
+        for each in self._lineage(where, node):
+            if each not in self._members:
+                self._members[each] = _own_members(each)
+            if name in self._members[each]:
+                return self._members[each][name]
         return None
 
     def _constructor(self, where: str, node: ast.ClassDef) -> Definition:
-        if _is_dataclass(node):
-            return Definition("class", tuple(self._fields(where, node).values()))
-        for item in statements(node.body):
-            if isinstance(item, _FUNCTIONS) and item.name == "__init__":
-                found = _describe(item, method=True)
-                return Definition(
-                    "class", found.parameters, found.more_positional, found.more_keywords
-                )
-        for base_module, base in self._bases(where, node):
-            if isinstance(base, ast.ClassDef):
-                return self._constructor(base_module, base)
+        lineage = [*self._lineage(where, node)]
+        for each in lineage:
+            if _is_dataclass(each):
+                return Definition("class", _fields(lineage[lineage.index(each) :]))
+            for item in statements(each.body):
+                if isinstance(item, FUNCTIONS) and item.name == "__init__":
+                    return Definition("class", _describe(item, method=True).signature)
         return Definition("class")
-
-    def _fields(self, where: str, node: ast.ClassDef) -> dict[str, Parameter]:
-        fields: dict[str, Parameter] = {}
-        for base_module, base in self._bases(where, node):
-            if isinstance(base, ast.ClassDef) and _is_dataclass(base):
-                fields |= self._fields(base_module, base)
-        for item in statements(node.body):
-            if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
-                continue
-            if "ClassVar" not in ast.unparse(item.annotation):
-                fields[item.target.id] = Parameter(item.target.id, item.value is None)
-        return fields
-
-
-def parse_module(name: str, source: str | bytes, path: Path) -> Module:
-    """Parse one module, of the file ``path``.
-
-    Raises:
-        SyntaxError: it is no valid Python.
-    """
-    module = Module(name, path.name == "__init__.py", ast.parse(source, str(path)))
-    for node in statements(module.body.body):
-        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
-            module.names.setdefault(node.name, []).append(node)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            for alias in node.names:
-                if alias.name == "*" and isinstance(node, ast.ImportFrom):
-                    module.stars.append(absolute(module, node))
-                else:
-                    bound = alias.asname or alias.name.split(".", 1)[0]
-                    module.names.setdefault(bound, []).append(node)
-        else:
-            for bound in assigned(node):
-                module.names.setdefault(bound, []).append(node)
-    return module
 
 
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -249,50 +208,29 @@ def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from statements(handler.body)
 
 
-def _own_members(node: ast.ClassDef) -> dict[str, Definition]:
-    """Methods, class attributes and what methods assign to ``self``; bases left out."""
-    members: dict[str, Definition] = {}
-    for item in statements(node.body):
-        if isinstance(item, _FUNCTIONS):
-            members.setdefault(item.name, _describe(item, method=True))
-        for name in assigned(item):
-            members.setdefault(name, Definition("value"))
-    for inner in ast.walk(node):
-        if not isinstance(inner, ast.Attribute) or not isinstance(inner.ctx, ast.Store):
-            continue
-        if isinstance(inner.value, ast.Name) and inner.value.id == "self":
-            members.setdefault(inner.attr, Definition("value"))
-    return members
-
-
-def assigned(node: ast.AST) -> set[str]:
-    """Plain names that an assignment binds."""
+def _bound(node: ast.AST) -> set[str]:
+    """Names that a definition or an assignment binds."""
     targets: list[ast.expr] = []
+    if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+        return {node.name}
     if isinstance(node, ast.Assign):
         targets = node.targets
-    elif isinstance(node, (ast.AnnAssign, ast.AugAssign)):
+    elif isinstance(node, ast.AnnAssign | ast.AugAssign):
         targets = [node.target]
     return {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}
 
 
-def imported(
-    module: Module, node: ast.Import | ast.ImportFrom, name: str
-) -> Iterator[tuple[str, str]]:
-    """(source module, name in it) that ``node`` binds to ``name``; "" = the module itself."""
-    for alias in node.names:
-        if (alias.asname or alias.name.split(".", 1)[0]) == name:
-            if isinstance(node, ast.ImportFrom):
-                yield absolute(module, node), alias.name
-            else:
-                yield alias.name, ""
-
-
-def absolute(module: Module, node: ast.ImportFrom) -> str:
-    if not node.level:
-        return node.module or ""
-    words = module.name.split(".")
-    words = words[: len(words) - node.level + (1 if module.is_package else 0)]
-    return ".".join([*words, node.module] if node.module else words)
+def _own_members(node: ast.ClassDef) -> dict[str, Definition]:
+    """Methods, class attributes and what methods assign to ``self``; bases left out."""
+    members: dict[str, Definition] = {}
+    for item in statements(node.body):
+        for name in _bound(item):
+            members.setdefault(name, _describe(item, method=True))
+    for inner in ast.walk(node):
+        match inner:
+            case ast.Attribute(ast.Name("self"), name, ast.Store()):
+                members.setdefault(name, Definition("value"))
+    return members
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:
@@ -300,22 +238,45 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
     return any(ast.unparse(d).endswith("dataclass") for d in decorators)
 
 
-def _describe(node: ast.AST | None, *, method: bool) -> Definition:
-    if node is None:
-        return Definition("foreign")
-    if not isinstance(node, _FUNCTIONS):
+def _fields(lineage: list[ast.ClassDef]) -> Signature:
+    """The constructor of a dataclass, by its fields and those of its bases."""
+    fields: dict[str, Parameter] = {}
+    for node in reversed([each for each in lineage if _is_dataclass(each)]):
+        for item in statements(node.body):
+            match item:
+                case ast.AnnAssign(ast.Name(name), said) if "ClassVar" not in ast.unparse(said):
+                    before = [each.default is each.empty for each in fields.values()]
+                    # A field without default may follow one with a default by keyword alone.
+                    later = item.value is None and not all(before)
+                    kind = Parameter.KEYWORD_ONLY if later else Parameter.POSITIONAL_OR_KEYWORD
+                    fields[name] = Parameter(name, kind, default=_default(item.value))
+    return Signature(sorted(fields.values(), key=lambda each: each.kind))
+
+
+def _default(node: ast.expr | None) -> object:
+    return Parameter.empty if node is None else _Text(ast.unparse(node))
+
+
+def _describe(node: ast.AST, *, method: bool) -> Definition:
+    decorators = {ast.unparse(each) for each in getattr(node, "decorator_list", [])}
+    as_value = {"property", "cached_property", "functools.cached_property"}
+    if not isinstance(node, FUNCTIONS) or (method and decorators & as_value):
         return Definition("value")
-    decorators = {ast.unparse(d) for d in node.decorator_list}
-    if method and decorators & {"property", "cached_property", "functools.cached_property"}:
-        return Definition("value")
-    args = node.args
+    args, kinds = node.args, Parameter
     positional = [*args.posonlyargs, *args.args]
-    first_default = len(positional) - len(args.defaults)
-    found = [Parameter(a.arg, i < first_default) for i, a in enumerate(positional)]
-    if method and "staticmethod" not in decorators:
-        found = found[1:]
-    found += [
-        Parameter(a.arg, default is None, keyword_only=True)
-        for a, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    defaults = [None] * (len(positional) - len(args.defaults)) + args.defaults
+    parameters = [
+        Parameter(each.arg, kinds.POSITIONAL_OR_KEYWORD, default=_default(default))
+        for each, default in zip(positional, defaults, strict=True)
     ]
-    return Definition("function", tuple(found), args.vararg is not None, args.kwarg is not None)
+    if method and "staticmethod" not in decorators:
+        parameters = parameters[1:]
+    if args.vararg is not None:
+        parameters.append(Parameter(args.vararg.arg, kinds.VAR_POSITIONAL))
+    parameters += [
+        Parameter(each.arg, kinds.KEYWORD_ONLY, default=_default(default))
+        for each, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    ]
+    if args.kwarg is not None:
+        parameters.append(Parameter(args.kwarg.arg, kinds.VAR_KEYWORD))
+    return Definition("function", Signature(parameters))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,10 +14,9 @@ import pytest
 
 import sgl_entropy
 from sgl_entropy import patching
-from sgl_entropy.hostapi.inference import Inference
-from sgl_entropy.hostapi.scan import Program, Scan
-from sgl_entropy.hostapi.sources import Definition, SourceTree
-from sgl_entropy.hostapi.uses import Use, calls, check_uses, dump_uses, has, replaces
+from sgl_entropy.hostapi.scan import Part, uses_of
+from sgl_entropy.hostapi.sources import Module, SourceTree
+from sgl_entropy.hostapi.uses import Use, check_uses, dump_uses, use
 from sgl_entropy.patching.state import survey, upstream_contents
 from sgl_entropy.patching.verbs import patched_contents
 from sgl_entropy.runtime.v0_5_6.contract.generate import generate
@@ -50,9 +50,9 @@ def test_the_file_of_uses_is_what_the_sources_say() -> None:
 
 
 def test_every_import_from_sglang_is_among_the_uses() -> None:
-    """Imports are found here without the inference by which everything else is."""
+    """A second reader, which looks at imports alone."""
     known = {(use.module, use.name.split(".")[0]) for use in contract()}
-    used = {(path, *found) for path in ROOM.rglob("*.py") for found in imports(path)}
+    used = {(path, *name) for path in ROOM.rglob("*.py") for name in imports(path)}
     assert len(used) > 15, "the scan found too little: is the room still there?"
     assert [f"{p.name}: from {m} import {n}" for p, m, n in used if (m, n) not in known] == []
 
@@ -84,7 +84,7 @@ CHANGES = [
         "def forward_decode(\n        self,\n        q, sinks,",
         "TorchNativeAttnBackend.forward_decode (used by cpu.attention): expected "
         "(q, k, v, layer, forward_batch, save_kv_cache), found "
-        "(q, sinks, k, v, layer, forward_batch, save_kv_cache=): new sinks",
+        "(q, sinks, k, v, layer, forward_batch, save_kv_cache=True): new sinks",
     ),
     (
         "server_args.py",
@@ -96,7 +96,7 @@ CHANGES = [
         "speculative/spec_info.py",
         "    flags: Optional[Iterable[str]] = None,\n",
         "",
-        "no parameter flags",
+        "unexpected keyword argument 'flags'",
     ),
     ("models/llama_eagle3.py", "", None, "found no module sglang.srt.models.llama_eagle3"),
 ]
@@ -167,21 +167,21 @@ def mini(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("module", "name", "expected"),
     [
-        ("host.hub", "starred", "(a, b=, *, c, d=)"),
+        ("host.hub", "starred", "(a, b=1, *, c, d=2)"),
         ("host.hub", "shown", "(x)"),
         ("host.hub", "renamed", None),
-        ("host.classes", "starred", "(a, b=, *, c, d=)"),
+        ("host.classes", "starred", "(a, b=1, *, c, d=2)"),
         ("host.branches", "maybe", "(p)"),
         ("host.branches", "thing", "foreign"),
         ("host.branches", "LIMIT", "value"),
-        ("host.classes", "Child", "(size, *, eps=)"),
-        ("host.classes", "Child.run", "(x, *args, **kwargs)"),
+        ("host.classes", "Child", "(size, *, eps=1.0)"),
+        ("host.classes", "Child.run", "(x, *rest, **more)"),
         ("host.classes", "Child.width", "value"),
         ("host.classes", "Child.plain", "(y)"),
         ("host.classes", "Child.size", "value"),
         ("host.classes", "Child.flag", "value"),
         ("host.classes", "Base.flag", None),
-        ("host.classes", "Wide", "(a, b=, c=)"),
+        ("host.classes", "Wide", "(a, b=1, c=2)"),
         ("host.classes", "Wide.kind", "value"),
         ("host.nowhere", "x", None),
     ],
@@ -189,43 +189,46 @@ def mini(tmp_path: Path) -> Path:
 def test_definitions_are_found_through_imports_bases_and_branches(
     mini: Path, module: str, name: str, expected: str | None
 ) -> None:
-    found = SourceTree(mini, "host").find(module, name)
-    assert (found and found.describe()) == expected
+    definition = SourceTree(mini, "host").find(module, name)
+    assert (definition and definition.describe()) == expected
 
 
 @pytest.mark.parametrize(
-    ("use", "expected"),
+    ("made", "expected"),
     [
-        (calls("host.hub:starred", "a", "c=", by="t"), None),
-        (calls("host.hub:starred", "a", by="t"), "c must be given as well"),
-        (calls("host.hub:starred", "a", "b", "c", by="t"), "no positional parameter c"),
-        (calls("host.hub:starred", "a", "c=", "e=", by="t"), "no parameter e"),
-        (calls("host.classes:Child.run", "x", "y", "z=", by="t"), None),
-        (calls("host.classes:Child", "size", "eps=", by="t"), None),
-        (calls("host.classes:Child", "eps", by="t"), "parameter 1 is size, not eps"),
-        (calls("host.classes:Child.flag", by="t"), "found a value, not a function"),
-        (replaces("host.hub:starred", "a", "b", "c", "d", by="t"), None),
-        (calls("host.hub:starred", "a", "**", by="t"), None),
-        (calls("host.hub:starred", "*", "e=", by="t"), "no parameter e"),
-        (replaces("host.hub:starred", "a", "c", by="t"), "new b, d"),
-        (replaces("host.hub:starred", "a", "c", "b", "d", by="t"), "another order"),
-        (replaces("host.hub:shown", "x", "y", by="t"), "without y"),
-        (has("host.classes:Row", "a", by="t"), None),
-        (has("host.classes:Row", "c", by="t"), "Row has no c"),
-        (has("host.branches:gone", by="t"), "host.branches has no gone"),
-        (has("host.gone:x", by="t"), "found no module host.gone"),
-        (has("host.broken:x", by="t"), "found no valid Python in"),
+        (use("calls", "host.hub:starred", "a", "c=", by="t"), None),
+        (use("calls", "host.hub:starred", "a", by="t"), "missing a required argument: 'c'"),
+        (use("calls", "host.hub:starred", "a", "b", "c", by="t"), "too many positional arguments"),
+        (
+            use("calls", "host.hub:starred", "a", "c=", "e=", by="t"),
+            "unexpected keyword argument 'e'",
+        ),
+        (use("calls", "host.classes:Child.run", "x", "y", "z=", by="t"), None),
+        (use("calls", "host.classes:Child", "size", "eps=", by="t"), None),
+        (use("calls", "host.classes:Child", "eps", by="t"), "parameter 1 is size, not eps"),
+        (use("calls", "host.classes:Child.flag", by="t"), "found a value, not a function"),
+        (use("replaces", "host.hub:starred", "a", "b", "c", "d", by="t"), None),
+        (use("calls", "host.hub:starred", "a", "**", by="t"), None),
+        (use("calls", "host.hub:starred", "*", "e=", by="t"), "unexpected keyword argument 'e'"),
+        (use("replaces", "host.hub:starred", "a", "c", by="t"), "new b, d"),
+        (use("replaces", "host.hub:starred", "a", "c", "b", "d", by="t"), "another order"),
+        (use("replaces", "host.hub:shown", "x", "y", by="t"), "without y"),
+        (use("has", "host.classes:Row.a", by="t"), None),
+        (use("has", "host.classes:Row.c", by="t"), "Row has no c"),
+        (use("has", "host.branches:gone", by="t"), "host.branches has no gone"),
+        (use("has", "host.gone:x", by="t"), "found no module host.gone"),
+        (use("has", "host.broken:x", by="t"), "found no valid Python in"),
     ],
-    ids=lambda value: value[0].kind if isinstance(value, tuple) else str(value),
+    ids=lambda value: value.kind if isinstance(value, Use) else str(value),
 )
-def test_a_use_fits_or_the_mismatch_says_why(mini: Path, use, expected: str | None) -> None:
-    mismatches = check_uses(mini, "host", use)
+def test_a_use_fits_or_the_mismatch_says_why(mini: Path, made: Use, expected: str | None) -> None:
+    lines = [mismatch.line() for mismatch in check_uses(mini, "host", [made])]
     if expected is None:
-        assert mismatches == []
+        assert lines == []
     else:
-        assert len(mismatches) == 1
-        assert expected in mismatches[0].line()
-        assert use[0].where in mismatches[0].line()
+        assert len(lines) == 1
+        assert expected in lines[0]
+        assert f"{made.module}.{made.name}" in lines[0]
 
 
 HOST = {
@@ -238,6 +241,7 @@ HOST = {
         "@dataclass\nclass Batch:\n    requests: list[Request]\n    other: int = 0\n"
         "def batch_of(name) -> Batch: ...\n"
     ),
+    "layer.py": "class Layer:\n    def forward(self, x): ...\n",
     "worker.py": (
         "from host.state import Batch, Pool\n"
         "class Worker:\n"
@@ -247,44 +251,50 @@ HOST = {
         "        return Pool()\n"
     ),
 }
+OBJECTS = {
+    "host.worker:Worker": "worker Stand",
+    "host.layer:Layer": "layer",
+    "host.state:batch_of": "make",
+}
 # what we write -> what it uses: kind, name, parameters
 READ: dict[str, tuple[str, list[str]]] = {
     "an argument by its position": (
         "from host.state import batch_of\nbatch_of(1)",
         ["calls batch_of(name)"],
     ),
-    "a field of an element of a field": (
-        "from host.state import Batch\n"
-        "def f(batch: Batch):\n    return [r.pool.take(1, row=2) for r in batch.requests]",
+    "what an annotation names, of an element too": (
+        "from host.state import Request\n"
+        "def f(one: Request, all: list[Request]):\n    return one.name, all[0].pool, 1",
+        ["has Request", "has Request.name", "has Request.pool"],
+    ),
+    "a method of what is told by a constructor, a result or the table, wherever it lies": (
+        "from host.state import Batch, Pool\n"
+        "def batch_here() -> Batch: ...\n"
+        "def f(any):\n    any.kept = Pool()\n"
+        "    any.kept.take(1)\n    batch_here().other\n    any.worker.step(2, last=True)",
         [
             "has Batch",
-            "has Batch.requests",
-            "calls Pool.take(count, row=)",
-            "has Request.pool",
+            "has Batch.other",
+            "calls Pool()",
+            "calls Pool.take(count)",
+            "calls Worker.step(batch, last=)",
         ],
     ),
-    "a result, unpacked and passed on to a function without annotations": (
-        "from host.state import batch_of\n"
-        "def g(one):\n    return one.other\n"
-        "def f():\n    first, _ = batch_of(1), 2\n    g(first)",
-        ["has Batch.other", "calls batch_of(name)"],
+    "a function that is passed to ours, and an object that is called": (
+        "def f(make, layer):\n    make('one')\n    layer(2)",
+        ["calls Layer.forward(x)", "calls batch_of(name)"],
     ),
-    "an attribute of an object of ours": (
-        "from dataclasses import dataclass\nfrom typing import Any\n"
-        "from host.state import batch_of\n"
-        "@dataclass\nclass Cycle:\n    batch: Any\n    number: int\n"
-        "def g(cycle: Cycle):\n    return cycle.batch.other\n"
-        "def f():\n    g(Cycle(batch_of(1), number=1))",
-        ["has Batch.other", "calls batch_of(name)"],
+    "an attribute that is asked for": (
+        "def f(worker):\n    return getattr(worker, 'pool', None), hasattr(worker, 'gone')",
+        ["has Worker.pool"],
     ),
     "what a subclass calls, has and overrides": (
         "from host.worker import Worker\n"
         "class Mine(Worker):\n"
         "    def __init__(self, *rest):\n        super().__init__(*rest, size=2)\n"
         "    def step(self, batch, last=False):\n"
-        "        return self.pool.size + super().step(batch).size",
+        "        return self.pool, super().step(batch)",
         [
-            "has Pool.size",
             "calls Worker(*, size=)",
             "has Worker.pool",
             "calls Worker.step(batch)",
@@ -296,8 +306,8 @@ READ: dict[str, tuple[str, list[str]]] = {
         ["replaces Worker.step(batch, last)"],
     ),
     "nothing that is ours alone": (
-        "from host.state import Batch\ndef f(batch: Batch):\n    batch.mine = 1\n    batch.mine",
-        ["has Batch"],
+        "class Own:\n    def f(self, worker):\n        worker.mine = self.other\n",
+        [],
     ),
 }
 
@@ -311,49 +321,53 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 def scan(
     tmp_path: Path, ours: str, patched: dict[str, str] | None = None, lines: tuple[int, ...] = ()
-) -> tuple[list[str], list[str]]:
-    """(uses, unknown attributes) of a module ``mine.one``, and of ``lines`` of a patched host."""
+) -> list[str]:
+    """The uses of a module ``mine.one``, and of ``lines`` of a patched host."""
     host = write(tmp_path / "host", HOST)
     mine = write(tmp_path / "mine", {"__init__.py": "", "one.py": ours})
-    inference = Inference(SourceTree(host, "host", patched), SourceTree(mine, "mine"), narrowed={})
-    program = Program(
-        ("mine.one",),
-        {name: frozenset(lines) for name in patched or ()},
-        {"Stand": "host.worker:Worker"},
-    )
-    found = Scan(SourceTree(host, "host"), program, inference)
+    parts = [Part(Module("mine.one", ours, mine / "one.py"), "one")]
+    for name, text in (patched or {}).items():
+        parts.append(Part(Module(name, text, host / "patched.py"), "patch", frozenset(lines)))
 
     def line(use: Use) -> str:
         return f"{use.kind} {use.name}" + f"({', '.join(use.parameters)})" * (use.kind != "has")
 
-    return [line(use) for use in found.run()], [*found.unknown.values()]
+    return [line(each) for each in uses_of(SourceTree(host, "host"), parts, OBJECTS)]
 
 
 @pytest.mark.parametrize("name", READ)
 def test_uses_are_read_from_the_sources(tmp_path: Path, name: str) -> None:
     ours, expected = READ[name]
-    assert scan(tmp_path, ours) == (expected, [])
+    assert scan(tmp_path, ours) == expected
 
 
 def test_an_attribute_that_the_host_lacks_is_told(tmp_path: Path) -> None:
     ours = "from host.state import Batch\ndef f(batch: Batch):\n    return batch.request"
-    assert scan(tmp_path, ours) == (["has Batch"], ["request"])
+    with pytest.raises(ValueError, match=r"mine\.one:3: Batch has no request"):
+        scan(tmp_path, ours)
 
 
-def test_of_a_patched_module_our_lines_count_and_tell_what_they_pass(tmp_path: Path) -> None:
+def test_of_a_patched_module_our_lines_count(tmp_path: Path) -> None:
     lines = HOST["worker.py"].splitlines()
-    lines[6:6] = ["        one.met(batch, self.pool)"]
+    lines[6:6] = ["        one.met(batch.other, self.pool)"]
     text = "\n".join(["from mine import one", *lines])
-    ours = "def met(batch, pool):\n    return batch.other, pool.size"
-    assert scan(tmp_path, ours, {"host.worker": text}, (1, 8)) == (
-        [
-            "has Batch.other",
-            "has Pool.size",
-            "has Worker.pool",
-            "replaces Worker.step(batch, last)",
-        ],
-        [],
-    )
+    ours = "def met(other, pool): ..."
+    assert scan(tmp_path, ours, {"host.worker": text}, (1, 8)) == [
+        "has Batch.other",
+        "has Worker.pool",
+        "replaces Worker.step(batch, last)",
+    ]
+
+
+def test_a_local_name_hides_what_our_lines_import(tmp_path: Path) -> None:
+    text = "\n".join(["from mine import pool", *HOST["worker.py"].splitlines()])
+    assert scan(tmp_path, "", {"host.worker": text}, (1,)) == []
+
+
+def test_a_function_that_gets_a_twin_of_ours_is_replaced(tmp_path: Path) -> None:
+    text = HOST["state.py"] + "from mine.one import batch_of\n"
+    last = len(text.splitlines())
+    assert scan(tmp_path, "", {"host.state": text}, (last,)) == ["replaces batch_of(name)"]
 
 
 def patched_sources() -> dict[str, str]:
@@ -416,22 +430,17 @@ def ours_in(node: ast.ImportFrom) -> Bound:
     return {alias.asname or alias.name: (node.module or "", alias.name) for alias in node.names}
 
 
-def binds(call: ast.Call, definition: Definition) -> str:
-    """Why ``call`` cannot be bound to ``definition``; "" if it can."""
-    assert definition.parameters is not None
+def binds(call: ast.Call, signature: inspect.Signature) -> str:
+    """Why ``call`` cannot be bound to ``signature``; "" if it can."""
     if any(isinstance(a, ast.Starred) for a in call.args) or any(
         k.arg is None for k in call.keywords
     ):
         return ""
-    positional = [p.name for p in definition.parameters if not p.keyword_only]
-    keywords = [k.arg for k in call.keywords]
-    if len(call.args) > len(positional) and not definition.more_positional:
-        return "too many arguments"
-    passed = {*positional[: len(call.args)], *keywords}
-    unknown = [k for k in keywords if k not in {p.name for p in definition.parameters}]
-    if unknown and not definition.more_keywords:
-        return f"no parameter {unknown}"
-    return ", ".join(p.name for p in definition.parameters if p.required and p.name not in passed)
+    try:
+        signature.bind(*call.args, **{str(k.arg): k.value for k in call.keywords})
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def test_what_the_patches_call_is_there_and_takes_what_they_pass() -> None:
@@ -442,10 +451,10 @@ def test_what_the_patches_call_is_there_and_takes_what_they_pass() -> None:
             if tree.has_module(f"{module}.{function}"):
                 continue
             seen += 1
-            found = tree.find(module, function)
-            if found is None:
+            definition = tree.find(module, function)
+            if definition is None:
                 wrong.append(f"{where}: {module} has no {function}")
-            elif call is not None and found.parameters is not None and binds(call, found):
-                wrong.append(f"{where}: {function}: {binds(call, found)}")
+            elif call is not None and definition.signature and binds(call, definition.signature):
+                wrong.append(f"{where}: {function}: {binds(call, definition.signature)}")
     assert seen > 10, "the patches call nothing of ours: did the scan break?"
     assert wrong == []
