@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sgl_entropy import patching
+from sgl_entropy.apiuse.uses import Mismatch
 from sgl_entropy.doctor.diagnosis import Check, fail, ok
-from sgl_entropy.hostapi.uses import Mismatch
 from sgl_entropy.patching import SglangInstall, manifest
 
 # More lines of one kind do not help to see what is wrong.

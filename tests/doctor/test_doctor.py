@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from sgl_entropy import patching
+from sgl_entropy.apiuse.uses import Mismatch, Use
 from sgl_entropy.cli import main
 from sgl_entropy.doctor import Diagnosis, ExaminationRequest, examine, host
 from sgl_entropy.doctor.diagnosis import Check
 from sgl_entropy.doctor.machine import Machine
-from sgl_entropy.hostapi.uses import Mismatch, Use
 from sgl_entropy.patching import manifest
 from sgl_entropy.patching.state import original_name, survey, upstream_contents
 from tests.doctor.machines import cpu_machine, gpu_machine

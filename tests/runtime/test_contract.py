@@ -14,9 +14,9 @@ import pytest
 
 import sgl_entropy
 from sgl_entropy import patching
-from sgl_entropy.hostapi.scan import Part, uses_of
-from sgl_entropy.hostapi.sources import Module, SourceTree
-from sgl_entropy.hostapi.uses import Use, check_uses, dump_uses, use
+from sgl_entropy.apiuse.scan import Part, uses_of
+from sgl_entropy.apiuse.sources import Module, SourceTree
+from sgl_entropy.apiuse.uses import Use, check_uses, dump_uses, use
 from sgl_entropy.patching.state import survey, upstream_contents
 from sgl_entropy.patching.verbs import patched_contents
 from sgl_entropy.runtime.v0_5_6.contract.generate import generate

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import sgl_entropy
 from sgl_entropy import patching
-from sgl_entropy.hostapi.scan import Part, uses_of
-from sgl_entropy.hostapi.sources import Module, SourceTree
-from sgl_entropy.hostapi.uses import Kind, Use, dump_uses, use
+from sgl_entropy.apiuse.scan import Part, uses_of
+from sgl_entropy.apiuse.sources import Module, SourceTree
+from sgl_entropy.apiuse.uses import Kind, Use, dump_uses, use
 from sgl_entropy.patching.state import survey, upstream_contents
 from sgl_entropy.patching.verbs import patched_contents
 from sgl_entropy.runtime.v0_5_6.contract.table import USES_FILE

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from sgl_entropy.hostapi.uses import Mismatch, Use, check_uses, load_uses
+from sgl_entropy.apiuse.uses import Mismatch, Use, check_uses, load_uses
 
 SGLANG = "0.5.6.post2"
 

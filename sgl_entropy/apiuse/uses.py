@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sgl_entropy.hostapi.sources import Definition, SourceTree
+from sgl_entropy.apiuse.sources import Definition, SourceTree
 
 Kind = Literal["has", "calls", "replaces"]
 

@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from sgl_entropy.hostapi.sources import FUNCTIONS, Module, SourceTree, statements
-from sgl_entropy.hostapi.uses import Use
+from sgl_entropy.apiuse.sources import FUNCTIONS, Module, SourceTree, statements
+from sgl_entropy.apiuse.uses import Use
 
 # (module, name) in the host
 Names = set[tuple[str, str]]
