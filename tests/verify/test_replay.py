@@ -306,6 +306,10 @@ def test_drafters_switch_with_hysteresis(tmp_path: Path) -> None:
         {"drafter": "small", "cycles": 4, "share": 0.6667, "tokens_per_cycle": 2.0},
         {"drafter": "large", "cycles": 2, "share": 0.3333, "tokens_per_cycle": 3.0},
     ]
+    # Without settings: the thresholds of a server without --speculative-drafter-switch, 1 and 1.5.
+    cycles = (at(1.6), at(0.9), at(1.4), at(1.4))
+    assert one(tmp_path, "switch", *cycles) == one(tmp_path, "switch:down=1,up=1.5", *cycles)
+    assert one(tmp_path, "switch", *cycles)["switches"] == 2
     found = one(tmp_path, "switch:down=1,up=2,start=large", at(1.5), at(1.5))
     assert (found["switches"], found["by_drafter"][0]["tokens_per_cycle"]) == (0, None)
 

@@ -20,8 +20,7 @@ from sgl_entropy.serving.drafter_files import drafter_config, local_folder
 from sgl_entropy.verify.policies import DrafterSwitch
 
 FLAG, THRESHOLDS = "--speculative-second-draft-model-path", "--speculative-drafter-switch"
-# Nats. A guess: `sgl-entropy policy replay` over a trace says how often it would switch.
-DEFAULT = DrafterSwitch(1.0, 1.5)
+DEFAULT = DrafterSwitch()
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.base.typed_json import as_json
+from sgl_entropy.verify.policies import DrafterSwitch
 from sgl_entropy.verify.replay.easd import EasdReplay, make_easd
 from sgl_entropy.verify.replay.ledger import ReplayCosts
 from sgl_entropy.verify.replay.policy import Replay, ReplayOptions, ReplayReport
@@ -47,7 +48,9 @@ POLICIES = {
         "typical acceptance below=0.5 nats, eps=0.09, delta=0.3; easd=true|false and its keys",
     ),
     "switch": Policy(
-        make_switch, "two drafters by mean target entropy: down=0.5, up=1.5, start=small|large"
+        make_switch,
+        f"two drafters by mean target entropy: down={DrafterSwitch.down:g}, "
+        f"up={DrafterSwitch.up:g}, start=small|large",
     ),
 }
 

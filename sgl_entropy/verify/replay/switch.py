@@ -83,7 +83,9 @@ class SwitchReplay:
 
 
 def make_switch(options: ReplayOptions, header: TraceHeader) -> SwitchReplay:
-    policy = DrafterSwitch(options.number("down", 0.5), options.number("up", 1.5))
+    policy = DrafterSwitch(
+        options.number("down", DrafterSwitch.down), options.number("up", DrafterSwitch.up)
+    )
     start = _NAMES.index(options.choice("start", _NAMES))
     options.done()
     return SwitchReplay(policy, start)
