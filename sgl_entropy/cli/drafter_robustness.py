@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sgl_entropy.base.cache import cache_dir
 from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.base.typed_json import as_json
@@ -63,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
 
     from sgl_entropy.base.provenance import footer, provenance
     from sgl_entropy.evaluate import robustness
-    from sgl_entropy.target.smollm2 import cache_dir
 
     torch.set_num_threads(args.threads)
     records = args.records or cache_dir() / "robustness.jsonl"

@@ -16,6 +16,7 @@ from typing import Any
 from sgl_entropy_bench.figures.figure_plan import FigurePlan, write_results
 from sgl_entropy_bench.server.arms import Engine, ServeArm
 
+from sgl_entropy.base.cache import cache_dir
 from sgl_entropy.cli.demo import add_drafter_options, resolve
 from sgl_entropy.cli.output import check_folder
 
@@ -113,8 +114,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, write, print the page; 1 if the figure is a check and fails."""
-    from sgl_entropy.target.smollm2 import cache_dir
-
     _refuse_flags_of_others(args)
     check_folder("--out", args.out)
     chosen = tuple(map(arm_of, args.arm or ()))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sgl_entropy.base.cache import cache_dir
 from sgl_entropy.cli.output import check_folder
-from sgl_entropy.target.smollm2 import FOLDER_NAME, cache_dir, ensure_small_target
+from sgl_entropy.target.smollm2 import FOLDER_NAME, ensure_small_target
 
 EXAMPLES = """examples:
   sgl-entropy target                 # prints the folder; converts on first use (540 MB)

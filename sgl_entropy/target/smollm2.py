@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from sgl_entropy.base.cache import cache_dir
 from sgl_entropy.base.disk import file_sha256
 from sgl_entropy.target.from_gguf import TargetError, convert_gguf
 
@@ -27,11 +27,6 @@ FOLDER_NAME = "smollm2-135m-instruct"
 MANIFEST = "manifest.json"
 # Raised whenever the written folder changes, so that an old cache is rebuilt.
 CONVERSION = 1
-
-
-def cache_dir() -> Path:
-    """``$SGL_ENTROPY_CACHE``, or ``~/.cache/sgl-entropy``."""
-    return Path(os.environ.get("SGL_ENTROPY_CACHE") or "~/.cache/sgl-entropy").expanduser()
 
 
 def ensure_small_target(out: str | Path | None = None) -> Path:

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.cache import cache_dir
 from sgl_entropy.base.json_file import read_object
 from sgl_entropy.drafter.config import Algorithm, highest_layer_id
 from sgl_entropy.target.fingerprint import refuse_other_report
-from sgl_entropy.target.smollm2 import cache_dir, ensure_small_target
+from sgl_entropy.target.smollm2 import ensure_small_target
 from sgl_entropy.train.settings.file import TrainSettings
 
 
