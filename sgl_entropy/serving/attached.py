@@ -7,7 +7,7 @@ a draft's and a verification's input  ``Cycle``
 a request                             ``RequestState``
 a batch's sampling settings           ``BrokenRows``, while prompts are sampled
 the runner of draft graphs            ``CapturedGraphs``
-a message to the detokenizer and on   ``MessageFigures``
+a message to the detokenizer and on   ``MessageMeta``
 the server's arguments                ``Mode``
 ====================================  ====================================================
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgl_entropy.serving.figures import EasdFigures, RequestFigures, SpecFigures
+from sgl_entropy.serving.meta_info import EasdMeta, RequestMeta, SpecMeta
 from sgl_entropy.serving.outcome import DRAFTERS, CheckCounts, CycleOutcome, DrafterCycle
 from sgl_entropy.verify.trace import CycleRecord
 
@@ -51,17 +51,17 @@ class SpecCounters:
                 self.by_drafter = [0] * len(DRAFTERS)
             self.by_drafter[outcome.drafter] += 1
 
-    def figures(self) -> SpecFigures:
+    def snapshot(self) -> SpecMeta:
         """The counts as they are now."""
         checks, by_drafter = self.checks, self.by_drafter
-        return SpecFigures(
+        return SpecMeta(
             self.cycles,
             self.drafted,
             self.emitted,
             tuple(self.accepted_by_position),
             None
             if checks is None
-            else EasdFigures(checks.checks, checks.fires, checks.relaxed, checks.mean_entropy),
+            else EasdMeta(checks.checks, checks.fires, checks.relaxed, checks.mean_entropy),
             None if by_drafter is None else dict(zip(DRAFTERS, by_drafter, strict=True)),
         )
 
@@ -86,10 +86,10 @@ class RequestCounters:
         if outcome.drafter_cycle is not None:
             self.drafters.append(outcome.drafter_cycle)
 
-    def figures(self, finished: bool) -> RequestFigures:
+    def for_response(self, finished: bool) -> RequestMeta:
         """What its response says; single cycles are shown when it has finished."""
-        return RequestFigures(
-            self.counts.figures(),
+        return RequestMeta(
+            self.counts.snapshot(),
             tuple(self.trace) if finished else (),
             tuple(self.drafters) if finished else (),
         )
@@ -131,7 +131,7 @@ class RankTotals:
         Args:
             mode_seconds: time in the entropy mode's own code, shown if a mode was met.
         """
-        out = self.counts.figures().to_dict()
+        out = self.counts.snapshot().to_dict()
         if self.switch is not None:
             out["drafter_switches"] = self.switch.switches
             out["drafter_catch_ups"] = self.switch.catch_ups

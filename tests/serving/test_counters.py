@@ -30,7 +30,7 @@ def test_cycles_add_up() -> None:
     counts = SpecCounters()
     for found in PLAIN:
         counts.add(found)
-    assert counts.figures().to_dict() == {
+    assert counts.snapshot().to_dict() == {
         "cycles": 3,
         "drafted": 11,
         "emitted": 8,
@@ -48,7 +48,7 @@ def test_a_response_tells_its_cycles_when_it_has_finished() -> None:
     counters.add(checked(0))
     counters.add(checked(1))
     running: dict[str, Any] = {}
-    counters.figures(finished=False).add_to(running)
+    counters.for_response(finished=False).add_to(running)
     assert running == {
         "spec_cycles": 2,
         "spec_drafted": 4,
@@ -62,7 +62,7 @@ def test_a_response_tells_its_cycles_when_it_has_finished() -> None:
     }
     # It crosses two processes.
     finished: dict[str, Any] = {}
-    pickle.loads(pickle.dumps(counters.figures(finished=True))).add_to(finished)
+    pickle.loads(pickle.dumps(counters.for_response(finished=True))).add_to(finished)
     assert finished.pop("spec_trace") == [RECORD.to_dict(2)] * 2
     shown = {
         "drafter": "large",

@@ -13,7 +13,7 @@ from sgl_entropy.runtime.v0_5_6 import ours
 from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.serving import attached, mode_time
 from sgl_entropy.serving.counters import RankTotals, RequestCounters
-from sgl_entropy.serving.figures import MessageFigures, RequestFigures
+from sgl_entropy.serving.meta_info import MessageMeta, RequestMeta
 from sgl_entropy.serving.outcome import outcome
 from sgl_entropy.serving.prometheus import SpecMetrics
 from sgl_entropy.serving.request_state import RequestState
@@ -49,33 +49,33 @@ def record_cycle(
     TOTALS.counts.add(cycle_outcome)
 
 
-def of_request(req: Req) -> RequestFigures | None:
+def of_request(req: Req) -> RequestMeta | None:
     """What a request's response will say; None before its first cycle or without our flags."""
     state = attached.of(req, RequestState)
     if state is None or state.counters is None:
         return None
-    return state.counters.figures(req.finished())
+    return state.counters.for_response(req.finished())
 
 
-def attach(per_request: Sequence[RequestFigures | None], output: Any) -> Any:
-    """Let an output message carry the figures of its requests; returns the message."""
-    if any(figures is not None for figures in per_request):
-        attached.put(output, MessageFigures(tuple(per_request)))
+def attach(per_request: Sequence[RequestMeta | None], output: Any) -> Any:
+    """Let an output message carry the counts of its requests; returns the message."""
+    if any(one is not None for one in per_request):
+        attached.put(output, MessageMeta(tuple(per_request)))
     return output
 
 
 def carry(source: Any, output: Any) -> Any:
-    """Hand the figures on from one message to the next (the detokenizer); returns the message."""
-    figures = attached.of(source, MessageFigures)
-    if figures is not None:
-        attached.put(output, figures)
+    """Hand the counts on from one message to the next (the detokenizer); returns the message."""
+    counted = attached.of(source, MessageMeta)
+    if counted is not None:
+        attached.put(output, counted)
     return output
 
 
 def report(meta_info: dict[str, Any], message: Any, index: int) -> None:
-    """Add request ``index``'s figures to its response's ``meta_info``."""
-    figures = attached.of(message, MessageFigures)
-    of_this = None if figures is None else figures.of_requests[index]
+    """Add request ``index``'s counts to its response's ``meta_info``."""
+    counted = attached.of(message, MessageMeta)
+    of_this = None if counted is None else counted.of_requests[index]
     if of_this is not None:
         of_this.add_to(meta_info)
 

@@ -1,4 +1,4 @@
-"""Figures of a request on their way from the scheduler into its response's ``meta_info``."""
+"""A request's counts on their way from the scheduler into its response's ``meta_info``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sgl_entropy.serving.outcome import DrafterCycle
 from sgl_entropy.verify.trace import CycleRecord
 
 
-class EasdFigures(NamedTuple):
-    """Of an entropy mode; ``target_entropy``: the mean in nats, None = of no emitted position."""
+class EasdMeta(NamedTuple):
+    """Counts of an entropy mode; ``target_entropy``: the mean in nats, None = of no emitted position."""
 
     checks: int
     fires: int
@@ -25,7 +25,7 @@ class EasdFigures(NamedTuple):
         shown["easd_target_entropy"] = self.target_entropy
 
 
-class SpecFigures(NamedTuple):
+class SpecMeta(NamedTuple):
     """Counts of speculation at one moment; see ``counters.SpecCounters``.
 
     Attributes:
@@ -36,7 +36,7 @@ class SpecFigures(NamedTuple):
     drafted: int
     emitted: int
     accepted_by_position: tuple[int, ...]
-    easd: EasdFigures | None
+    easd: EasdMeta | None
     cycles_by_drafter: dict[str, int] | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,14 +54,14 @@ class SpecFigures(NamedTuple):
         return out
 
 
-class RequestFigures(NamedTuple):
+class RequestMeta(NamedTuple):
     """What one response says of its request.
 
     Attributes:
         trace: its cycles, if it asked for them and has finished; likewise ``drafters``.
     """
 
-    spec: SpecFigures
+    spec: SpecMeta
     trace: tuple[CycleRecord, ...]
     drafters: tuple[DrafterCycle, ...]
 
@@ -85,7 +85,7 @@ class RequestFigures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MessageFigures:
+class MessageMeta:
     """Of the requests of one message to the detokenizer, in its order; None = not counted yet."""
 
-    of_requests: tuple[RequestFigures | None, ...]
+    of_requests: tuple[RequestMeta | None, ...]
