@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from sgl_entropy.base.json_file import read_object
+from sgl_entropy.base.safetensors_header import TensorEntry, read_header
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -55,50 +57,34 @@ def _name(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        try:
-            names = json.loads((folder / _INDEX).read_bytes())["weight_map"].values()
-            return [folder / name for name in sorted(set(names))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / _INDEX}: cannot be read: {error!r}") from None
+    index = folder / _INDEX
+    if index.is_file():
+        names = read_object(index, limit=1 << 26).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(one, str) for one in names.values()):
+            raise ValueError(f"{index}: expected an object weight_map, from tensors to files")
+        return [folder / name for name in sorted({*names.values()})]
     single = folder / _SINGLE
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def _digests(path: Path) -> dict[str, bytes]:
-    """A digest for each tensor. ``checkpoint.tensors`` describes the format and checks more."""
-    out = {}
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            if size > path.stat().st_size:
-                raise ValueError("no safetensors file, or a truncated one")
-            header = json.loads(file.read(size))
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    out[name] = _digest(file, 8 + size, **entry)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    return out
+    """A digest for each tensor."""
+    entries = read_header(path).values()
+    with path.open("rb") as file:
+        return {entry.name: _digest(file, entry) for entry in entries}
 
 
-def _digest(
-    file: BinaryIO, data: int, *, dtype: str, shape: list[int], data_offsets: list[int]
-) -> bytes:
-    digest = hashlib.sha256(f"{dtype} {shape}".encode())
-    start, end = data_offsets
-    rows = math.prod(shape[:-1])
+def _digest(file: BinaryIO, entry: TensorEntry) -> bytes:
+    shape = list(entry.shape)
+    digest = hashlib.sha256(f"{entry.dtype} {shape}".encode())
     if len(shape) < 2 or not all(shape):
-        starts, length = [0], end - start
+        starts, length = [0], entry.num_bytes
     else:
-        length = (end - start) // rows
+        length = entry.num_bytes // math.prod(shape[:-1])
         starts = [length * _row(shape, share) for share in _ROWS]
-    for offset in starts:
-        file.seek(data + start + offset)
-        row = file.read(length)
-        if len(row) != length:
-            raise ValueError("truncated")
-        digest.update(row)
+    for start in starts:
+        file.seek(entry.start + start)
+        digest.update(file.read(length))
     return digest.digest()
 
 

@@ -76,7 +76,7 @@ def read_texts(path: Path, most: int | None = None) -> list[Text]:
                     continue
                 try:
                     text = parse(line.strip())
-                except (TypeError, KeyError, IndexError, StopIteration):
+                except (TypeError, KeyError, IndexError, StopIteration, RecursionError):
                     raise ValueError(_misfit(path, number)) from None
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{path}, line {number}: not JSON: {error}") from None

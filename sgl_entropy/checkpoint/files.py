@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgl_entropy.base.json_file import JsonFileError, read_object
+from sgl_entropy.base.safetensors_header import TensorEntry
 from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.checkpoint.findings import Finding
-from sgl_entropy.checkpoint.tensors import TensorEntry, read_header
+from sgl_entropy.checkpoint.tensors import read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -56,8 +57,10 @@ def target_files(folder: Path) -> list[Path]:
     """The safetensors files of a target: those that its index names, else ``model.safetensors``,
     else all. Some repositories hold the weights a second time, in another layout, beside them.
 
+    Every header is read: the library that loads them says little of a damaged file.
+
     Raises:
-        DrafterError: the index cannot be read, or a file that it names is missing.
+        DrafterError: the index cannot be read, a file that it names is missing, or one is damaged.
     """
     if (folder / INDEX_NAME).is_file():
         shards = _read_sharded(folder)
@@ -66,7 +69,10 @@ def target_files(folder: Path) -> list[Path]:
             raise DrafterError("; ".join(wrong))
         return list(shards.files)
     single = folder / SINGLE_NAME
-    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    for file in files:
+        read_header(file)
+    return files
 
 
 def _no_weights(folder: Path) -> Finding:

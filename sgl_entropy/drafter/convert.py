@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.safetensors_header import TensorEntry
 from sgl_entropy.checkpoint.files import SINGLE_NAME, read_weight_files
 from sgl_entropy.checkpoint.findings import Finding, raise_errors
 from sgl_entropy.checkpoint.raw_config import is_int, read_raw_config, show
 from sgl_entropy.checkpoint.staging import staged_folder
-from sgl_entropy.checkpoint.tensors import TensorEntry, write_renamed
+from sgl_entropy.checkpoint.tensors import write_renamed
 from sgl_entropy.drafter.config import (
     EAGLE3_ARCHITECTURES,
     SPECULATORS_ARCHITECTURES,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from sgl_entropy.base.safetensors_header import TensorEntry
 from sgl_entropy.checkpoint.findings import Finding, errors_of
-from sgl_entropy.checkpoint.tensors import TensorEntry
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
 from sgl_entropy.drafter.layouts import detect_layout
 

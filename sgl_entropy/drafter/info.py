@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.safetensors_header import DTYPE_BYTES
 from sgl_entropy.checkpoint.files import read_weight_files
 from sgl_entropy.checkpoint.findings import Finding
-from sgl_entropy.checkpoint.tensors import DTYPE_BYTES
 from sgl_entropy.drafter.checkpoint import inspect_checkpoint, read_config
 from sgl_entropy.drafter.config import DrafterConfig, hidden_state_number
 from sgl_entropy.drafter.fold import up_table_bytes

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgl_entropy.checkpoint.tensors import read_header
 from sgl_entropy.drafter.config import DrafterConfig, DrafterError
 from sgl_entropy.target.plain import grouped_attention
 from sgl_entropy.target.rotary import apply_rotary, rotary_tables
@@ -257,6 +258,7 @@ def load_drafter(folder: str | Path, dtype: torch.dtype = torch.float32) -> Draf
     path = folder / "model.safetensors"
     if not path.is_file():
         raise DrafterError(f"{path}: not found; a drafter folder holds its weights there")
+    read_header(path)  # says what is wrong with a damaged file
     tensors = load_file(path)
     gate = tensors.get("edfuse.gate_proj.weight")
     if config.algorithm == "EDSD" and gate is not None:

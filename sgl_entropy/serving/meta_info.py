@@ -10,7 +10,7 @@ from sgl_entropy.verify.trace import CycleRecord
 
 
 class EasdMeta(NamedTuple):
-    """Counts of an entropy mode; ``target_entropy``: the mean in nats, None = of no emitted position."""
+    """Counts of an entropy mode; ``target_entropy``: mean nats, None = nothing emitted."""
 
     checks: int
     fires: int

@@ -44,7 +44,7 @@ class TargetConfig:
             )
         path = folder / "config.json"
         try:
-            raw = read_object(path, limit=1 << 24)
+            raw = read_target_config(folder)
         except JsonFileError as error:
             raise DrafterError(f"target: {error}") from None
         text = raw.get("text_config")
@@ -66,6 +66,15 @@ class TargetConfig:
             raise DrafterError(f"target {path}: {'; '.join(wrong)}")
         scaling = default(raw, "rope_scaling", rope or None)
         return cls(folder=folder, rope_theta=float(theta), rope_scaling=scaling, **sizes)
+
+
+def read_target_config(folder: Path) -> dict[str, Any]:
+    """The target's ``config.json`` as it is.
+
+    Raises:
+        JsonFileError: not there, or no JSON object.
+    """
+    return read_object(folder / "config.json", limit=1 << 24)
 
 
 def end_tokens(folder: str | Path) -> list[int]:

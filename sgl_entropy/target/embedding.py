@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import safe_open
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.checkpoint.files import target_files
+from sgl_entropy.target.config import read_target_config
 from sgl_entropy.target.layers import check_family
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -21,9 +21,9 @@ def read_embedding_and_head(folder: Path) -> tuple[Tensor, Tensor]:
 
     Raises:
         DrafterError: a family that is not known here, or no embedding in the folder's files.
-        OSError: no config, or not readable.
+        JsonFileError: no config, or not readable.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_target_config(folder)
     check_family(config)
     tensors: dict[str, Tensor] = {}
     for path in target_files(folder):

@@ -10,6 +10,7 @@ from typing import Any
 
 from sgl_entropy.base.identity import Identity
 from sgl_entropy.base.json_file import read_object
+from sgl_entropy.target.config import read_target_config
 
 # The config values that decide a target's hidden states and answers, apart from its weights.
 _DECIDES = (
@@ -45,10 +46,9 @@ def target_fingerprint(folder: Path) -> str:
     lies, what it is called and how its weights are split into files do not count.
 
     Raises:
-        ValueError: weights that are damaged, or none.
-        OSError: no config, or not readable.
+        ValueError: no weights or config, or not readable.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_target_config(folder)
     parts = [[config.get(key) for key in _DECIDES], Identity.of(folder).sha256]
     return _FORM + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -80,7 +80,7 @@ def refuse_other_report(report: Path, target: Path) -> None:
     """
     raw = read_object(report)
     recorded = _comparable(raw)
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    config = read_target_config(target)
     layers, count = len(raw["profiles"]["curvature"]) - 1, int(config["num_hidden_layers"])
     same, differ = layers == count, f"{layers} layers, now {count}"
     if same and recorded and any(target.glob("*.safetensors")):
@@ -116,7 +116,7 @@ def refuse_other_target(
         now = target_fingerprint(target)
         same, differ = recorded == now, f"other weights or config: {recorded}, now {now}"
     else:
-        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+        config = read_target_config(target)
         sizes = (int(config["hidden_size"]), int(config["num_hidden_layers"]))
         names = (target.name, target.resolve().name)
         same = (

@@ -8,7 +8,6 @@ lengths, and never splits a batch over sequences: one matmul a layer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.checkpoint.files import target_files
-from sgl_entropy.target.config import end_tokens
+from sgl_entropy.target.config import end_tokens, read_target_config
 from sgl_entropy.target.layers import check_family, take_layer
 from sgl_entropy.target.rotary import apply_rotary, rotary_of, rotary_tables
 
@@ -162,7 +161,7 @@ class PlainTarget:
         files = target_files(folder)
         if not files or not (folder / "config.json").is_file():
             raise DrafterError(f"{folder}: expected config.json and *.safetensors of the target")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_target_config(folder)
         config["eos_token_id"] = end_tokens(folder)
         weights: dict[str, Tensor] = {}
         for file in files:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sgl_entropy.base.cache import cache_dir
-from sgl_entropy.base.json_file import read_object
 from sgl_entropy.drafter.config import Algorithm, highest_layer_id
+from sgl_entropy.target.config import read_target_config
 from sgl_entropy.target.fingerprint import refuse_other_report
 from sgl_entropy.target.smollm2 import ensure_small_target
 from sgl_entropy.train.settings.file import TrainSettings
@@ -54,7 +54,7 @@ class Workspace:
             ValueError: the target has no readable ``config.json``.
         """
         target = Path(settings.target).expanduser() if settings.target else ensure_small_target()
-        model = read_object(target / "config.json", limit=1 << 24)
+        model = read_target_config(target)
         return cls(settings, target, model, work_folder(settings))
 
     @property

@@ -59,24 +59,48 @@ def test_weights_beside_those_of_the_index_do_not_count(tmp_path: Path) -> None:
         Identity.of(folder)
     with pytest.raises(ValueError, match="gone: no such folder"):
         Identity.of(tmp_path / "gone")
-    index.write_text("[]")
-    with pytest.raises(ValueError, match=r"index.json: cannot be read"):
-        Identity.of(folder)
+    for text, why in (
+        ("[]", "expected a JSON object"),
+        ('{"weight_map": {"a": 7}}', "expected an object weight_map"),
+        ("[" * 100_000, "nested too deeply"),
+    ):
+        index.write_text(text)
+        with pytest.raises(ValueError, match=f"index.json: .*{why}"):
+            Identity.of(folder)
 
 
-@pytest.mark.parametrize("damage", ["empty", "pointer", "cut", "header"])
-def test_damaged_weights_are_refused(damage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        ("empty", "not a safetensors file"),
+        ("pointer", "a Git LFS pointer"),
+        ("cut", "truncated"),
+        ("header", "not a safetensors file"),
+        ("deep", "not valid JSON"),
+        ("offsets", "its data_offsets hold"),
+        ("shape", "must have a known dtype, a shape"),
+    ],
+)
+def test_damaged_weights_are_refused(damage: str, why: str, tmp_path: Path) -> None:
+    """Nothing is allocated, or read, by what a header only claims."""
     file = write(tmp_path / "model") / "model-0.safetensors"
     whole = file.read_bytes()
+    entry = '{"a": {"dtype": "F32", "shape": %s, "data_offsets": [0, %d]}}'
+    headers = {
+        "deep": '{"a": ' + "[" * 100_000,
+        "offsets": entry % ("[1]", 1 << 45),
+        "shape": entry % ("[-1, 4]", 16),
+    }
+    text = headers.get(damage, "").encode()
     file.write_bytes(
         {
             "empty": b"",
             "pointer": b"version https://git-lfs.github.com/spec/v1",
             "cut": whole[:-8],
             "header": whole[:8] + whole[9:],
-        }[damage]
+        }.get(damage, len(text).to_bytes(8, "little") + text + bytes(16))
     )
-    with pytest.raises(ValueError, match=rf"{file}: cannot be read"):
+    with pytest.raises(ValueError, match=f"{file}: .*{why}"):
         Identity.of(file.parent)
 
 

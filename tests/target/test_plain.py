@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sgl_entropy.checkpoint.errors import DrafterError
+from sgl_entropy.target.embedding import read_embedding_and_head
 from sgl_entropy.target.layers import check_family
 from sgl_entropy.target.plain import PlainTarget
 from sgl_entropy.target.rotary import frequencies, rotary_of
@@ -137,6 +138,22 @@ def test_missing_and_unknown_weights_are_named(tmp_path: Path) -> None:
     odd = {**weights, "model.layers.2.pre_feedforward_layernorm.weight": torch.ones(32)}
     with pytest.raises(DrafterError, match=r"layernorm\.weight is not known"):
         PlainTarget(config, odd)
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    """Where a library reads the weights, which says little: the whole target, its two tensors."""
+    write(tmp_path, "Llama", {})
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-8])
+    for read in (PlainTarget.from_folder, read_embedding_and_head):
+        with pytest.raises(DrafterError, match=f"{file}: truncated"):
+            read(tmp_path)
+    file.write_bytes(whole)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    for read in (PlainTarget.from_folder, read_embedding_and_head):
+        with pytest.raises(ValueError, match=r"config\.json: not valid JSON: nested too deeply"):
+            read(tmp_path)
 
 
 def test_the_base_is_found_where_newer_transformers_keep_it() -> None:

@@ -7,12 +7,11 @@ stage that reads the answers compares them with the target's own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy.target.config import tokenizer_digest
+from sgl_entropy.target.config import read_target_config, tokenizer_digest
 from sgl_entropy.target.fingerprint import target_fingerprint
 from sgl_entropy.train.answers.from_server import Ask
 from sgl_entropy.train.prompts.order import Prompt
@@ -72,7 +71,7 @@ def within_vocabulary(ask: Ask, work: Workspace) -> Ask:
 
 
 def _other_model(info: Mapping[str, Any], served: str, target: Path) -> str | None:
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    config = read_target_config(target)
     for key in ("model_type", "architectures"):
         told, own = info.get(key), config.get(key)
         if told and own and told != own:
