@@ -1,4 +1,4 @@
-"""Requests are checked before they leave the tokenizer's process."""
+"""Requests are checked as they are made, before they leave the process of the HTTP server."""
 
 from __future__ import annotations
 
@@ -8,20 +8,55 @@ from typing import Any
 from sgl_entropy.runtime.v0_5_6 import ours
 from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.runtime.v0_5_6.switch_args import served_switch
-from sgl_entropy.serving.request_checks import check_custom, check_ids, check_sampling
+from sgl_entropy.serving.request_checks import check_custom
+from sgl_entropy.serving.request_schema import Request, Served, check_ids, check_request
 
 
-def check(request: Any, input_ids: list[int] | None, vocab_size: int) -> None:
-    """Refuse one request that the scheduler could not serve.
+def served() -> Served:
+    """What this server's requests are compared with."""
+    from sglang.srt.server_args import get_global_server_args
+
+    args = get_global_server_args()
+    model = args.get_model_config()
+    return Served(
+        model.vocab_size, model.hidden_size, args.dp_size, tokenizer=not args.skip_tokenizer_init
+    )
+
+
+def admit(request: Any) -> None:
+    """Refuse a request that the scheduler could not serve.
+
+    Args:
+        request: SGLang's ``GenerateReqInput`` as a route made it; a batch's parts are seen twice.
+
+    Raises:
+        ValueError: every route answers it with status 400, streaming or not.
+    """
+    if not ours.active():
+        return
+    check_request({name: getattr(request, name) for name in Request.model_fields}, served())
+    params = request.sampling_params or {}
+    for one in params if isinstance(params, list) else [params]:
+        check_custom(one.get("custom_params"), served_mode(), served_switch() is not None)
+
+
+def check(
+    rid: str, running: Mapping[str, Any], input_ids: list[int] | None, vocab_size: int
+) -> None:
+    """Refuse a name that another request has, whose answer it would take, and unknown tokens.
+
+    Args:
+        rid: of the request.
+        running: requests of this process by name.
+        input_ids: as the tokenizer made them.
+        vocab_size: of the target.
 
     Raises:
         ValueError: the server answers it with status 400.
     """
     if not ours.active():
         return
+    if rid in running:
+        raise ValueError(f"rid: expected a name of its own, found {rid!r}, which is being answered")
     if input_ids is not None:
         check_ids("input_ids", input_ids, vocab_size)
-    params = request.sampling_params
-    if isinstance(params, Mapping):
-        check_sampling(params, vocab_size)
-        check_custom(params.get("custom_params"), served_mode(), served_switch() is not None)
