@@ -42,3 +42,13 @@ def test_a_changed_weight_is_packed_anew(change: str) -> None:
         linear.weight = torch.nn.Parameter(torch.randn(80, 48), requires_grad=False)
     expected = torch.nn.functional.linear(x, linear.weight)
     torch.testing.assert_close(gemm.linear(linear, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_written_under_inference_mode_is_packed_anew() -> None:
+    """Such tensors do not count what is written to them, as SGLang's weights."""
+    with torch.inference_mode():
+        linear, x = layer(), torch.randn(3, 48)
+        before = gemm.linear(linear, x).clone()
+        linear.weight.mul_(2.0)
+        gemm.weights_changed()
+        torch.testing.assert_close(gemm.linear(linear, x), 2 * before, rtol=1e-5, atol=1e-5)

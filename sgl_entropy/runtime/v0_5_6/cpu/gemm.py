@@ -34,6 +34,14 @@ _active = (
     and torch.backends.mkldnn.is_available()
 )
 
+_updates = 0
+
+
+def weights_changed() -> None:
+    """A route of the server may have written to weights: every packed copy is made anew."""
+    global _updates
+    _updates += 1
+
 
 def serves(layer: Any) -> bool:
     """Whether ``layer`` is multiplied here: a plain float weight on the CPU engine."""
@@ -48,14 +56,15 @@ def linear(layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> tor
 
     Args:
         layer: a module with ``weight`` [out, in]; the packed copy is kept beside it and made anew
-            when the weight was replaced or written to.
+            when the weight was replaced or written to. Tensors made under inference mode do not
+            count what is written to them: see ``weights_changed``.
         x: [..., in].
     """
     rows = x.numel() // x.shape[-1]
     if not serves(layer) or x.dtype != layer.weight.dtype or not 0 < rows <= _MOST:
         return plain_linear(x, layer.weight, bias)
     weight = layer.weight
-    key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+    key = (_updates, weight.data_ptr(), 0 if weight.is_inference() else weight._version)
     packed = layer.__dict__.get(_PACKED)
     if packed is None or packed[0] != key:
         packed = (key, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS))
