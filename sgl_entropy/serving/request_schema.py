@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from reprlib import Repr
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -78,8 +78,8 @@ Expression = Annotated[str, AfterValidator(_expression)]
 Token = Annotated[int, Field(ge=0, le=INT32)]
 Text = Annotated[str, Field(min_length=1)]
 # One fault of a long list is enough.
-Many = Annotated[list[T], Field(min_length=1, fail_fast=True)]
-Each = T | list[T]
+Many: TypeAlias = Annotated[list[T], Field(min_length=1, fail_fast=True)]
+Each: TypeAlias = T | list[T]
 Biases = dict[Annotated[str, AfterValidator(_token)], Annotated[float, Field(ge=-LARGE, le=LARGE)]]
 
 
@@ -95,7 +95,7 @@ class Sampling(_Fields):
     max_new_tokens: Annotated[int, Field(ge=0)] | None = None
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
     stop: Text | list[Text] | None = None
-    stop_token_ids: list[Token] | set[Token] | tuple[Token, ...] | None = None
+    stop_token_ids: list[Token] | set[Token] | None = None
     stop_regex: Expression | list[Expression] | None = None
     temperature: Annotated[float, Field(ge=0, le=LARGE)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -32,4 +32,4 @@ def in_openai(tokens: Sequence[Token]) -> Sequence[Token]:
     """
     if not ours.active():
         return tokens
-    return [(LOWEST if value is None else value, *rest) for value, *rest in tokens]
+    return [(LOWEST if value is None else value, token, text) for value, token, text in tokens]

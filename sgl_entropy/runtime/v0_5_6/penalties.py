@@ -50,20 +50,28 @@ def applied_exactly(batch: ScheduleBatch, draft: EagleVerifyInput, logits: torch
 
 
 def _asked(req: Req) -> Penalties | None:
-    """None = no penalties. The ids that end it are those of SGLang's own min-new-tokens penalty."""
+    """None = no penalties."""
     params = req.sampling_params
     if not (params.frequency_penalty or params.presence_penalty or params.min_new_tokens > 0):
         return None
-    tokenizer = req.tokenizer
-    stop_ids = frozenset[int]()
-    if params.min_new_tokens > 0:
-        stop_ids = frozenset(
-            (
-                *(params.stop_token_ids or ()),
-                *(tokenizer.additional_stop_token_ids or ()),
-                tokenizer.eos_token_id,
-            )
-        )
+    stop_ids = frozenset(end_ids(req)) if params.min_new_tokens > 0 else frozenset()
     return Penalties(
         params.frequency_penalty, params.presence_penalty, params.min_new_tokens, stop_ids
     )
+
+
+def end_ids(req: Req) -> list[int]:
+    """The token ids that end a request's answer, forbidden before ``min_new_tokens``.
+
+    Upstream leaves out the end tokens of the model's own configs (``eos_token_id`` may be a list),
+    and ends the server where the tokenizer has no end token. A sampled one ends the answer all the
+    same.
+    """
+    tokenizer = req.tokenizer
+    ids = set(req.sampling_params.stop_token_ids or ())
+    if tokenizer is not None:
+        ids |= {tokenizer.eos_token_id, *(tokenizer.additional_stop_token_ids or ())}
+    if ours.active():
+        ids |= set(req.eos_token_ids or ())
+        ids = {token for token in ids if token is not None and token < req.vocab_size}
+    return list(ids)
