@@ -190,3 +190,20 @@ def tree_parents(next_token: list[list[int]], next_sibling: list[list[int]]) -> 
                 below = sibling[below]
         out.append(parent)
     return out
+
+
+def path_tokens(tokens: list[int], parents: list[int]) -> list[list[int]]:
+    """The drafted tokens from below the root to each node, the node's own last.
+
+    Args:
+        tokens, parents: of one tree's nodes; parents from ``tree_parents``.
+    """
+    paths = []
+    for node in range(len(tokens)):
+        path = []
+        walk = node
+        while walk > 0:
+            path.append(tokens[walk])
+            walk = parents[walk]
+        paths.append(path[::-1])
+    return paths

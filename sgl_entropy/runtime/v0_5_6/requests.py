@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sgl_entropy.runtime.v0_5_6 import ours
+from sgl_entropy.runtime.v0_5_6 import ours, processors
 from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.runtime.v0_5_6.switch_args import served_switch
 from sgl_entropy.serving.request_checks import check_custom
@@ -38,25 +38,31 @@ def admit(request: Any) -> None:
     params = request.sampling_params or {}
     for one in params if isinstance(params, list) else [params]:
         check_custom(one.get("custom_params"), served_mode(), served_switch() is not None)
+        if request.custom_logit_processor and one.get("custom_params") is None:
+            # SGLang puts the request itself there, where its processor finds it.
+            one["custom_params"] = {}
 
 
-def check(
-    rid: str, running: Mapping[str, Any], input_ids: list[int] | None, vocab_size: int
-) -> None:
+def check(request: Any, running: Mapping[str, Any], input_ids: list[int] | None, args: Any) -> None:
     """Refuse a name that another request has, whose answer it would take, and unknown tokens.
 
     Args:
-        rid: of the request.
+        request: one alone.
         running: requests of this process by name.
         input_ids: as the tokenizer made them.
-        vocab_size: of the target.
+        args: SGLang's ``ServerArgs``.
 
     Raises:
         ValueError: the server answers it with status 400.
     """
     if not ours.active():
         return
-    if rid in running:
-        raise ValueError(f"rid: expected a name of its own, found {rid!r}, which is being answered")
+    if request.rid in running:
+        raise ValueError(
+            f"rid: expected a name of its own, found {request.rid!r}, which is being answered"
+        )
     if input_ids is not None:
-        check_ids("input_ids", input_ids, vocab_size)
+        check_ids("input_ids", input_ids, args.get_model_config().vocab_size)
+    processor = getattr(request, "custom_logit_processor", None)
+    if processor and args.enable_custom_logit_processor:
+        processors.check(processor)
