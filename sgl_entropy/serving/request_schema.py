@@ -174,12 +174,14 @@ class Served:
         hidden_size: width of its embeddings.
         ranks: data-parallel ranks.
         tokenizer: whether the server has one (no ``--skip-tokenizer-init``).
+        speculates: whether a drafter runs. Its taps take the place of the hidden states.
     """
 
     vocab_size: int
     hidden_size: int
     ranks: int = 1
     tokenizer: bool = True
+    speculates: bool = False
 
 
 def check_request(fields: Mapping[str, Any], served: Served) -> None:
@@ -212,6 +214,8 @@ def check_request(fields: Mapping[str, Any], served: Served) -> None:
                 f"top_logprobs_num: expected at most {served.vocab_size} (the vocabulary), "
                 f"found {number}"
             )
+    if served.speculates and any(_flat(fields.get("return_hidden_states"))):
+        raise ValueError("return_hidden_states: expected false, as this server has a drafter")
     rank = fields.get("data_parallel_rank")
     if rank is not None and rank >= served.ranks:
         raise ValueError(f"data_parallel_rank: expected 0..{served.ranks - 1}, found {rank}")

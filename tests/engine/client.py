@@ -118,6 +118,7 @@ FIELDS = frozenset(
         "token_ids_logprob",
         "rid",
         "return_text_in_logprobs",
+        "custom_logit_processor",
     }
 )
 

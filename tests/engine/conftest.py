@@ -14,9 +14,10 @@ from sgl_entropy_bench.server.launch import Server, free_port
 from tests.engine import pair
 from tests.engine.client import EngineClient, RememberingClient
 
+PROCESSORS = ("--enable-custom-logit-processor",)
 # Without speculation but also without overlap: upstream's overlap schedule applies penalties
 # one token late, and speculation switches it off.
-PLAIN = ("--disable-overlap-schedule",)
+PLAIN = (*PROCESSORS, "--disable-overlap-schedule")
 # Requests are taken in until the pool is full, and some are thrown out again ...
 EAGER = ("--schedule-conservativeness", "0.01")
 POOL = 1536
@@ -68,9 +69,9 @@ class Fleet:
 
         arms = (
             (ServeArm("none"), PLAIN, 8192),
-            (ServeArm("edsd_chain", "EDSD", self.edsd), EAGER, POOL),
-            (ServeArm("edsd_tree", "EDSD", self.edsd, *TREE), EAGER, POOL),
-            (ServeArm("eagle3", "EAGLE3", self.eagle3), EASD, 8192),
+            (ServeArm("edsd_chain", "EDSD", self.edsd), (*PROCESSORS, *EAGER), POOL),
+            (ServeArm("edsd_tree", "EDSD", self.edsd, *TREE), (*PROCESSORS, *EAGER), POOL),
+            (ServeArm("eagle3", "EAGLE3", self.eagle3), (*PROCESSORS, *EASD), 8192),
             (ServeArm("easd_chain", "EDSD", self.edsd), (*EASD, "--enable-metrics"), 8192),
             (ServeArm("two_drafters", "EDSD", variant), (*two, "--enable-metrics"), 8192),
             (ServeArm("stop", "EDSD", self.edsd), (*STOP, *SMALL), SMALL_POOL),

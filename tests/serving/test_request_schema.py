@@ -105,6 +105,13 @@ def test_texts_need_a_tokenizer() -> None:
     )
 
 
+def test_a_drafter_takes_the_place_of_the_hidden_states() -> None:
+    speculates = Served(10, 2, speculates=True)
+    for value, prompt in ((True, "x"), ([False, True], ["x", "y"])):
+        refused("^return_hidden_states: ", speculates, text=prompt, return_hidden_states=value)
+        check_request({"text": prompt, "return_hidden_states": value}, SERVED)
+
+
 def test_sound_requests_pass() -> None:
     sampling = {"max_new_tokens": None, "temperature": 0, "stop_token_ids": [0, 9], "stop": ["x"]}
     check_request({"input_ids": [0, 9], "sampling_params": sampling}, SERVED)

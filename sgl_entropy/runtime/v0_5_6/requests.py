@@ -19,7 +19,11 @@ def served() -> Served:
     args = get_global_server_args()
     model = args.get_model_config()
     return Served(
-        model.vocab_size, model.hidden_size, args.dp_size, tokenizer=not args.skip_tokenizer_init
+        model.vocab_size,
+        model.hidden_size,
+        args.dp_size,
+        tokenizer=not args.skip_tokenizer_init,
+        speculates=args.speculative_algorithm is not None,
     )
 
 
