@@ -36,6 +36,7 @@ def arguments(drafter: Path | None, algorithm: str = "EDSD", **changes: Any) -> 
         "model_path": "the-target",
         "device": "cpu",
         "page_size": 1,
+        "grammar_backend": None,
         "context_length": None,
         "speculative_algorithm": algorithm,
         "speculative_draft_model_path": None if drafter is None else str(drafter),
@@ -132,6 +133,15 @@ def test_an_edsd_checkpoint_under_another_algorithm(tmp_path: Path, algorithm: s
     args = arguments(tiny.write_edsd(tmp_path / "d"), algorithm, **tree(4, 1, 5))
     with pytest.raises(DrafterError, match="EDSD"):
         flags.prepare(args)
+
+
+@pytest.mark.parametrize("backend", ["llguidance", "outlines"])
+def test_a_grammar_backend_that_cannot_go_back(tmp_path: Path, backend: str) -> None:
+    drafter = tiny.write_edsd(tmp_path / "d")
+    for fine in (None, "xgrammar", "none"):
+        flags.prepare(arguments(drafter, grammar_backend=fine))
+    with pytest.raises(DrafterError, match=f"--grammar-backend {backend} cannot take back"):
+        flags.prepare(arguments(drafter, grammar_backend=backend))
 
 
 def test_an_eagle3_checkpoint_under_edsd(tmp_path: Path) -> None:

@@ -49,8 +49,11 @@ def prepare(args: Any) -> None:
         if second is not None:
             _check_target(args, second, args.speculative_second_draft_model_path)
             check_draft_shape(args, second)
-        if args.easd is not None or args.draft_stop is not None:
+        entropy_mode = args.easd is not None or args.draft_stop is not None
+        if entropy_mode:
             _refuse_overlap("an entropy mode")
+        if entropy_mode or algorithm == "EDSD" or cpu_engine_asked():
+            _check_grammar(args)
     except DrafterError as error:
         _refuse(error)
 
@@ -61,6 +64,15 @@ def _refuse(error: DrafterError) -> NoReturn:
     if main is not None and main.name == "sglang.launch_server":
         raise SystemExit(f"sgl-entropy: {error}")
     raise error
+
+
+def _check_grammar(args: Any) -> None:
+    """A draft's grammar goes back over rejected tokens, which one backend alone can do."""
+    if args.grammar_backend not in (None, "xgrammar", "none"):
+        raise DrafterError(
+            f"--grammar-backend {args.grammar_backend} cannot take back drafted tokens: its first "
+            "grammar would end the server or be broken; leave it out, or give xgrammar or none"
+        )
 
 
 def _check_algorithm(args: Any) -> None:
