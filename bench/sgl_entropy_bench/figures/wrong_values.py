@@ -6,7 +6,10 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from typing import Any
+
+from sgl_entropy_bench.http.client import Client
 
 Json = dict[str, Any]
 
@@ -123,7 +126,7 @@ CONTROL = (
     Route("/v1/rerank", {"query": "x", "documents": ["y"]}, ("query", "documents", "instruct")),
     Route("/parse_function_call", {"text": "x"}, ("text", "tools", "tool_call_parser")),
     Route("/separate_reasoning", {"text": "x"}, ("text", "reasoning_parser")),
-    Route("/configure_logging", {}, ("log_requests", "log_requests_level", "dump_requests_folder")),
+    Route("/configure_logging", {}, ("log_requests", "log_requests_level")),
 )
 
 
@@ -167,3 +170,18 @@ def _spoil(draw: random.Random, route: Route, body: Json) -> str:
         value = "none"  # null is right: as long as the context
     holder[name] = value
     return f"{prefix}{name}={json.dumps(value)[:60]}"
+
+
+def outcome_of(client: Client, request: WrongRequest, timeout_s: float = 60.0) -> str:
+    """The status of the answer; ``none`` and why, if none came."""
+    connection = HTTPConnection(client.host, client.port, timeout=timeout_s)
+    try:
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", request.path, request.body, headers)
+        answer = connection.getresponse()
+        answer.read()
+    except (OSError, HTTPException) as problem:
+        return f"none ({problem!r})"
+    finally:
+        connection.close()
+    return str(answer.status)
