@@ -147,6 +147,7 @@ class Request(_Fields):
     return_hidden_states: Each[bool] = False
     session_params: Session | list[Session] | None = None
     lora_path: Each[str | None] = None
+    lora_id: Each[str | None] = None
     custom_logit_processor: Each[str | None] = None
     bootstrap_host: Each[str | None] = None
     bootstrap_port: Each[Annotated[int, Field(ge=0, le=65535)] | None] = None
@@ -161,7 +162,7 @@ class Request(_Fields):
 # A list of these holds one value a prompt.
 _BY_PROMPT = (
     *("rid", "sampling_params", "return_logprob", "logprob_start_len", "top_logprobs_num"),
-    *("return_hidden_states", "lora_path", "custom_logit_processor"),
+    *("return_hidden_states", "lora_path", "lora_id", "custom_logit_processor"),
 )
 
 

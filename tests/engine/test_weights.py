@@ -43,6 +43,11 @@ def test_a_target_read_anew_from_disk(fleet: Fleet, tmp_path: Path, name: str) -
     serve(other)
     try:
         assert answers() == greedy(other) != before
+        for wrong in ({"model_path": str(tmp_path / "none")}, {"load_format": "{}"}):
+            body = {"model_path": str(fleet.target), **wrong}
+            status, _ = client.refusal(body, "/update_weights_from_disk")
+            assert status == 400
+        assert answers() == greedy(other)
     finally:
         serve(fleet.target)
     assert answers() == before == greedy(fleet.target)

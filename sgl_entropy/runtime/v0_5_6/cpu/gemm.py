@@ -43,6 +43,11 @@ def weights_changed() -> None:
     _updates += 1
 
 
+def updates() -> int:
+    """How often weights may have been written to."""
+    return _updates
+
+
 def serves(layer: Any) -> bool:
     """Whether ``layer`` is multiplied here: a plain float weight on the CPU engine."""
     if not _active:
