@@ -157,6 +157,9 @@ class Request(_Fields):
     data_parallel_rank: Annotated[int, Field(ge=0)] | None = None
     priority: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
     extra_key: Each[str | None] = None
+    image_data: Any = None
+    video_data: Any = None
+    audio_data: Any = None
 
 
 # A list of these holds one value a prompt.
@@ -175,6 +178,7 @@ class Served:
         hidden_size: width of its embeddings.
         ranks: data-parallel ranks.
         tokenizer: whether the server has one (no ``--skip-tokenizer-init``).
+        multimodal: whether the target reads more than text.
         speculates: whether a drafter runs. Its taps take the place of the hidden states.
     """
 
@@ -182,6 +186,7 @@ class Served:
     hidden_size: int
     ranks: int = 1
     tokenizer: bool = True
+    multimodal: bool = False
     speculates: bool = False
 
 
@@ -215,6 +220,9 @@ def check_request(fields: Mapping[str, Any], served: Served) -> None:
                 f"top_logprobs_num: expected at most {served.vocab_size} (the vocabulary), "
                 f"found {number}"
             )
+    for name in ("image_data", "video_data", "audio_data"):
+        if not served.multimodal and _holds_data(fields.get(name)):
+            raise ValueError(f"{name}: expected none, as this server's model reads text alone")
     if served.speculates and any(_flat(fields.get("return_hidden_states"))):
         raise ValueError("return_hidden_states: expected false, as this server has a drafter")
     rank = fields.get("data_parallel_rank")
@@ -287,6 +295,12 @@ def _rows_of_embeddings(value: Any) -> list[list[float]]:
     if value is None:
         return []
     return [row for one in value for row in one] if isinstance(value[0][0], list) else value
+
+
+def _holds_data(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_holds_data(one) for one in value)
+    return value is not None
 
 
 def _flat(value: Any) -> list[Any]:

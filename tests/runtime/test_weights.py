@@ -20,6 +20,14 @@ def _served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_args, "_global_server_args", args)
 
 
+def asked(kind: str, **fields: Any) -> Any:
+    return type(kind, (), fields)()
+
+
+def scheduler(**functions: Any) -> Any:
+    return SimpleNamespace(draft_worker=None, tp_worker=SimpleNamespace(**functions))
+
+
 def test_a_folder_that_fails_in_the_middle_is_followed_by_the_served_one() -> None:
     read = []
 
@@ -30,8 +38,8 @@ def test_a_folder_that_fails_in_the_middle_is_followed_by_the_served_one() -> No
         return True, ""
 
     before = gemm.updates()
-    request = SimpleNamespace(model_path="other", load_format="{}", flush_cache=True)
-    success, message = weights.written(update, request)
+    request = asked("UpdateWeightFromDiskReqInput", model_path="other", load_format="{}")
+    success, message = weights.write(scheduler(update_weights_from_disk=update), request)
     assert not success
     assert "no such tensor" in message
     assert read == [("other", "{}"), ("served", "auto")]
@@ -42,7 +50,10 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     def update(request: Any) -> tuple[bool, str]:
         raise ValueError("shapes differ")
 
-    assert weights.written(update, SimpleNamespace(names=[]))[0] is False
+    drafting = SimpleNamespace(draft_worker=SimpleNamespace(update_weights_from_tensor=update))
+    success, message = weights.write(drafting, asked("UpdateWeightsFromTensorReqInput"))
+    assert not success
+    assert "shapes differ" in message
 
 
 def test_without_our_flags_an_exception_is_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,4 +63,7 @@ def test_without_our_flags_an_exception_is_upstreams(monkeypatch: pytest.MonkeyP
         raise ValueError("shapes differ")
 
     with pytest.raises(ValueError, match="shapes differ"):
-        weights.written(update, SimpleNamespace())
+        weights.write(
+            scheduler(update_weights_from_distributed=update),
+            asked("UpdateWeightsFromDistributedReqInput"),
+        )

@@ -88,6 +88,8 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"text": "x", "token_ids_logprob": [10]}, r"^token_ids_logprob .*0\.\.9, found 10"),
     ({"text": "x", "data_parallel_rank": 2}, r"^data_parallel_rank: expected 0\.\.1, found 2"),
     ({"text": "x", "session_params": {"id": 3}}, "^session_params: "),
+    ({"text": ["x"], "image_data": [["a.png"]]}, "^image_data: .* reads text alone"),
+    ({"text": "x", "audio_data": " "}, "^audio_data: "),
     ({"text": "x", "bootstrap_port": 2**17}, "^bootstrap_port: "),
     ({"text": "x", "priority": 2**70}, "^priority: "),
 ]
@@ -125,6 +127,8 @@ def test_sound_requests_pass() -> None:
         },
         SERVED,
     )
+    check_request({"text": ["x", "y"], "image_data": [[None], None], "video_data": []}, SERVED)
+    check_request({"text": "x", "image_data": "a.png"}, Served(10, 2, multimodal=True))
     check_request({"input_embeds": [[[0, 1.5]], [[2.0, 3.0]]], "rid": ["a", "b"]}, SERVED)
 
 

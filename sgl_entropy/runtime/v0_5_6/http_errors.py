@@ -1,4 +1,4 @@
-"""Bodies that no route can read are answered 400, where upstream's validators raise and answer 500."""
+"""Bodies that no route can read are answered 400; upstream's validators raise, which is 500."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from sgl_entropy.runtime.v0_5_6 import ours
 
 # FastAPI calls it once the body was read and checked.
 _ENDPOINT = "run_endpoint_function"
+# SGLang's functions that go on reading in a route.
+_READERS = {"normalize_batch_and_arguments", "_convert_to_internal_request", "_validate_request"}
 
 
 def install(app: Any) -> None:
@@ -30,7 +32,7 @@ async def _answer(request: Any, problem: Exception) -> Any:
         raise problem
     error = {
         "object": "error",
-        "message": f"{request.url.path}: {_said(problem)}",
+        "message": f"{request.url.path}: {said(problem)}",
         "type": HTTPStatus.BAD_REQUEST.phrase,
         "param": None,
         "code": HTTPStatus.BAD_REQUEST.value,
@@ -42,12 +44,20 @@ async def _answer(request: Any, problem: Exception) -> Any:
 
 
 def wrong_request(problem: Exception) -> bool:
-    """Whether the request is at fault, not the server."""
-    frames = traceback.extract_tb(problem.__traceback__)
-    return isinstance(problem, ValueError) or not any(f.name == _ENDPOINT for f in frames)
+    """Whether the request is at fault, not the server: nothing had been done but to read it."""
+    if isinstance(problem, ValueError):
+        return True
+    names = {frame.name for frame in traceback.extract_tb(problem.__traceback__)}
+    return _ENDPOINT not in names or bool(names & _READERS)
 
 
-def _said(problem: Exception) -> str:
+def unread(problem: Exception) -> str | None:
+    """What to say of an exception of an OpenAI route; None = it is a fault of the server."""
+    return said(problem) if ours.active() and wrong_request(problem) else None
+
+
+def said(problem: Exception) -> str:
+    """One line for the client."""
     if isinstance(problem, ValueError):
         return " ".join(str(problem).split())
     return f"expected another kind of body ({type(problem).__name__}: {problem})"

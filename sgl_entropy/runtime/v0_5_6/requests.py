@@ -23,6 +23,7 @@ def served() -> Served:
         model.hidden_size,
         args.dp_size,
         tokenizer=not args.skip_tokenizer_init,
+        multimodal=model.is_multimodal,
         speculates=args.speculative_algorithm is not None,
     )
 
