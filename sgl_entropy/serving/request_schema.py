@@ -162,6 +162,16 @@ class Request(_Fields):
     audio_data: Any = None
 
 
+class Logging(_Fields):
+    """The body of ``/configure_logging``: a wrong level would break every later request."""
+
+    log_requests: bool | None = None
+    log_requests_level: Annotated[int, Field(ge=0, le=3)] | None = None
+    dump_requests_folder: str | None = None
+    dump_requests_threshold: Annotated[int, Field(ge=1, le=INT32)] | None = None
+    crash_dump_folder: str | None = None
+
+
 # A list of these holds one value a prompt.
 _BY_PROMPT = (
     *("rid", "sampling_params", "return_logprob", "logprob_start_len", "top_logprobs_num"),
@@ -230,6 +240,15 @@ def check_request(fields: Mapping[str, Any], served: Served) -> None:
         raise ValueError(f"data_parallel_rank: expected 0..{served.ranks - 1}, found {rank}")
     for params in _flat(fields.get("sampling_params")):
         check_sampling(params, served)
+
+
+def check_logging(fields: Mapping[str, Any]) -> None:
+    """Refuse what logging cannot be set to.
+
+    Raises:
+        ValueError: names the field, what was expected and what was found.
+    """
+    _check(Logging, fields, "")
 
 
 def check_sampling(params: Mapping[str, Any], served: Served) -> None:

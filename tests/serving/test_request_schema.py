@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_entropy.serving.request_schema import Request, Sampling, Served, check_ids, check_request
+from sgl_entropy.serving.request_schema import (
+    Request,
+    Sampling,
+    Served,
+    check_ids,
+    check_logging,
+    check_request,
+)
 
 SERVED = Served(vocab_size=10, hidden_size=2, ranks=2)
 DEEP = "[" * 100_000
@@ -159,3 +166,10 @@ def test_any_value_passes_or_is_refused_in_one_line(fields: Any, sampling: Any) 
 def test_of_many_wrong_ids_five_are_shown() -> None:
     with pytest.raises(ValueError, match=r"found 10, 11, 12, 13, 14 and 2 more"):
         check_ids("input_ids", range(8, 17), 10)
+
+
+def test_logging_that_would_break_every_later_request() -> None:
+    check_logging({"log_requests": True, "log_requests_level": 3, "crash_dump_folder": None})
+    for wrong in ({"log_requests_level": 5}, {"dump_requests_threshold": 0}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}: expected"):
+            check_logging(wrong)
