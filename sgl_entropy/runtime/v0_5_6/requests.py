@@ -10,11 +10,9 @@ from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.runtime.v0_5_6.switch_args import served_switch
 from sgl_entropy.serving.request_checks import check_custom
 from sgl_entropy.serving.request_schema import (
-    Logging,
     Request,
     Served,
     check_ids,
-    check_logging,
     check_request,
 )
 
