@@ -21,11 +21,11 @@ class Ban(CustomLogitProcessor):
 
 
 class NeverTwice(CustomLogitProcessor):
-    """Looks at the answer so far: no token of its last three comes again."""
+    """Looks at the answer so far: none of its last twelve tokens comes again."""
 
     def __call__(self, logits: torch.Tensor, custom_param_list: Any = None) -> torch.Tensor:
         for row, params in zip(logits, custom_param_list, strict=True):
-            row[params["__req__"].output_ids[-3:]] = -torch.inf
+            row[params["__req__"].output_ids[-12:]] = -torch.inf
         return logits
 
 

