@@ -67,6 +67,8 @@ def check(request: Any, running: Mapping[str, Any], input_ids: list[int] | None,
     """
     if not ours.active():
         return
+    if not isinstance(request.rid, str):
+        raise ValueError(f"rid: expected a name, found {request.rid!r:.60}")
     if request.rid in running:
         raise ValueError(
             f"rid: expected a name of its own, found {request.rid!r}, which is being answered"
