@@ -47,4 +47,5 @@ def test_the_servers_own_faults_stay_faults(
 
 def test_one_line_for_the_client() -> None:
     assert http_errors.said(ValueError("a\n  b")) == "a b"
+    assert http_errors.said(ValueError("\ud800")) == "\\ud800"
     assert http_errors.said(KeyError("role")).startswith("expected another kind of body (KeyError")

@@ -58,6 +58,8 @@ def unread(problem: Exception) -> str | None:
 
 def said(problem: Exception) -> str:
     """One line for the client."""
-    if isinstance(problem, ValueError):
-        return " ".join(str(problem).split())
-    return f"expected another kind of body ({type(problem).__name__}: {problem})"
+    text = str(problem)
+    if not isinstance(problem, ValueError):
+        text = f"expected another kind of body ({type(problem).__name__}: {text})"
+    # Half a surrogate of the request cannot be written in UTF-8.
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
