@@ -286,14 +286,15 @@ def check_ids(name: str, ids: Sequence[int] | set[int], vocab_size: int) -> None
 
 def _prompts(fields: Mapping[str, Any]) -> int | None:
     """Prompts of a batch; None = one alone."""
-    for depth, name in enumerate(("text", "input_ids", "input_embeds")):
-        value = fields.get(name)
-        if value is not None:
-            inner = value
-            for _ in range(depth):
-                inner = inner[0]
-            return len(value) if isinstance(inner, list) else None
-    raise ValueError("expected one of text, input_ids and input_embeds, found none of them")
+    depths = {"text": 0, "input_ids": 1, "input_embeds": 2}
+    names = [name for name in depths if fields.get(name) is not None]
+    if len(names) != 1:
+        found = " and ".join(names) or "none of them"
+        raise ValueError(f"expected one of text, input_ids and input_embeds, found {found}")
+    inner = value = fields[names[0]]
+    for _ in range(depths[names[0]]):
+        inner = inner[0]
+    return len(value) if isinstance(inner, list) else None
 
 
 def _check_rids(rids: Any) -> None:

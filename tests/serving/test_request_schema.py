@@ -77,6 +77,7 @@ def test_sampling_parameters_that_no_answer_can_be_drawn_with(
 
 FIELDS: list[tuple[dict[str, Any], str]] = [
     ({}, "expected one of text, input_ids and input_embeds"),
+    ({"text": "x", "input_ids": [[1]]}, "found text and input_ids"),
     ({"text": 3}, "^text: expected a valid string or a valid list, found 3"),
     ({"text": []}, "^text: .*at least 1 item"),
     ({"input_ids": [1, "a"]}, "^input_ids: .*found 'a'"),
@@ -156,7 +157,7 @@ ANY = st.recursive(
 def test_any_value_passes_or_is_refused_in_one_line(fields: Any, sampling: Any) -> None:
     refusal = ""
     try:
-        check_request({"text": "x", "sampling_params": sampling, **fields}, SERVED)
+        check_request({"text": "x", "sampling_params": sampling} | fields, SERVED)
     except ValueError as problem:
         refusal = str(problem)
     assert "\n" not in refusal
