@@ -10,9 +10,11 @@ from sgl_entropy.runtime.v0_5_6.modes import served_mode
 from sgl_entropy.runtime.v0_5_6.switch_args import served_switch
 from sgl_entropy.serving.request_checks import check_custom
 from sgl_entropy.serving.request_schema import (
+    Logging,
     Request,
     Served,
     check_ids,
+    check_logging,
     check_request,
 )
 
@@ -51,6 +53,20 @@ def admit(request: Any) -> None:
         if request.custom_logit_processor and one.get("custom_params") is None:
             # SGLang puts the request itself there, where its processor finds it.
             one["custom_params"] = {}
+
+
+def admit_logging(request: Any) -> None:
+    """The same for SGLang's ``ConfigureLoggingReq``."""
+    if ours.active():
+        check_logging({name: getattr(request, name) for name in Logging.model_fields})
+
+
+def admit_tokens(tokens: list[Any], args: Any) -> None:
+    """The same for the ids of ``/detokenize``: a list, or a list of lists."""
+    if ours.active():
+        for ids in tokens if tokens and isinstance(tokens[0], list) else [tokens]:
+            if all(isinstance(token, int) for token in ids):
+                check_ids("tokens", ids, args.get_model_config().vocab_size)
 
 
 def check(request: Any, running: Mapping[str, Any], input_ids: list[int] | None, args: Any) -> None:
