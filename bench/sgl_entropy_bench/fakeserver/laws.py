@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Law:
+class RandomLaw:
     """The distribution of a time in seconds or of a length; never negative.
 
     ``variation`` is the coefficient of variation: 0 for a constant, 1 for an exponential law.
@@ -20,7 +20,7 @@ class Law:
     variation: float
 
     @classmethod
-    def parse(cls, written: str) -> Law:
+    def parse(cls, written: str) -> RandomLaw:
         """``0.02``, ``constant:0.02``, ``exponential:0.02`` or ``gamma:0.02:0.5``.
 
         Raises argparse.ArgumentTypeError on anything else.

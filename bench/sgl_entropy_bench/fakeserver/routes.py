@@ -9,7 +9,7 @@ from typing import Any
 
 from sgl_entropy_bench.fakeserver.connection import Connection
 from sgl_entropy_bench.fakeserver.job import Job
-from sgl_entropy_bench.fakeserver.laws import Law
+from sgl_entropy_bench.fakeserver.laws import RandomLaw
 from sgl_entropy_bench.fakeserver.request import MAX_TOKENS, Ask, json_object, member
 from sgl_entropy_bench.fakeserver.service import JOBS, Service
 from sgl_entropy_bench.fakeserver.wire import STREAM_HEAD, Json, Refused, dumps
@@ -85,7 +85,7 @@ def _load(service: Service) -> list[Json]:
 
 def _server_info(service: Service) -> Json:
     settings = {
-        name: value.written if isinstance(value, Law) else value
+        name: value.written if isinstance(value, RandomLaw) else value
         for name, value in vars(service.options).items()
     }
     return {

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 
-from sgl_entropy_bench.fakeserver.laws import Law
+from sgl_entropy_bench.fakeserver.laws import RandomLaw
 
 FAULTS = ("status", "refuse", "stall", "drop", "broken-sse", "no-done", "no-usage", "abort")
 
@@ -28,12 +28,12 @@ class FakeServerOptions(argparse.Namespace):
     port: int
     slots: int
     ranks: int
-    ttft: Law
-    cycle: Law
+    ttft: RandomLaw
+    cycle: RandomLaw
     slowdown: float
     acceptance: float
     depth: int
-    output_tokens: Law
+    output_tokens: RandomLaw
     seed: int
     no_cache: bool
     easd: float | None
@@ -57,9 +57,9 @@ def parse_options(words: Sequence[str] | None = None) -> FakeServerOptions:
     add("--port", type=_number(int, 0, 65535), default=0, help="0 (default): a free one")
     add("--slots", metavar="S", type=count, default=64, help="places of a rank (64)")
     add("--ranks", metavar="R", type=count, default=1, help="data-parallel ranks (1)")
-    ttft, cycle, length = Law.parse("0.05"), Law.parse("0.02"), Law.parse("64")
-    add("--ttft", metavar="LAW", type=Law.parse, default=ttft, help="s to a first token (0.05)")
-    add("--cycle", metavar="LAW", type=Law.parse, default=cycle, help="s of a cycle (0.02)")
+    ttft, cycle, length = RandomLaw.parse("0.05"), RandomLaw.parse("0.02"), RandomLaw.parse("64")
+    add("--ttft", metavar="LAW", type=RandomLaw.parse, default=ttft, help="s to a first token (0.05)")
+    add("--cycle", metavar="LAW", type=RandomLaw.parse, default=cycle, help="s of a cycle (0.02)")
     add(
         "--slowdown",
         metavar="A",
@@ -72,7 +72,7 @@ def parse_options(words: Sequence[str] | None = None) -> FakeServerOptions:
     add(
         "--output-tokens",
         metavar="LAW",
-        type=Law.parse,
+        type=RandomLaw.parse,
         default=length,
         help="tokens of an answer without ignore_eos (64)",
     )

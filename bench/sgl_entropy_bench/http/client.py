@@ -220,7 +220,7 @@ class Client:
         if meta.refusal is not None:
             raise ServerError(f"/generate: aborted: {meta.refusal}", meta.status)
         return Generation(
-            text=last["text"],
+            text=last.get("text") or "",
             output_ids=tuple(last.get("output_ids", ())),
             prompt_tokens=meta.prompt_tokens or 0,
             completion_tokens=meta.completion_tokens or 0,

@@ -208,7 +208,8 @@ class _GenerateReader:
             raise StreamError("the reply counts no tokens")
         if self._streamed:
             self._chunks.write(record)
-        self.text = str(reply.get("text", ""))
+        text = reply.get("text")
+        self.text = text if isinstance(text, str) else ""
         record.finish = meta.finish
         record.prompt_tokens = meta.prompt_tokens
         record.completion_tokens = meta.completion_tokens
@@ -221,7 +222,7 @@ class _GenerateReader:
             record.accepted = None if meta.accepted is None else list(meta.accepted)
         record.easd_checks = meta.easd_checks
         record.easd_fires = meta.easd_fires
-        record.text_hash = _hash(self.text)
+        record.text_hash = _hash(self.text) if isinstance(text, str) else ""
 
 
 class _OpenAIReader:

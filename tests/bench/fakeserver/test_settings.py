@@ -6,7 +6,7 @@ import random
 import statistics
 
 import pytest
-from sgl_entropy_bench.fakeserver.laws import Law
+from sgl_entropy_bench.fakeserver.laws import RandomLaw
 from sgl_entropy_bench.fakeserver.settings import parse_options
 
 
@@ -44,7 +44,7 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     [("2", 0.0), ("constant:2", 0.0), ("exponential:2", 1.0), ("gamma:2:0.5", 0.5)],
 )
 def test_laws(written: str, variation: float) -> None:
-    law, generator = Law.parse(written), random.Random(0)
+    law, generator = RandomLaw.parse(written), random.Random(0)
     values = [law.draw(generator) for _ in range(20000)]
     assert statistics.mean(values) == pytest.approx(2, rel=0.03)
     assert statistics.pstdev(values) / 2 == pytest.approx(variation, abs=0.03)

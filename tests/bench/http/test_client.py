@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 from sgl_entropy_bench.http.client import Client, ServerError
 
+from tests.scripted_server import Reply, scripted
+
 Fake = Callable[..., Client]
 
 
@@ -20,6 +22,13 @@ def test_generate_streams_ids_counts_and_times(fake_client: Fake) -> None:
     assert [arrival.tokens for arrival in done.arrivals] == [1, 4, 7, 10]
     assert done.begun_s < done.first_s < done.ended_s
     assert done.seconds >= 0.08
+
+
+def test_an_answer_without_a_text_is_empty() -> None:
+    meta = {"finish_reason": {"type": "stop"}, "completion_tokens": 1}
+    events = Reply.events({"text": None, "meta_info": meta})
+    with scripted(lambda request: events) as server:
+        assert Client.from_url(server.url).generate(text="a").text == ""
 
 
 def test_generate_takes_ids(fake_client: Fake) -> None:

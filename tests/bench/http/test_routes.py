@@ -51,6 +51,14 @@ def test_a_speculating_stream() -> None:
     assert (record.easd_checks, record.easd_fires, record.finish) == (2, 1, "stop")
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_answer_without_a_text_has_none(streamed: bool) -> None:
+    """A server that leaves the text to its client sends null; that is not the word None."""
+    last = json.loads(event("", 4, {"type": "stop"}))
+    record = read("generate", [json.dumps(last | {"text": None}).encode()], streamed)
+    assert (record.completion_tokens, record.text_hash) == (4, "")
+
+
 def test_an_sglang_without_our_counters_still_gives_tau() -> None:
     record = read(
         "generate", [event("a", 1), event("abc", 9, {"type": "length"}, spec_verify_ct=4)]

@@ -102,6 +102,15 @@ def test_tokens_are_counted_when_they_came() -> None:
     assert metrics.tokens_between([uncounted], 0.0, 1.0) == 5
 
 
+def test_a_draft_may_be_longer_than_any_known_one() -> None:
+    records = [made(0, cycles=2, accepted=[1] * 70), made(1, cycles=2, accepted=[2])]
+    assert metrics.acceptance_by_position(records) == (0.75, 1 / 3, *[1.0] * 68)
+
+
+def test_a_loop_that_took_no_time_has_no_throughput() -> None:
+    assert metrics.window([made(0, sent=1.0, last=1.0)]) is None
+
+
 @pytest.mark.parametrize(
     ("text", "good"), [("e2e=1", 3), ("e2e=0.9", 0), ("ttft=0.3,tpot=0.3", 3), ("tpot=0.1", 0)]
 )
@@ -220,5 +229,7 @@ def test_two_arms_are_compared_request_by_request() -> None:
     assert found.differs
     assert parity(half, base) == 0.75
     assert not paired(base, base).differs  # type: ignore[union-attr]
+    textless = [replace(record, text_hash="") for record in base]
+    assert parity(textless, textless) is None
     some = [*half[:50], *[failed(i) for i in range(50, 100)]]
     assert paired(some, base).pairs == 50  # type: ignore[union-attr]

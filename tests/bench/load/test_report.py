@@ -565,7 +565,7 @@ def test_merged_clients_have_the_figures_of_one_run(
         if arm != "none":
             assert as_json(result.against) == nearly(
                 as_json(
-                    compare.Against(
+                    compare.AgainstBaseline(
                         "none",
                         compare.paired(measured, base),
                         compare.paired(measured, base, metrics.ttft),
@@ -675,6 +675,19 @@ def test_runs_that_cannot_share_a_load(
         changed(folder, change)
     with pytest.raises(ValueError, match=re.escape(why)):
         report.main("merge", folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize("left", [0, RAMP // 2])
+def test_clients_that_measured_nothing(left: int, tmp_path: Path) -> None:
+    """They broke off before the first measured request: with some of the ramp, or with nothing."""
+    folders = clients(tmp_path, change=lambda arm, load, held: held[: 2 * left])
+    with pytest.raises(ValueError, match=r"client-a: none at qps-2 measured nothing"):
+        report.main("merge", folders, tmp_path / "out")
+    for folder in folders:
+        changed(folder, lambda r: r.update(results=[]))
+    with pytest.raises(ValueError, match=r"client-a: measured nothing"):
+        report.main("merge", folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_arms_and_loads_that_differ(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class PairedRatio(Interval):
 
 
 @dataclass(frozen=True)
-class Against:
+class AgainstBaseline:
     """How a result stands beside that of the baseline ``arm`` at the same load.
 
     Attributes:
@@ -124,11 +124,8 @@ def benchmark_speed(arm: Records, baseline: Records) -> BenchmarkSpeed:
 def parity(arm: Records, baseline: Records) -> float | None:
     """Share of requests with the same text on both; None where none has text on both."""
     there = {record.index: record.text_hash for record in baseline if record.ok}
-    both = [
-        (record.text_hash, there[record.index])
-        for record in arm
-        if record.ok and record.index in there
-    ]
+    both = [(r.text_hash, there.get(r.index)) for r in arm if r.ok and r.text_hash]
+    both = [(here, there) for here, there in both if there]
     return sum(a == b for a, b in both) / len(both) if both else None
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from sgl_entropy.base.typed_json import FLAT
 from sgl_entropy_bench.http.record import CUT, RequestRecord
-from sgl_entropy_bench.load.judge.compare import Against, BenchmarkSpeed
+from sgl_entropy_bench.load.judge.compare import AgainstBaseline, BenchmarkSpeed
 from sgl_entropy_bench.load.judge.measurement import Measurement
-from sgl_entropy_bench.load.judge.metrics import Capacity, Figures, Window, summary, window
+from sgl_entropy_bench.load.judge.metrics import Capacity, Figures, FullWindow, summary, window
 from sgl_entropy_bench.load.judge.verdict import Verdict, rates, verdict
 
 
@@ -38,11 +38,11 @@ class Result:
     achieved_qps: float | None = None
     lag_p99_s: float | None = None
     figures: Figures | None = field(default=None, metadata=FLAT)
-    window: Window | None = None
+    window: FullWindow | None = None
     capacity: Capacity | None = None
     speed: dict[str, BenchmarkSpeed] | None = None
     speed_all: BenchmarkSpeed | None = None
-    against: Against | None = None
+    against: AgainstBaseline | None = None
     key: str | None = None
 
     @property

@@ -114,6 +114,11 @@ def _refuse(folders: Sequence[Folder]) -> None:
     for folder in folders:
         if folder.run.merged is not None:
             raise ValueError(f"{folder.path}: merged already; give its own inputs instead")
+        if not folder.results:
+            raise ValueError(f"{folder.path}: measured nothing")
+        for result in folder.results:
+            if result.measurement.started is None or not result.requests:
+                raise ValueError(f"{folder.path}: {result.arm} at {result.load} measured nothing")
         theirs = _facts(folder)
         for what in dict.fromkeys([*facts, *theirs]):
             if facts.get(what) != theirs.get(what):
@@ -128,9 +133,6 @@ def _refuse(folders: Sequence[Folder]) -> None:
                 "arrivals twice are not two clients"
             )
         streams[stream] = folder.path
-        for result in folder.results:
-            if result.measurement.started is None:
-                raise ValueError(f"{folder.path}: {result.arm} at {result.load} measured nothing")
     if first.run.verb != "latency":
         raise ValueError(
             f"{first.path}: holds a run of {first.run.verb}; only clients of an open loop can be "

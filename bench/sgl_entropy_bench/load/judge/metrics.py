@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from statistics import fmean
 from typing import Any
 
@@ -204,17 +204,10 @@ def by_key(
 
 def acceptance_by_position(records: Iterable[RequestRecord]) -> tuple[float, ...] | None:
     """Probability that draft i is accepted when all before it were. None: not reported."""
-    depth, cycles, accepted = 0, 0, [0] * 64
-    for record in records:
-        if record.ok and record.accepted and record.cycles:
-            depth = max(depth, len(record.accepted))
-            cycles += record.cycles
-            for i, count in enumerate(record.accepted):
-                accepted[i] += count
-    if not depth:
-        return None
-    before = [cycles, *accepted]
-    return tuple(accepted[i] / before[i] if before[i] else 0.0 for i in range(depth))
+    counted = [r for r in records if r.ok and r.accepted and r.cycles]
+    by_position = zip_longest(*(r.accepted or () for r in counted), fillvalue=0)
+    counts = [sum(r.cycles or 0 for r in counted), *map(sum, by_position)]
+    return tuple(b / a if a else 0.0 for a, b in pairwise(counts)) or None
 
 
 def tokens_between(records: Iterable[RequestRecord], start: float, end: float) -> float:
@@ -312,31 +305,30 @@ def _easd(records: Sequence[RequestRecord]) -> EasdCounts | None:
 
 
 @dataclass(frozen=True)
-class Window:
-    """Closed loop: from when the first measured request was sent to when the last one ended.
-
-    Attributes:
-        tokens_per_s: over ``seconds``, and
-        pieces: over equal pieces of that time.
-    """
+class FullWindow:
+    """Closed loop, all places taken: from when the first measured request was sent to when the
+    last one ended."""
 
     seconds: float
     tokens_per_s: float
-    pieces: tuple[float, ...]
 
 
-def window(records: Sequence[RequestRecord]) -> Window | None:
-    """Tokens a second while all places of a closed loop were taken; the tokens of all requests in
-    that time count. None where no measured request ended."""
+def measured_span(records: Iterable[RequestRecord]) -> tuple[float, float] | None:
+    """When the first measured request was sent and the last one ended; None where that is no
+    time."""
     measured = [r for r in records if r.phase == "measured" and r.sent is not None]
-    ended = [r.last for r in measured if r.last is not None]
-    if not measured or not ended:
+    start = min((r.sent for r in measured if r.sent is not None), default=0.0)
+    end = max((r.last for r in measured if r.last is not None), default=start)
+    return (start, end) if end > start else None
+
+
+def window(records: Sequence[RequestRecord]) -> FullWindow | None:
+    """Tokens a second while all places of a closed loop were taken; the tokens of all requests in
+    that time count. None where no measured request ended, or in no time."""
+    if (span := measured_span(records)) is None:
         return None
-    start, end = min(r.sent for r in measured if r.sent is not None), max(ended)
-    pieces = 24
-    edges = [start + (end - start) * i / pieces for i in range(pieces + 1)]
-    rates = [tokens_between(records, a, b) / (b - a) for a, b in pairwise(edges) if b > a]
-    return Window(end - start, sum(rates) / len(rates), tuple(rates))
+    start, end = span
+    return FullWindow(end - start, tokens_between(records, start, end) / (end - start))
 
 
 @dataclass(frozen=True)
@@ -351,14 +343,11 @@ class Capacity(Interval):
 
 
 def capacity(records: Sequence[RequestRecord], ranks: int) -> Capacity | None:
-    """Requests of any phase that ended well while all places were taken: from when the first
-    measured one was sent to when the last measured one ended, as 1 / the mean time between ends.
-    """
-    measured = [r for r in records if r.phase == "measured" and r.sent is not None]
-    if not measured:
+    """Requests of any phase that ended well while all places were taken, as 1 / the mean time
+    between ends."""
+    if (span := measured_span(records)) is None:
         return None
-    start = min(r.sent or 0.0 for r in measured)
-    end = max((r.last for r in measured if r.last is not None), default=start)
+    start, end = span
     ends = sorted(r.last for r in records if r.ok and r.last is not None and start < r.last <= end)
     between = [b - a for a, b in pairwise([start, *ends])]
     if not between or fmean(between) <= 0:

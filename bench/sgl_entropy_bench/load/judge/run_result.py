@@ -13,7 +13,7 @@ from sgl_entropy.base.typed_json import as_json
 from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge import metrics
 from sgl_entropy_bench.load.judge.compare import (
-    Against,
+    AgainstBaseline,
     benchmark_speed,
     by_benchmark,
     paired,
@@ -145,7 +145,7 @@ def _compared(
     if result.arm == base.arm:
         return result
     windows = result.window is not None and base.window is not None
-    against = Against(
+    against = AgainstBaseline(
         base.arm,
         paired(here, there, metrics.e2e),
         paired(here, there, metrics.ttft),
