@@ -257,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
 def _prepared(args: argparse.Namespace) -> tuple[Campaign, Act]:
     """The campaign that the arguments ask for, and what runs it. Raises ValueError."""
     from sgl_entropy_bench.load.run.arms import parse_arms, read_arms
-    from sgl_entropy_bench.load.run.campaign import BaselineCapacity, Campaign
+    from sgl_entropy_bench.load.run.campaign import Campaign
 
     plan = _plan(args)
     arms = parse_arms(args.arms) if args.arms else read_arms(args.launch)
@@ -271,7 +271,6 @@ def _prepared(args: argparse.Namespace) -> tuple[Campaign, Act]:
         args.api,
         args.tokenizer,
         args.resume,
-        BaselineCapacity(args.capacity_concurrency) if latency else None,
     )
     return campaign, act
 
@@ -315,19 +314,22 @@ def _plan(args: argparse.Namespace) -> LoadPlan:
 def _closed_loop(args: argparse.Namespace) -> Act:
     """What runs throughput, capacity or speed. Raises ValueError."""
     from sgl_entropy_bench.load.run import verbs
+    from sgl_entropy_bench.load.run.measure import Load
 
-    if args.what == "throughput":
-        counts = _numbers("--concurrency", args.concurrency, int)
-        return lambda campaign: verbs.throughput(campaign, counts)
     if args.what == "capacity":
         _at_least(args, "concurrency", 1)
-        return lambda campaign: verbs.capacity(campaign, args.concurrency)
-    return verbs.speed
+        loads = [Load("capacity", concurrency=args.concurrency)]
+    else:
+        speed = args.what == "speed"
+        counts = [1] if speed else _numbers("--concurrency", args.concurrency, int)
+        loads = [Load(f"batch-{count}", concurrency=count) for count in counts]
+    return lambda campaign: verbs.at_loads(campaign, loads)
 
 
 def _open_loop(args: argparse.Namespace, plan: LoadPlan, arms: Sequence[LoadArm]) -> Act:
     """What runs latency. Raises ValueError for flags that exclude each other."""
     from sgl_entropy_bench.load.run import verbs
+    from sgl_entropy_bench.load.run.measure import Load
 
     poisson, trace = plan.law.kind == "poisson", plan.law.kind == "trace"
     if plan.share[1] > 1 and (args.load or args.launch or not poisson):
@@ -341,15 +343,17 @@ def _open_loop(args: argparse.Namespace, plan: LoadPlan, arms: Sequence[LoadArm]
     if trace:
         if args.qps or args.load:
             raise ValueError("a trace has its own rate: leave out --qps and --load")
-        return verbs.trace
+        return lambda campaign: verbs.at_loads(campaign, [Load("trace", rate=1.0)])
     if not args.qps and not args.load:
         raise ValueError("give --qps or --load")
     _at_least(args, "capacity_concurrency", 1)
     if args.dp_size is not None:
         _at_least(args, "dp_size", 1)
-    qps = _numbers("--qps", args.qps, float) if args.qps else []
-    shares = _numbers("--load", args.load, float) if args.load else []
-    return lambda campaign: verbs.latency(campaign, qps, shares, args.dp_size)
+    if args.load:
+        shares, places = _numbers("--load", args.load, float), args.capacity_concurrency
+        return lambda campaign: verbs.at_shares(campaign, shares, places)
+    qps = _numbers("--qps", args.qps, float)
+    return lambda campaign: verbs.at_rates(campaign, qps, args.dp_size)
 
 
 def _share(text: str) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def test_two_arms_under_poisson_arrivals(
     assert len(measured) == 16
     assert all(record.completion_tokens == 24 for record in measured)
     assert all(record.emitted == 23 for record in measured)  # the first comes from the prompt
-    assert report["servers"]["edsd"]["arguments"]["speculative_algorithm"] == "EDSD"
+    assert drafted["server"]["arguments"]["speculative_algorithm"] == "EDSD"
     if not stream:
         assert all(record.chunks[-1][1] == 24 for record in measured)
         assert all(record.first < record.last for record in measured)  # type: ignore[operator]

@@ -57,9 +57,15 @@ def parse_options(words: Sequence[str] | None = None) -> FakeServerOptions:
     add("--port", type=_number(int, 0, 65535), default=0, help="0 (default): a free one")
     add("--slots", metavar="S", type=count, default=64, help="places of a rank (64)")
     add("--ranks", metavar="R", type=count, default=1, help="data-parallel ranks (1)")
-    ttft, cycle, length = RandomLaw.parse("0.05"), RandomLaw.parse("0.02"), RandomLaw.parse("64")
-    add("--ttft", metavar="LAW", type=RandomLaw.parse, default=ttft, help="s to a first token (0.05)")
-    add("--cycle", metavar="LAW", type=RandomLaw.parse, default=cycle, help="s of a cycle (0.02)")
+    law = RandomLaw.parse
+    add(
+        "--ttft",
+        metavar="LAW",
+        type=law,
+        default=law("0.05"),
+        help="s to a first token (0.05)",
+    )
+    add("--cycle", metavar="LAW", type=law, default=law("0.02"), help="s of a cycle (0.02)")
     add(
         "--slowdown",
         metavar="A",
@@ -72,8 +78,8 @@ def parse_options(words: Sequence[str] | None = None) -> FakeServerOptions:
     add(
         "--output-tokens",
         metavar="LAW",
-        type=RandomLaw.parse,
-        default=length,
+        type=law,
+        default=law("64"),
         help="tokens of an answer without ignore_eos (64)",
     )
     add("--seed", metavar="N", type=int, default=0, help="of all that is drawn (0)")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sgl_entropy_bench.http.record import RecordWriter, RequestRecord, read_records
+from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.judge import metrics, verdict
 from sgl_entropy_bench.load.judge.compare import paired, parity
 from sgl_entropy_bench.load.judge.measurement import (
@@ -149,7 +150,7 @@ def judged(
     }
     work, when = WorkloadFacts("w", 1, "d", ("maths",)), ScheduleFacts("poisson", 0, 0)
     what = Measurement(
-        "a", "l", workload=work, schedule=when, server=ServerFacts(), greedy=True, **facts
+        "a", "l", workload=work, schedule=when, server=ServerFacts(), output=Output(), **facts
     )  # type: ignore[arg-type]
     return verdict.verdict(what, records)
 

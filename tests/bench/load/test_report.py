@@ -78,7 +78,6 @@ def measured_of(arm: str, label: str, verb: str, plan: LoadPlan) -> Measurement:
         workload=plan.workload_facts(),
         schedule=plan.schedule_facts(),
         server=SERVER,
-        greedy=True,
         output=plan.output,
         slo=plan.slo,
         asked_qps=2.0 if opened else None,
@@ -99,7 +98,6 @@ def write_folder(
 ) -> Path:
     """A folder as a campaign leaves it; ``alter`` changes its result.json at last."""
     campaign = Campaign(verb, plan, tuple(LoadArm(arm, url="http://h:1") for arm in arms), path)
-    campaign.servers.update(dict.fromkeys(arms, SERVER))
     for load in loads:
         for arm in arms:
             rate = float(load[4:]) if load.startswith("qps-") else None
@@ -291,7 +289,7 @@ def test_every_verb(
         assert header in text
         assert "48 measured requests an arm and load" in text
     if verb == "capacity":
-        (none, _) = read_folder(tmp_path / "run").results
+        (none, _) = read_folder(tmp_path / "run").run.results
         assert none.capacity is not None
         assert f"{none.capacity.value:.2f} ({none.capacity.low:.2f} to " in printed
     paper = "paper, " in markdown
@@ -333,7 +331,7 @@ def test_a_partial_run_says_so_first(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_fake_server_is_named_as_one(tmp_path: Path) -> None:
     def alter(result: Json) -> None:
-        result["servers"]["none"]["arguments"]["fake"] = True
+        result["results"][0]["server"]["arguments"]["fake"] = True
 
     parsed = reported(tmp_path, write_folder(tmp_path / "run", loads=("qps-2",), alter=alter))
     assert "A fake server answered: this is no result of SGLang." in parsed.data
@@ -348,7 +346,6 @@ def renamed(folder: Path, names: dict[str, str]) -> None:
     """Give arms other names, in the result and of the files."""
 
     def alter(result: Json) -> None:
-        result["servers"] = {names[arm]: held for arm, held in result["servers"].items()}
         result["baseline"] = names[result["baseline"]]
         for held in result["results"]:
             old = folder / f"{held['arm']}-{held['load']}.jsonl"
@@ -368,9 +365,9 @@ def test_what_comes_from_files_is_escaped(
         return held
 
     def alter(result: Json) -> None:
-        result["settings"]["workload"] = f"{SCRIPT}&amp;**"
+        result["results"][0]["workload"]["source"] = f"{SCRIPT}&amp;**"
         result["provenance"]["command"] = f"x\n{SCRIPT}"
-        result["servers"]["none"]["arguments"]["model_path"] = f'">{SCRIPT}'
+        result["results"][0]["server"]["arguments"]["model_path"] = f'">{SCRIPT}'
 
     folder = write_folder(
         tmp_path / "<b>run", arms=("none", "one", "two"), change=hostile, alter=alter
@@ -444,11 +441,15 @@ RECORDS = "edsd-qps-2.jsonl"
     ("damage", "file", "why"),
     [
         (lambda f: (f / "result.json").unlink(), "result.json", "not there"),
-        (rewrite("result.json", '{"format": 1'), "result.json", "not a result"),
-        (rewrite("result.json", "[]"), "result.json", "format 1, found list"),
-        (result_with(lambda r: r.update(format=2)), "result.json", "format 1, found 2"),
-        (result_with(lambda r: r.pop("servers")), "result.json", "lacks servers"),
-        (result_with(lambda r: r["settings"].pop("ramp")), "result.json", "settings: lacks ramp"),
+        (rewrite("result.json", '{"format": 2'), "result.json", "not a result"),
+        (rewrite("result.json", "[]"), "result.json", "format 2, found list"),
+        (result_with(lambda r: r.update(format=1)), "result.json", "format 2, found 1; another"),
+        (result_with(lambda r: r.pop("results")), "result.json", "lacks results"),
+        (
+            result_with(lambda r: r["results"][0]["schedule"].pop("ramp")),
+            "result.json",
+            "schedule: lacks ramp",
+        ),
         (result_with(lambda r: r["results"][1].pop("reasons")), "result.json", "lacks reasons"),
         (
             result_with(lambda r: r["results"].append(5)),
@@ -517,11 +518,11 @@ def clients(
 
         def alter(result: Json, number: int = number) -> None:
             # Built from a whole plan, of which a client has half.
-            result["settings"] |= {"requests": COUNT // 2, "ramp": RAMP // 2}
-            result["settings"] |= {"stream": "ab"[number], "processes": 2}
             for one in result["results"]:
-                one["started"] += number * shift
+                one["started"] = one.get("started", 1000.0) + number * shift
                 one["expected"] = COUNT // 2
+                mine = {"ramp": RAMP // 2, "stream": "ab"[number], "processes": 2}
+                one["schedule"] |= mine
 
         name = f"client-{'ab'[number]}"
         folders.append(write_folder(tmp_path / name, change=dealt, plan=plan, alter=alter))
@@ -548,7 +549,7 @@ def test_merged_clients_have_the_figures_of_one_run(
     assert "qps-2" in capsys.readouterr().out
     merged = read_folder(out)
     assert merged.run.valid is True
-    assert merged.loads == ["qps-2", "qps-3"]
+    assert merged.run.loads == ["qps-2", "qps-3"]
     whole = {(a, q): records_of(a, q, float(q[4:])) for q in ("qps-2", "qps-3")
              for a in ("none", "edsd")}  # fmt: skip
     for (arm, load), held in whole.items():
@@ -576,9 +577,8 @@ def test_merged_clients_have_the_figures_of_one_run(
         records = merged.records[arm, load]
         assert len({record.index for record in records}) == len(records) == COUNT + 2 * RAMP
         assert {record.process for record in records} == {0, 1, 2, 3}
-    settings = merged.run.settings
-    assert (settings.requests, settings.ramp, settings.processes) == (COUNT, RAMP, 4)
-    assert settings.stream == "a+b"
+        assert (one.expected, one.schedule.ramp, one.schedule.processes) == (COUNT, RAMP, 4)
+        assert one.schedule.stream == "a+b"
     assert merged.run.merged is not None
     assert [one.stream for one in merged.run.merged] == ["a", "b"]
     given = json.loads((folders[1] / "result.json").read_text())["provenance"]
@@ -631,19 +631,24 @@ def test_prompts_that_another_client_may_have_brought_into_the_cache() -> None:
     assert sorted(record.index for record in verdict.lone_uses(held)) == [0, 1]
 
 
+def both(part: str, **changes: object) -> Callable[[Json], object]:
+    """Changes a part of every result."""
+    return lambda report: [one[part].update(changes) for one in report["results"]]
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         (lambda r: r.update(verb="speed"), "differ in verb: latency, speed"),
-        (lambda r: r["settings"].update(workload="other.jsonl"), "differ in workload"),
-        (lambda r: r["settings"].update(prompts=80), "differ in prompts: 90, 80"),
-        (lambda r: r["settings"].update(output="natural stop"), "differ in output"),
-        (lambda r: r["settings"].update(seed=1), "differ in seed: 0, 1"),
-        (lambda r: r["settings"].update(later="x"), "settings: unknown keys: later"),
-        (lambda r: [one["slo"].update(e2e=2.0) for one in r["results"]], "differ in limits"),
+        (both("workload", source="other.jsonl"), "differ in source of none at qps-2: built-in"),
+        (both("workload", prompts=80), "differ in prompts of none at qps-2: 90, 80"),
+        (both("output", max_tokens=8), "differ in output of none at qps-2"),
+        (both("schedule", seed=1), "differ in seed of none at qps-2: 0, 1"),
+        (both("schedule", later="x"), "schedule: unknown keys: later"),
+        (both("slo", e2e=2.0), "differ in limits"),
         (lambda r: r["results"].pop(), "differ in measurements"),
-        (lambda r: r["servers"]["none"].update(version="0.6"), "differ in version of none"),
-        (lambda r: r["settings"].update(stream="a"), "both of --stream a"),
+        (both("server", version="0.6"), "differ in version of none"),
+        (both("schedule", stream="a"), "both of --stream a"),
         (lambda r: r.update(merged=[]), "merged already"),
         (lambda r: r["results"][0].pop("started"), "none at qps-2 measured nothing"),
     ],
@@ -663,8 +668,8 @@ def test_folders_that_are_no_clients_of_one_load(
     ("change", "why"),
     [
         (lambda r: r.update(verb="capacity"), "only clients of an open"),
-        (lambda r: r["settings"].update(arrivals="trace"), "the same arrivals"),
-        (lambda r: r["servers"]["none"].update(command="python -m x"), "servers of its own"),
+        (both("schedule", arrivals="trace"), "the same arrivals"),
+        (both("server", command="python -m x"), "servers of its own"),
     ],
 )
 def test_runs_that_cannot_share_a_load(

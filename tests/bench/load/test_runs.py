@@ -85,7 +85,7 @@ def test_latency_of_two_arms(plain: ScriptedServer, fast: ScriptedServer, tmp_pa
     assert none["goodput"]["share"] == 1.0
     assert none["e2e"]["p50"] <= none["e2e"]["p99"] <= none["e2e"]["max"]
     assert none["achieved_qps"] == pytest.approx(none["scheduled_qps"], rel=0.1)
-    assert report["settings"]["prompts"] == 400
+    assert none["workload"]["prompts"] == 400
     assert report["provenance"]["commit"]
 
 
@@ -457,9 +457,9 @@ def test_arms_that_are_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         out=tmp_path / "out",
     )
     assert [r["arm"] for r in report["results"]] == ["none", "edsd"]
-    capacity = report["settings"]["capacity_qps"]["value"]
+    capacity = report["capacity"]["qps"]["value"]
     assert report["results"][0]["asked_qps"] == pytest.approx(0.3 * capacity)
-    assert "--depth 0" in report["servers"]["none"]["command"]
+    assert "--depth 0" in report["results"][0]["server"]["command"]
 
 
 def test_a_campaign_that_breaks_off_says_so(

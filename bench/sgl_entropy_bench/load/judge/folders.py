@@ -1,4 +1,4 @@
-"""Result folders, read and checked: those of this version and those written before."""
+"""Result folders, read and checked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sgl_entropy.base.typed_json import from_json
 from sgl_entropy_bench.http.record import RequestRecord, read_records
-from sgl_entropy_bench.load.judge.judgement import Result, measured_of
+from sgl_entropy_bench.load.judge.judgement import Result
+from sgl_entropy_bench.load.judge.metrics import measured_of
 from sgl_entropy_bench.load.judge.run_result import FILE, FORMAT, RunResult
 
-Json = dict[str, Any]
 Key = tuple[str, str]
 
 
@@ -29,20 +28,8 @@ class Folder:
     def name(self) -> str:
         return self.path.resolve().name
 
-    @property
-    def results(self) -> tuple[Result, ...]:
-        return self.run.results
-
-    @property
-    def arms(self) -> list[str]:
-        return list(dict.fromkeys(result.arm for result in self.results))
-
-    @property
-    def loads(self) -> list[str]:
-        return list(dict.fromkeys(result.load for result in self.results))
-
     def result(self, key: Key) -> Result:
-        return next(result for result in self.results if result.measurement.key == key)
+        return next(one for one in self.run.results if one.measurement.key == key)
 
     def records_of(self, result: Result) -> list[RequestRecord]:
         """All records of a result or of a probe."""
@@ -91,48 +78,12 @@ def read_run(folder: Path) -> RunResult:
         raise ValueError(f"{file}: not a result: {error}") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         found = report.get("format") if isinstance(report, dict) else type(report).__name__
-        raise ValueError(f"{file}: expected a result of format {FORMAT}, found {found}")
-    report = {name: value for name, value in report.items() if name != "format"}
-    try:
-        for name in ("results", "probes"):
-            if isinstance(report.get(name), list):
-                report[name] = [_with_facts(report, one) for one in report[name]]
-    except (KeyError, TypeError, AttributeError):
-        pass  # what is missing or of another type is told by the typed reading, with its place
+        raise ValueError(
+            f"{file}: expected a result of format {FORMAT}, found {found}; another version of "
+            "sgl-entropy wrote it, which can report it, or measure again"
+        )
+    del report["format"]
     return from_json(RunResult, report, str(file))
-
-
-def _with_facts(report: Json, result: Json) -> Json:
-    """An entry of ``results`` with the facts of its measurement. Versions before these were kept
-    with each result wrote them once a run; what they only worded for people stays unknown."""
-    if "expected" in result:
-        return result
-    settings: Json = report["settings"]
-    probe = result in report.get("probes", [])
-    against = [one.get("against") or {} for one in report["results"]]
-    rests_on_capacity = not probe and "capacity_valid" in settings
-    return {
-        # A capacity was measured with other numbers of requests than the rest of its run.
-        "expected": result["requests"] if probe else settings["requests"],
-        "workload": {
-            "source": settings["workload"],
-            "prompts": settings["prompts"],
-            "digest": settings["prompts_digest"],
-            "benchmarks": settings["benchmarks"],
-        },
-        "schedule": {
-            "arrivals": settings["arrivals"],
-            "seed": settings["seed"],
-            "ramp": settings["ramp"],
-            "stream": settings.get("stream", ""),
-            "processes": settings.get("processes", 1),
-        },
-        "server": report["servers"].get(result["arm"], {}),
-        "greedy": any(one.get("equal_outputs") is not None for one in against),
-        **({"capacity_valid": settings["capacity_valid"]} if rests_on_capacity else {}),
-        "partial": not result["requests"],
-        **result,
-    }
 
 
 def _records(folder: Path, result: Result) -> list[RequestRecord]:

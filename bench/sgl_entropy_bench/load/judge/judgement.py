@@ -9,7 +9,14 @@ from sgl_entropy.base.typed_json import FLAT
 from sgl_entropy_bench.http.record import CUT, RequestRecord
 from sgl_entropy_bench.load.judge.compare import AgainstBaseline, BenchmarkSpeed
 from sgl_entropy_bench.load.judge.measurement import Measurement
-from sgl_entropy_bench.load.judge.metrics import Capacity, Figures, FullWindow, summary, window
+from sgl_entropy_bench.load.judge.metrics import (
+    Capacity,
+    Figures,
+    FullWindow,
+    measured_of,
+    summary,
+    window,
+)
 from sgl_entropy_bench.load.judge.verdict import Verdict, rates, verdict
 
 
@@ -21,7 +28,6 @@ class Result:
         requests: measured ones that ended, well or not.
         partial: fewer than were planned, or some that were cut off.
         scheduled_qps, achieved_qps: requests a second of the schedule, and as sent.
-        lag_p99_s: open loop: how late requests were sent.
         figures: None where nothing was measured.
         window: closed loop: tokens a second while all places were taken.
         capacity: where the rate at which the arm saturates was asked for.
@@ -36,7 +42,6 @@ class Result:
     partial: bool
     scheduled_qps: float | None = None
     achieved_qps: float | None = None
-    lag_p99_s: float | None = None
     figures: Figures | None = field(default=None, metadata=FLAT)
     window: FullWindow | None = None
     capacity: Capacity | None = None
@@ -65,7 +70,7 @@ class Result:
 
 
 def judge(measurement: Measurement, records: Sequence[RequestRecord]) -> Result:
-    """The verdict and all figures of one measurement; for runs, merged clients and old folders.
+    """The verdict and all figures of one measurement; for runs, merged clients and ``rejudge``.
 
     Args:
         records: all of them, by schedule.
@@ -76,7 +81,6 @@ def judge(measurement: Measurement, records: Sequence[RequestRecord]) -> Result:
         return Result(measurement, judged, 0, True)
     opened = measurement.open_loop
     scheduled, achieved = rates(measured)
-    figures = summary(measured, measurement.slo)
     return Result(
         measurement,
         judged,
@@ -84,12 +88,6 @@ def judge(measurement: Measurement, records: Sequence[RequestRecord]) -> Result:
         partial=len(measured) < measurement.expected or any(r.error == CUT for r in measured),
         scheduled_qps=scheduled if opened else None,
         achieved_qps=achieved,
-        lag_p99_s=figures.lag.p99 if opened and figures.lag is not None else None,
-        figures=figures,
+        figures=summary(measured, measurement.slo),
         window=None if opened else window(records),
     )
-
-
-def measured_of(records: Sequence[RequestRecord]) -> list[RequestRecord]:
-    """Those of the measured part."""
-    return [record for record in records if record.phase == "measured"]

@@ -48,12 +48,14 @@ class WorkloadFacts:
         prompts: how many all clients of a shared load had together.
         digest: of all of those.
         benchmarks: their names.
+        warmup: how many others warmed up the server.
     """
 
     source: str
     prompts: int
     digest: str
     benchmarks: tuple[str, ...]
+    warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ScheduleFacts:
 
     Attributes:
         arrivals: poisson, gamma, constant or trace.
-        variation: coefficient of variation of gamma's gaps; None where it is not known.
+        variation: coefficient of variation of gamma's gaps.
         seed: of arrivals and order.
         stream: ``I/N``: this was client I of N that shared the load.
         ramp: requests before the measured ones.
@@ -74,7 +76,12 @@ class ScheduleFacts:
     ramp: int
     stream: str = "0/1"
     processes: int = 1
-    variation: float | None = None
+    variation: float = 1.0
+
+    def __str__(self) -> str:
+        """For people: the law of the arrivals."""
+        gamma = self.arrivals == "gamma"
+        return f"gamma, CV {self.variation:g}" if gamma else self.arrivals
 
 
 @dataclass(frozen=True)
@@ -110,13 +117,11 @@ class Measurement:
     Attributes:
         load: the label of the load, as in file names and tables.
         expected: how many measured records there should be.
-        output: how long answers were and how they were sampled, and
-        greedy: whether they were the likeliest, so that outputs of two arms can be equal.
+        output: how long answers were and how they were sampled.
         slo: limits for goodput.
         asked_qps: open loop: mean arrivals a second; None for a trace, which has its own.
         concurrency: closed loop: requests at a time; None = open loop.
         started: when the run began, seconds since 1970.
-        interrupted: it ended before all was measured.
         client_cpu: the share of a core that each client process used.
         tau_counted_by_server: tokens a cycle by the server's own counters.
         cache_emptied: the prefix cache was empty at the start.
@@ -131,13 +136,11 @@ class Measurement:
     workload: WorkloadFacts
     schedule: ScheduleFacts
     server: ServerFacts
-    greedy: bool
-    output: Output | None = None
+    output: Output
     slo: Slo | None = None
     asked_qps: float | None = None
     concurrency: int | None = None
     started: float | None = None
-    interrupted: bool = False
     client_cpu: tuple[float, ...] = ()
     tau_counted_by_server: float | None = None
     cache_emptied: bool = True
@@ -149,6 +152,11 @@ class Measurement:
     def key(self) -> tuple[str, str]:
         """(arm, load): names a measurement within its run."""
         return self.arm, self.load
+
+    @property
+    def greedy(self) -> bool:
+        """Answers were the likeliest, so that outputs of two arms can be equal."""
+        return self.output.temperature == 0
 
     @property
     def open_loop(self) -> bool:

@@ -20,17 +20,14 @@ from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge.folders import Folder, Key, read_folder, write_records
 from sgl_entropy_bench.load.judge.judgement import Result, judge
 from sgl_entropy_bench.load.judge.measurement import Measurement
+from sgl_entropy_bench.load.judge.metrics import measured_of
 from sgl_entropy_bench.load.judge.run_result import (
     FILE,
     MergedClient,
     RunResult,
-    RunSettings,
     all_valid,
     compared,
 )
-
-# Clients may differ in these: in who they are, and in the capacity that they measured.
-_OWN = ("stream", "processes", "capacity_qps", "capacity_valid")
 
 
 def merge(paths: Sequence[Path], out: Path) -> RunResult:
@@ -48,7 +45,7 @@ def merge(paths: Sequence[Path], out: Path) -> RunResult:
     _refuse_out(folders, out)
     results: list[Result] = []
     records: dict[Key, list[RequestRecord]] = {}
-    for result in folders[0].results:
+    for result in folders[0].run.results:
         key = result.measurement.key
         parts = _joined(folders, key)
         # By schedule: intervals are of batches of neighbours.
@@ -62,8 +59,6 @@ def merge(paths: Sequence[Path], out: Path) -> RunResult:
         partial=any(folder.run.partial for folder in folders),
         valid=all_valid(done),
         baseline=first.baseline,
-        settings=_settings([folder.run.settings for folder in folders]),
-        servers=first.servers,
         results=done,
         provenance=provenance(int(os.environ.get("OMP_NUM_THREADS", "0") or 0)),
         merged=tuple(_client(folder) for folder in folders),
@@ -75,50 +70,32 @@ def merge(paths: Sequence[Path], out: Path) -> RunResult:
     return merged
 
 
-def _settings(parts: Sequence[RunSettings]) -> RunSettings:
-    """Of all clients together."""
-    return replace(
-        parts[0],
-        requests=sum(part.requests for part in parts),
-        ramp=sum(part.ramp for part in parts),
-        processes=sum(part.processes for part in parts),
-        stream="+".join(part.stream for part in parts),
-        capacity_qps=None,
-        capacity_valid=None,
-    )
-
-
 def _client(folder: Folder) -> MergedClient:
-    settings = folder.run.settings
-    return MergedClient(
-        folder.name,
-        settings.stream,
-        settings.processes,
-        folder.run.provenance,
-        settings.capacity_qps,
-        settings.capacity_valid,
-    )
+    schedule = folder.run.results[0].measurement.schedule
+    return MergedClient(folder.name, schedule.stream, schedule.processes, folder.run.provenance)
 
 
 def _refuse(folders: Sequence[Folder]) -> None:
     """Raise ValueError unless these are clients of one load."""
     if len(folders) < 2:
         raise ValueError("merge: expected at least two folders")
+    for folder in folders:
+        if folder.run.merged is not None:
+            raise ValueError(f"{folder.path}: merged already; give its own inputs instead")
+        if not folder.run.results:
+            raise ValueError(f"{folder.path}: measured nothing")
+        for result in folder.run.results:
+            if result.measurement.started is None or not result.requests:
+                raise ValueError(f"{folder.path}: {result.arm} at {result.load} measured nothing")
     first, facts = folders[0], _facts(folders[0])
-    streams: dict[str, Path] = {}
-    clients = first.run.settings.stream.partition("/")[2]
+    schedule = first.run.results[0].measurement.schedule
+    clients = schedule.stream.partition("/")[2]
     if clients.isdigit() and int(clients) != len(folders):
         raise ValueError(
             f"merge: found {len(folders)} folders, expected those of all {clients} clients"
         )
+    streams: dict[str, Path] = {}
     for folder in folders:
-        if folder.run.merged is not None:
-            raise ValueError(f"{folder.path}: merged already; give its own inputs instead")
-        if not folder.results:
-            raise ValueError(f"{folder.path}: measured nothing")
-        for result in folder.results:
-            if result.measurement.started is None or not result.requests:
-                raise ValueError(f"{folder.path}: {result.arm} at {result.load} measured nothing")
         theirs = _facts(folder)
         for what in dict.fromkeys([*facts, *theirs]):
             if facts.get(what) != theirs.get(what):
@@ -126,7 +103,7 @@ def _refuse(folders: Sequence[Folder]) -> None:
                     f"{first.path} and {folder.path} differ in {what}: "
                     f"{facts.get(what)}, {theirs.get(what)}"
                 )
-        stream = folder.run.settings.stream
+        stream = folder.run.results[0].measurement.schedule.stream
         if stream in streams:
             raise ValueError(
                 f"{streams[stream]} and {folder.path} are both of --stream {stream}: the same "
@@ -138,31 +115,28 @@ def _refuse(folders: Sequence[Folder]) -> None:
             f"{first.path}: holds a run of {first.run.verb}; only clients of an open loop can be "
             "merged: bench latency --stream I/N"
         )
-    if first.run.settings.arrivals == "trace":
+    if schedule.arrivals == "trace":
         raise ValueError(f"{first.path}: all clients of a trace have the same arrivals")
     if any(server.command for server in first.run.servers.values()):
         raise ValueError(f"{first.path}: started servers of its own, which no other client shared")
 
 
 def _facts(folder: Folder) -> dict[str, Any]:
-    """What clients of one load have in common."""
+    """What clients of one load have in common, under the names that an error calls it by."""
     run = folder.run
-    settings = as_json(run.settings)
-    return {
-        "verb": run.verb,
-        "arms": folder.arms,
-        "loads": folder.loads,
-        "measurements": sorted(folder.records),
-        "baseline": run.baseline,
-        **{name: value for name, value in settings.items() if name not in _OWN},
-        **{
-            f"{name} of {arm}": getattr(server, name)
-            for arm, server in run.servers.items()
-            for name in ("api", "version", "dp_size", "arguments", "command")
-        },
-        "outputs": [as_json(result.measurement.output) for result in folder.results],
-        "limits": [as_json(result.measurement.slo) for result in folder.results],
-    }
+    facts: dict[str, Any] = {"verb": run.verb, "arms": run.arms, "loads": run.loads}
+    facts |= {"measurements": sorted(folder.records), "baseline": run.baseline}
+    for one in (result.measurement for result in run.results):
+        common = {"requests": one.expected, "limits": as_json(one.slo)}
+        common |= {"output": as_json(one.output)}
+        for part in (one.workload, one.schedule, one.server):
+            common |= as_json(part)
+        facts |= {
+            f"{name} of {one.arm} at {one.load}": value
+            for name, value in common.items()
+            if name not in ("stream", "processes", "caption")
+        }
+    return facts
 
 
 def _refuse_out(folders: Sequence[Folder], out: Path) -> None:
@@ -215,8 +189,6 @@ def _result(parts: Sequence[Result], records: Sequence[RequestRecord], shared: f
     tau = result.figures.tau if result.figures is not None else None
     if tau is None and any(part.measurement.tau_counted_by_server for part in parts):
         notes.append("the server's own count of tau is not known: it holds all clients' requests")
-    if result.measurement.slo is None and any(p.figures and p.figures.goodput for p in parts):
-        notes.append("goodput is not known: these folders do not hold its limits as numbers")
     return replace(result, verdict=replace(result.verdict, notes=tuple(dict.fromkeys(notes))))
 
 
@@ -234,10 +206,8 @@ def _measurement(parts: Sequence[Measurement], shared: float) -> Measurement:
             stream="+".join(part.schedule.stream for part in parts),
             processes=sum(part.schedule.processes for part in parts),
         ),
-        greedy=any(part.greedy for part in parts),
         asked_qps=None if None in asked else sum(rate or 0.0 for rate in asked),
         started=min(started),
-        interrupted=any(part.interrupted for part in parts),
         client_cpu=tuple(share for part in parts for share in part.client_cpu),
         tau_counted_by_server=None,
         cache_emptied=all(part.cache_emptied for part in parts),
@@ -251,5 +221,5 @@ def _shared(parts: Sequence[Sequence[RequestRecord]]) -> float:
     """Share of the measured requests that were scheduled while every client was sending."""
     start = max(min(r.scheduled for r in part) for part in parts)
     end = min(max(r.scheduled for r in part) for part in parts)
-    times = [r.scheduled for part in parts for r in part if r.phase == "measured"]
+    times = [r.scheduled for part in parts for r in measured_of(part)]
     return sum(start <= time <= end for time in times) / len(times)

@@ -54,7 +54,6 @@ class EasdCounts:
 class Goodput:
     """Requests that met every limit: their share of all, and their rate."""
 
-    slo: str
     share: float
     requests_per_s: float | None
 
@@ -85,7 +84,6 @@ class Figures:
     lag: Distribution | None
     request_rate: float | None
     output_tokens_per_s: float | None
-    scheduled_span_s: float
     prompt_tokens: MeanMax | None
     completion_tokens: MeanMax | None
     cached_tokens: MeanMax | None
@@ -95,6 +93,11 @@ class Figures:
     acceptance_by_position: tuple[float, ...] | None
     easd: EasdCounts | None
     goodput: Goodput | None = None
+
+
+def measured_of(records: Iterable[RequestRecord]) -> list[RequestRecord]:
+    """Those of the measured part."""
+    return [record for record in records if record.phase == "measured"]
 
 
 def met(slo: Slo, record: RequestRecord) -> bool:
@@ -258,7 +261,6 @@ def summary(records: Sequence[RequestRecord], slo: Slo | None = None) -> Figures
         output_tokens_per_s=(
             served * tokens.mean if served is not None and tokens is not None else None
         ),
-        scheduled_span_s=span,
         prompt_tokens=_mean_max(r.prompt_tokens for r in records if r.ok),
         completion_tokens=tokens,
         cached_tokens=_mean_max(r.cached_tokens for r in records if r.ok),
@@ -273,7 +275,7 @@ def summary(records: Sequence[RequestRecord], slo: Slo | None = None) -> Figures
 
 def _goodput(records: Sequence[RequestRecord], slo: Slo, rate: float | None) -> Goodput:
     share = sum(met(slo, record) for record in records) / len(records)
-    return Goodput(str(slo), share, share * rate if rate is not None else None)
+    return Goodput(share, share * rate if rate is not None else None)
 
 
 def _kinds(records: Iterable[RequestRecord]) -> dict[str, int]:
@@ -316,7 +318,7 @@ class FullWindow:
 def measured_span(records: Iterable[RequestRecord]) -> tuple[float, float] | None:
     """When the first measured request was sent and the last one ended; None where that is no
     time."""
-    measured = [r for r in records if r.phase == "measured" and r.sent is not None]
+    measured = [r for r in measured_of(records) if r.sent is not None]
     start = min((r.sent for r in measured if r.sent is not None), default=0.0)
     end = max((r.last for r in measured if r.last is not None), default=start)
     return (start, end) if end > start else None

@@ -30,14 +30,15 @@ def judge_folder(path: Path) -> RunResult:
     if run.merged is not None:
         raise ValueError(f"{path} is a merged run: judge its parts, then merge them again")
     probes = tuple(_again(folder, probe, None) for probe in run.probes)
-    settings = run.settings
-    if probes and settings.capacity_valid is not None:
-        settings = replace(settings, capacity_valid=all_valid(probes))
-    judged = [_again(folder, result, settings.capacity_valid) for result in run.results]
+    capacity = run.capacity
+    if probes and capacity is not None:
+        capacity = replace(capacity, valid=all_valid(probes))
+    valid = None if capacity is None else capacity.valid
+    judged = [_again(folder, result, valid) for result in run.results]
     results = compared(run.verb, judged, folder.records_of, run.baseline)
     run = replace(
         run,
-        settings=settings,
+        capacity=capacity,
         probes=probes,
         results=results,
         valid=all_valid(results),
@@ -53,13 +54,4 @@ def _again(folder: Folder, before: Result, capacity_valid: bool | None) -> Resul
     notes = result.verdict.notes
     # Notes on what the records cannot show were made during the run.
     kept = tuple(note for note in before.verdict.notes if note not in notes)
-    figures = result.figures
-    if figures is not None and before.figures is not None and measurement.slo is None:
-        # Versions that did not keep the limits as numbers still counted by them.
-        figures = replace(figures, goodput=before.figures.goodput)
-    return replace(
-        result,
-        verdict=replace(result.verdict, notes=(*notes, *kept)),
-        figures=figures,
-        key=before.key,
-    )
+    return replace(result, verdict=replace(result.verdict, notes=(*notes, *kept)), key=before.key)

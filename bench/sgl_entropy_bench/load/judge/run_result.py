@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.disk import write_whole
 from sgl_entropy.base.intervals import Interval
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy_bench.http.record import RequestRecord
@@ -20,41 +21,27 @@ from sgl_entropy_bench.load.judge.compare import (
     parity,
     speedup,
 )
-from sgl_entropy_bench.load.judge.judgement import Result, measured_of
+from sgl_entropy_bench.load.judge.judgement import Result
 from sgl_entropy_bench.load.judge.measurement import ServerFacts
+from sgl_entropy_bench.load.judge.metrics import measured_of
 
-FORMAT = 1
+FORMAT = 2
 FILE = "result.json"
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """What all measurements of a run share, worded for people; nothing is computed from the words.
+class BaselineCapacity:
+    """The rate at which the baseline saturates, of which the loads are shares.
 
     Attributes:
-        prompts: how many all clients of a shared load had together; ``prompts_digest`` of those.
-        output, arrivals, slo: worded.
-        requests, ramp, warmup: measured ones of each arm and load, and those before them.
-        capacity_*: of the baseline's capacity, where the loads are shares of it.
+        concurrency: requests at a time of each rank while it was measured.
+        qps: requests a second of all ranks.
+        valid: whether that measurement was.
     """
 
-    workload: str
-    prompts: int
-    prompts_digest: str
-    benchmarks: tuple[str, ...]
-    output: str
-    arrivals: str
-    requests: int
-    ramp: int
-    seed: int
-    warmup: int = 0
-    stream: str = ""
-    streaming: bool = True
-    processes: int = 1
-    slo: str | None = None
-    capacity_concurrency: int | None = None
-    capacity_qps: Interval | None = None
-    capacity_valid: bool | None = None
+    concurrency: int
+    qps: Interval
+    valid: bool
 
 
 @dataclass(frozen=True)
@@ -65,8 +52,6 @@ class MergedClient:
     stream: str
     processes: int
     provenance: dict[str, Any]
-    capacity_qps: Interval | None = None
-    capacity_valid: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +62,7 @@ class RunResult:
         verb: latency, throughput, capacity or speed.
         partial: it was interrupted or broke off.
         baseline: the arm that the others are compared with.
-        servers: by arm.
+        capacity: where the loads are shares of it.
         probes: results that no table shows, such as that of a capacity.
         judged: the commit whose rules gave the verdicts, where that was done again.
         merged: the clients that this run was merged from.
@@ -87,22 +72,32 @@ class RunResult:
     partial: bool
     valid: bool
     baseline: str
-    settings: RunSettings
-    servers: dict[str, ServerFacts]
     results: tuple[Result, ...]
     provenance: dict[str, Any]
+    capacity: BaselineCapacity | None = None
     probes: tuple[Result, ...] = ()
     judged: dict[str, Any] | None = None
     merged: tuple[MergedClient, ...] | None = None
+
+    @property
+    def servers(self) -> dict[str, ServerFacts]:
+        """By arm."""
+        return {one.arm: one.measurement.server for one in self.results}
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(one.arm for one in self.results))
+
+    @property
+    def loads(self) -> list[str]:
+        return list(dict.fromkeys(one.load for one in self.results))
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **as_json(self)}
 
     def write(self, folder: Path) -> None:
         """Write ``result.json`` into ``folder``, whole or not at all."""
-        partial = folder / "result.partial"
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / FILE)
+        write_whole(folder / FILE, json.dumps(self.to_json(), indent=1) + "\n")
 
 
 def all_valid(results: Sequence[Result]) -> bool:

@@ -10,7 +10,7 @@ from statistics import fmean
 from sgl_entropy.base.intervals import LEAST_CORRELATION, batch_means, lag_one, t_quantile
 from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge.measurement import Measurement
-from sgl_entropy_bench.load.judge.metrics import by_key, e2e, lag, quantile
+from sgl_entropy_bench.load.judge.metrics import by_key, e2e, lag, measured_of, quantile
 
 RATE_OFF = 0.01
 LAG_P99_S = 0.010
@@ -35,7 +35,7 @@ class Verdict:
 
 def verdict(measurement: Measurement, records: Sequence[RequestRecord]) -> Verdict:
     """Judge one measurement by all its records, in the order of the schedule."""
-    measured = [record for record in records if record.phase == "measured"]
+    measured = measured_of(records)
     # Another of several clients may have sent the same prompt at the same time.
     first_use = first_uses(records) if measurement.clients is None else lone_uses(records)
     reasons, expected = [], measurement.expected

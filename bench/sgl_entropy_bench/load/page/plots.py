@@ -39,14 +39,14 @@ def drawn(folder: Folder, styles: Styles) -> Iterator[Drawn]:
 
 
 def _latency(folder: Folder, styles: Styles) -> Iterator[Drawn]:
-    if len(folder.loads) < 2:
+    if len(folder.run.loads) < 2:
         return
     figure, (axes,), lines = _panels(1, 3.4)
     heights: list[float] = []
-    for arm in folder.arms:
+    for arm in folder.run.arms:
         known = [
             (result.achieved_qps, figures.e2e_interval, figures.e2e, result.valid)
-            for result in folder.results
+            for result in folder.run.results
             if result.arm == arm and (figures := result.figures) is not None
         ]
         points = [
@@ -81,11 +81,11 @@ def _latency(folder: Folder, styles: Styles) -> Iterator[Drawn]:
 
 def _throughput(folder: Folder, styles: Styles) -> Iterator[Drawn]:
     figure, (left, right), lines = _panels(2, 3.2)
-    places = sorted({r.measurement.concurrency or 0 for r in folder.results})
-    for arm in folder.arms:
+    places = sorted({r.measurement.concurrency or 0 for r in folder.run.results})
+    for arm in folder.run.arms:
         known = sorted(
             (r.measurement.concurrency or 0, r.window.tokens_per_s)
-            for r in folder.results
+            for r in folder.run.results
             if r.arm == arm and r.window is not None
         )
         if known:
@@ -94,7 +94,7 @@ def _throughput(folder: Folder, styles: Styles) -> Iterator[Drawn]:
             )
         points = [
             Point(float(r.measurement.concurrency or 0), r.against.throughput_ratio, r.valid)
-            for r in folder.results
+            for r in folder.run.results
             if r.arm == arm and r.against is not None and r.against.throughput_ratio is not None
         ]
         if points:
@@ -116,13 +116,14 @@ def _throughput(folder: Folder, styles: Styles) -> Iterator[Drawn]:
 
 
 def _cdf(folder: Folder, styles: Styles) -> Iterator[Drawn]:
-    measured = {key: [r for r in rs if r.phase == "measured"] for key, rs in folder.records.items()}
-    loads = [load for load in folder.loads if any(measured.get((a, load)) for a in folder.arms)]
+    arms = folder.run.arms
+    measured = {key: metrics.measured_of(records) for key, records in folder.records.items()}
+    loads = [load for load in folder.run.loads if any(measured.get((arm, load)) for arm in arms)]
     if not loads:
         return
     figure, panels, lines = _panels(len(loads), 2.8)
     for axes, load in zip(panels, loads, strict=True):
-        times = {arm: measured[arm, load] for arm in folder.arms if measured.get((arm, load))}
+        times = {arm: measured[arm, load] for arm in arms if measured.get((arm, load))}
         ends = {
             arm: sorted(v for v in map(metrics.e2e, rs) if v is not None)
             for arm, rs in times.items()
@@ -143,9 +144,9 @@ def _cdf(folder: Folder, styles: Styles) -> Iterator[Drawn]:
 
 
 def _acceptance(folder: Folder, styles: Styles) -> Iterator[Drawn]:
-    measured: dict[str, list[RequestRecord]] = {arm: [] for arm in folder.arms}
+    measured: dict[str, list[RequestRecord]] = {arm: [] for arm in folder.run.arms}
     for (arm, _), records in folder.records.items():
-        measured[arm] += [record for record in records if record.phase == "measured"]
+        measured[arm] += metrics.measured_of(records)
     shares_of = metrics.acceptance_by_position
     positions = {arm: shares for arm, rs in measured.items() if (shares := shares_of(rs))}
     groups = {
@@ -200,7 +201,7 @@ def _timeline(arm: str, load: str, records: Sequence[RequestRecord], colour: str
             (lines[name],) = axes.plot(x, y, "x", color=shade, **style)
     other = axes.twinx()
     axes.set_zorder(other.get_zorder() + 1)
-    measured = [r.scheduled for r in records if r.phase == "measured"]
+    measured = [r.scheduled for r in metrics.measured_of(records)]
     if measured:
         other.axvspan(min(measured), max(measured), color=RULE, alpha=0.5, linewidth=0)
         lines["measured part"] = Patch(color=RULE, alpha=0.5)

@@ -21,6 +21,7 @@ from sgl_entropy_bench.load.page import tables
 if TYPE_CHECKING:
     from sgl_entropy_bench.load.page.html import Plot
 
+Json = dict[str, Any]
 Form = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 Table = tuple[list[str], list[list[str]]]
 # The exit code of runs that were measured but are not valid.
@@ -89,7 +90,7 @@ def main(what: str, folders: Sequence[Path], out: Path) -> int:
         return 0 if merged.valid else _INVALID
     html.require_matplotlib()
     read = [read_folder(folder) for folder in folders]
-    arms = list(dict.fromkeys(arm for folder in read for arm in folder.arms))
+    arms = list(dict.fromkeys(arm for folder in read for arm in folder.run.arms))
     out.mkdir(parents=True, exist_ok=True)
     plots = [html.plots(f, arms, f"-{i}" if i > 1 else "") for i, f in enumerate(read, 1)]
     (out / "report.html").write_text(html_page(read, plots), encoding="utf-8")
@@ -155,7 +156,7 @@ def _strong(text: str, clean: Callable[[str], str], mark: str = "**", end: str =
 
 def alarms(folder: Folder) -> list[str]:
     """Warnings that come before any number."""
-    run, results = folder.run, folder.results
+    run, results = folder.run, folder.run.results
     told = []
     short = sum(result.partial for result in results)
     if run.partial or short:
@@ -187,9 +188,9 @@ def blocks(folder: Folder) -> Iterator[Block]:
     if kinds:
         yield Block("Failed requests", (["measurement", "error", "requests"], kinds))
     goodput = [
-        [name, g.slo, tables.number(g.share), tables.number(g.requests_per_s, 2)]
-        for name, f in figures
-        if (g := f.goodput) is not None
+        [name, str(r.measurement.slo), tables.number(g.share), tables.number(g.requests_per_s, 2)]
+        for name, r in named
+        if r.figures is not None and (g := r.figures.goodput) is not None
     ]
     if goodput:
         header = ["measurement", "limits", "share of requests", "requests/s"]
@@ -203,14 +204,24 @@ def blocks(folder: Folder) -> Iterator[Block]:
     for client in run.merged or ():
         yield _facts(f"Merged: {client.folder}", as_json(client))
     yield _facts("Servers", as_json(run.servers))
-    yield _facts("Provenance", {"settings": as_json(run.settings), **run.provenance})
+    if run.results:
+        yield _facts("Settings", _settings(run))
+    yield _facts("Provenance", run.provenance)
 
 
-def _facts(title: str, facts: dict[str, Any]) -> Block:
+def _settings(run: RunResult) -> Json:
+    """What all measurements of a run share."""
+    one = run.results[0].measurement
+    parts = {"workload": one.workload, "schedule": one.schedule, "output": one.output}
+    parts |= {"limits": one.slo, "capacity": run.capacity}
+    return {"requests": one.expected, **{k: as_json(v) for k, v in parts.items() if v is not None}}
+
+
+def _facts(title: str, facts: Json) -> Block:
     return Block(title, (["fact", "value"], _flat(facts)), facts=True)
 
 
-def _flat(facts: dict[str, Any], under: str = "") -> list[list[str]]:
+def _flat(facts: Json, under: str = "") -> list[list[str]]:
     rows = []
     for name, value in facts.items():
         if isinstance(value, dict):

@@ -117,14 +117,17 @@ def _speed(held: BenchmarkSpeed | None) -> str:
 
 def caption(run: RunResult) -> str:
     """How the numbers came about, in one paragraph."""
-    s = run.settings
+    if not run.results:
+        return "Nothing was measured."
+    one = run.results[0].measurement
+    work, slo = one.workload, str(one.slo or "")
     routes = "; ".join(f"{name}: {server.caption}" for name, server in run.servers.items())
     open_loop = run.verb == "latency"
     parts = [
-        f"{s.requests} measured requests an arm and load after {s.ramp} not measured",
-        f"{s.prompts} prompts ({s.workload}; {', '.join(s.benchmarks)})",
-        f"output: {s.output}",
-        *([f"arrivals: {s.arrivals}, seed {s.seed}"] if open_loop else []),
+        f"{one.expected} measured requests an arm and load after {one.schedule.ramp} not measured",
+        f"{work.prompts} prompts ({work.source}; {', '.join(work.benchmarks)})",
+        f"output: {one.output}",
+        *([f"arrivals: {one.schedule}, seed {one.schedule.seed}"] if open_loop else []),
         *(["latency counts from the scheduled arrival"] if open_loop else []),
         f"intervals: 95 %, batch means; ratios are paired by request, over {run.baseline}",
         *(
@@ -134,8 +137,8 @@ def caption(run: RunResult) -> str:
         ),
         *([f"routes: {routes}"] if routes else []),
     ]
-    if s.slo:
-        parts.append(f"goodput: {s.slo}")
+    if slo:
+        parts.append(f"goodput: {slo}")
     if any(server.fake for server in run.servers.values()):
         parts.append("**a fake server: no result of SGLang**")
     if run.partial:
@@ -172,8 +175,7 @@ def against_paper(run: RunResult) -> tuple[Row, list[Row]]:
     points = sorted(paper["edsd"])
     name = "QPS a rank" if latency else "batch"
     header = ["arm", *(f"paper, {name} {p:g}" for p in points)]
-    loads = list(dict.fromkeys(r.load for r in run.results))
-    header += [f"ours, {load}" for load in loads]
+    header += [f"ours, {load}" for load in run.loads]
     rows = []
     for arm in ("eagle3", "edsd"):
         cells = [
@@ -183,7 +185,7 @@ def against_paper(run: RunResult) -> tuple[Row, list[Row]]:
         ours = {r.load: r.against for r in run.results if r.arm == arm}
         if not ours:
             continue
-        for load in loads:
+        for load in run.loads:
             against = ours.get(load)
             if against is None:
                 cells.append("-")

@@ -13,17 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sgl_entropy.base.intervals import Interval
 from sgl_entropy.base.provenance import provenance
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy_bench.http.record import RequestRecord, read_records
 from sgl_entropy_bench.load.judge.folders import read_run, records_file
 from sgl_entropy_bench.load.judge.judgement import Result, judge
-from sgl_entropy_bench.load.judge.measurement import ServerFacts
 from sgl_entropy_bench.load.judge.run_result import (
     FILE,
+    BaselineCapacity,
     RunResult,
-    RunSettings,
     all_valid,
     compared,
 )
@@ -31,21 +29,6 @@ from sgl_entropy_bench.load.run.arms import LoadArm, opened
 from sgl_entropy_bench.load.run.endpoint import Endpoint
 from sgl_entropy_bench.load.run.measure import Load, LoadPlan, measurement_of, run_load, warm_up
 from sgl_entropy_bench.load.run.progress import LoadProgress
-
-
-@dataclass(frozen=True)
-class BaselineCapacity:
-    """The rate at which the baseline saturates, of which the loads are shares.
-
-    Attributes:
-        concurrency: requests at a time of each rank while it was measured.
-        qps: requests a second of all ranks; None = not measured yet.
-        valid: whether that measurement was.
-    """
-
-    concurrency: int
-    qps: Interval | None = None
-    valid: bool | None = None
 
 
 @dataclass
@@ -57,7 +40,7 @@ class Campaign:
         arms: the one named ``none``, else the first, is the baseline.
         out: the folder of results; made if missing.
         resume: keep results of the same settings that the folder already holds.
-        capacity: that of the baseline, if the loads may be shares of it.
+        capacity: that of the baseline, once it was measured for loads that are shares of it.
         probes: results that no table shows, such as the capacity run; kept for ``resume``.
     """
 
@@ -71,7 +54,6 @@ class Campaign:
     capacity: BaselineCapacity | None = None
     results: list[Result] = field(default_factory=list)
     probes: list[Result] = field(default_factory=list)
-    servers: dict[str, ServerFacts] = field(default_factory=dict)
     interrupted: bool = False
 
     def __post_init__(self) -> None:
@@ -111,7 +93,6 @@ class Campaign:
             self._warm.discard(arm.name)  # a new server
         with opened(arm, self.api, self.tokenizer, log, progress.waiting) as endpoint:
             progress.close()
-            self.servers[arm.name] = endpoint.facts(arm.shown())
             yield endpoint
 
     def measure(self, endpoint: Endpoint, load: Load, plan: LoadPlan | None = None) -> Result:
@@ -153,6 +134,26 @@ class Campaign:
         progress.say(f"{name} at {load.label}: {told}")
         return result
 
+    def measure_all(self, loads: Callable[[Endpoint], Sequence[Load]]) -> None:
+        """Measure every arm at every load, compare the arms, write the result. Running servers
+        take turns at each load; servers that have to be started are finished one after the other.
+
+        Raises: as ``measure``.
+        """
+        if all(arm.url for arm in self.arms):
+            with contextlib.ExitStack() as stack:
+                endpoints = [stack.enter_context(self.serving(arm)) for arm in self.arms]
+                for turn in zip(*map(loads, endpoints), strict=True):
+                    for endpoint, load in zip(endpoints, turn, strict=True):
+                        self.measure(endpoint, load)
+        else:
+            for arm in self.arms:
+                with self.serving(arm) as endpoint:
+                    for load in loads(endpoint):
+                        self.measure(endpoint, load)
+        self.compare()
+        self.write()
+
     def _key(self, endpoint: Endpoint, load: Load, plan: LoadPlan) -> str:
         arm = self.arm(endpoint.name)
         what = [
@@ -191,33 +192,10 @@ class Campaign:
             partial=self.interrupted,
             valid=all_valid(self.results),
             baseline=self.baseline,
-            settings=self._settings(),
-            servers=dict(self.servers),
+            capacity=self.capacity,
             results=tuple(self.results),
             probes=tuple(self.probes),
             provenance=self._provenance,
-        )
-
-    def _settings(self) -> RunSettings:
-        plan, capacity = self.plan, self.capacity
-        return RunSettings(
-            workload=plan.workload.source,
-            prompts=plan.workload.whole,
-            prompts_digest=plan.workload.digest,
-            benchmarks=plan.workload.benchmarks,
-            output=str(plan.output),
-            arrivals=str(plan.law),
-            requests=plan.requests,
-            ramp=plan.ramp,
-            seed=plan.seed,
-            warmup=len(plan.workload.warmup),
-            stream=plan.stream,
-            streaming=plan.output.stream,
-            processes=plan.processes,
-            slo=str(plan.slo) if plan.slo else None,
-            capacity_concurrency=capacity.concurrency if capacity else None,
-            capacity_qps=capacity.qps if capacity else None,
-            capacity_valid=capacity.valid if capacity else None,
         )
 
     def write(self) -> None:
@@ -225,19 +203,3 @@ class Campaign:
         done = {result.measurement.key for result in [*self.results, *self.probes]}
         earlier = [result for result in self._earlier if result.measurement.key not in done]
         replace(self.report(), results=(*self.results, *earlier)).write(self.out)
-
-
-def each(campaign: Campaign, loads: Callable[[Endpoint], Sequence[Load]]) -> None:
-    """Measure every arm at every load. Running servers take turns at each load; servers that have
-    to be started are finished one after the other."""
-    if all(arm.url for arm in campaign.arms):
-        with contextlib.ExitStack() as stack:
-            endpoints = [stack.enter_context(campaign.serving(arm)) for arm in campaign.arms]
-            for at in range(max(len(loads(endpoint)) for endpoint in endpoints)):
-                for endpoint in endpoints:
-                    campaign.measure(endpoint, loads(endpoint)[at])
-        return
-    for arm in campaign.arms:
-        with campaign.serving(arm) as endpoint:
-            for load in loads(endpoint):
-                campaign.measure(endpoint, load)

@@ -77,7 +77,8 @@ class LoadPlan:
 
     def workload_facts(self) -> WorkloadFacts:
         work = self.workload
-        return WorkloadFacts(work.source, work.whole, work.digest, work.benchmarks)
+        warmup = len(work.warmup)
+        return WorkloadFacts(work.source, work.whole, work.digest, work.benchmarks, warmup)
 
     def schedule_facts(self) -> ScheduleFacts:
         return ScheduleFacts(
@@ -119,13 +120,11 @@ def measurement_of(
         workload=plan.workload_facts(),
         schedule=plan.schedule_facts(),
         server=endpoint.facts(command),
-        greedy=plan.output.temperature == 0,
         output=plan.output,
         slo=plan.slo,
         asked_qps=None if plan.law.kind == "trace" else load.rate,
         concurrency=load.concurrency,
         started=outcome.started if began else None,
-        interrupted=outcome.interrupted is not None,
         client_cpu=tuple(round(t.cpu_s / t.wall_s, 4) for t in outcome.tallies if t.wall_s),
         tau_counted_by_server=ran.tau_counted,
         cache_emptied=cache_emptied,

@@ -1,4 +1,7 @@
-"""The verbs of ``sgl-entropy bench``: each a campaign over arms and loads."""
+"""What the verbs of ``sgl-entropy bench`` run: a campaign over arms and loads.
+
+All raise ValueError, ServerError, StartError, ClientError, OSError; what was measured before stays.
+"""
 
 from __future__ import annotations
 
@@ -7,70 +10,40 @@ from dataclasses import replace
 
 from sgl_entropy_bench.http.client import ServerError
 from sgl_entropy_bench.load.judge import metrics
-from sgl_entropy_bench.load.run.campaign import Campaign, each
+from sgl_entropy_bench.load.judge.run_result import BaselineCapacity
+from sgl_entropy_bench.load.run.campaign import Campaign
 from sgl_entropy_bench.load.run.endpoint import Endpoint
 from sgl_entropy_bench.load.run.measure import Load
 
 
-def latency(
-    campaign: Campaign, qps: Sequence[float], shares: Sequence[float], dp_size: int | None
-) -> None:
-    """Open loop at ``qps`` requests a second and rank (of all clients that share the load), or at
-    ``shares`` of the baseline's capacity, which is measured first.
-
-    Raises:
-        ValueError, ServerError, StartError, ClientError, OSError.
-    """
-    if shares:
-        capacity = measure_capacity(campaign)
-        loads = [Load(f"load-{share:g}", rate=share * capacity) for share in shares]
-        each(campaign, lambda endpoint: loads)
-    else:
-        clients = campaign.plan.share[1]
-        each(campaign, lambda endpoint: _by_rank(endpoint, qps, dp_size, clients))
-    _close(campaign)
+def at_loads(campaign: Campaign, loads: Sequence[Load]) -> None:
+    """Every arm at the same loads."""
+    campaign.measure_all(lambda endpoint: loads)
 
 
-def _by_rank(
-    endpoint: Endpoint, qps: Sequence[float], dp_size: int | None, clients: int
-) -> list[Load]:
-    ranks = dp_size or endpoint.ranks or 1
-    return [Load(f"qps-{rate:g}", rate=rate * ranks / clients) for rate in qps]
+def at_rates(campaign: Campaign, qps: Sequence[float], dp_size: int | None) -> None:
+    """Open loop at ``qps`` requests a second and rank, of all clients that share the load."""
+    clients = campaign.plan.share[1]
+
+    def loads(endpoint: Endpoint) -> list[Load]:
+        ranks = dp_size or endpoint.ranks or 1
+        return [Load(f"qps-{rate:g}", rate=rate * ranks / clients) for rate in qps]
+
+    campaign.measure_all(loads)
 
 
-def trace(campaign: Campaign) -> None:
-    """Open loop by a recorded trace. Raises as ``latency``."""
-    each(campaign, lambda endpoint: [Load("trace", rate=1.0)])
-    _close(campaign)
+def at_shares(campaign: Campaign, shares: Sequence[float], concurrency: int) -> None:
+    """Open loop at ``shares`` of the baseline's capacity, which is measured first, with
+    ``concurrency`` requests at a time on each rank."""
+    capacity = measure_capacity(campaign, concurrency)
+    at_loads(campaign, [Load(f"load-{share:g}", rate=share * capacity) for share in shares])
 
 
-def throughput(campaign: Campaign, concurrencies: Sequence[int]) -> None:
-    """Closed loop at each number of requests at a time. Raises as ``latency``."""
-    loads = [Load(f"batch-{count}", concurrency=count) for count in concurrencies]
-    each(campaign, lambda endpoint: loads)
-    _close(campaign)
-
-
-def capacity(campaign: Campaign, concurrency: int) -> None:
-    """Each arm's saturation rate: requests a second that end while it is always full. Raises as
-    ``latency``."""
-    each(campaign, lambda endpoint: [Load("capacity", concurrency=concurrency)])
-    _close(campaign)
-
-
-def speed(campaign: Campaign) -> None:
-    """One request at a time: speed-up and tau on each benchmark. Raises as ``latency``."""
-    each(campaign, lambda endpoint: [Load("batch-1", concurrency=1)])
-    _close(campaign)
-
-
-def measure_capacity(campaign: Campaign) -> float:
+def measure_capacity(campaign: Campaign, concurrency: int) -> float:
     """The baseline arm's saturation rate in requests a second, all ranks together."""
-    before = campaign.capacity
-    assert before is not None
     with campaign.serving(campaign.arm(campaign.baseline)) as endpoint:
         ranks = endpoint.ranks or 1
-        at_once = before.concurrency * ranks
+        at_once = concurrency * ranks
         plan = replace(campaign.plan, requests=max(4 * at_once, campaign.plan.requests // 2))
         result = campaign.measure(endpoint, Load("capacity", concurrency=at_once), plan)
     rate = metrics.capacity(campaign.records(result), ranks)
@@ -78,10 +51,5 @@ def measure_capacity(campaign: Campaign) -> float:
         raise ServerError("the baseline's capacity could not be measured: no request ended")
     campaign.results.remove(result)
     campaign.probes.append(result)
-    campaign.capacity = replace(before, qps=rate.interval(), valid=result.valid)
+    campaign.capacity = BaselineCapacity(concurrency, rate.interval(), result.valid)
     return rate.value
-
-
-def _close(campaign: Campaign) -> None:
-    campaign.compare()
-    campaign.write()

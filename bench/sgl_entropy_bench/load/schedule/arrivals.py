@@ -56,9 +56,6 @@ class ArrivalLaw:
             return cls("trace", trace=tuple(read_trace(Path(rest).expanduser())))
         raise ValueError(f"--arrivals {text}: expected poisson, gamma:CV, constant or trace:FILE")
 
-    def __str__(self) -> str:
-        return f"gamma, CV {self.variation:g}" if self.kind == "gamma" else self.kind
-
 
 def stream_seed(seed: int, *names: object) -> int:
     """The seed of a named stream; different names give independent streams."""
