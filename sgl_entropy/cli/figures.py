@@ -26,6 +26,7 @@ FIGURES = {
     "speed": "tokens/s, step cost and break-even batch size of the three arms, paired",
     "served": "tau and speed-up by benchmark at temperatures 0 and 1, of any drafters, paired",
     "leaks": "pools and memory after 2,000 aborted, stopped, retracted and failing requests",
+    "wrong-requests": "10,000 requests with wrong values: deaths, answers 500, neighbours, slots",
     "easd": "EASD's fires, speed and effect by threshold",
     "easd-overhead": "what EASD costs where it never fires",
     "stop": "drafts that end early against drafts of fixed length, paired",
@@ -43,6 +44,7 @@ OWNERS = {
     "drafter": tuple(DRAFTERS),
     "calibration": ("stop",),
     "arm": ("served",),
+    "requests": ("wrong-requests",),
 }
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -51,6 +53,7 @@ EXAMPLES = """examples:
   sgl-entropy figures speed --prompts BENCHMARKS --threads 2
   sgl-entropy figures served --prompts BENCHMARKS --arm eagle3=DIR --arm edsd-d=DIR
   sgl-entropy figures leaks --quick --out /tmp
+  sgl-entropy figures wrong-requests --requests 1000
   sgl-entropy figures easd --prompts BENCHMARKS --drafter edsd
   sgl-entropy figures stop --prompts BENCHMARKS --drafter edsd --calibration edsd.json
   sgl-entropy figures clients --peer-path DIR     # without it: how to install the others in DIR
@@ -106,6 +109,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="stop: a calibration of --drafter, so that the calibrated stop is measured too",
+    )
+    parser.add_argument(
+        "--requests",
+        type=int,
+        metavar="N",
+        help="wrong-requests: how many (default: 10,000)",
     )
     width = max(map(len, FIGURES))
     lines = (f"  {name:{width}}  {what}" for name, what in FIGURES.items())
@@ -170,6 +179,12 @@ def _measure(args: argparse.Namespace, plan: FigurePlan) -> tuple[object, str]:
         from sgl_entropy_bench.figures import clients
 
         return clients.measure(plan.engine.target, args.quick, args.peer_path)
+    if args.name == "wrong-requests":
+        from sgl_entropy_bench.figures import wrong_requests
+
+        if args.requests is not None and args.requests < 1:
+            raise ValueError(f"--requests must be at least 1, found {args.requests}")
+        return wrong_requests.measure(plan, args.requests)
     module = importlib.import_module(f"sgl_entropy_bench.figures.{args.name}")
     figure, page = module.measure(plan)
     return figure, page
@@ -179,8 +194,9 @@ def _passed(figure: object) -> bool:
     """Whether a figure that is a check found nothing wrong; others pass."""
     from sgl_entropy_bench.figures.leaks import LeaksFigure
     from sgl_entropy_bench.figures.lossless import LosslessFigure
+    from sgl_entropy_bench.figures.wrong_requests import WrongRequestsFigure
 
-    if isinstance(figure, LeaksFigure):
+    if isinstance(figure, LeaksFigure | WrongRequestsFigure):
         return all(row.passed for row in figure.arms.values())
     return not isinstance(figure, LosslessFigure) or not any(
         run.differences for run in figure.runs.values()

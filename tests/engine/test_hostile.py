@@ -1,6 +1,6 @@
 """Requests with wrong values: each is refused or answered, and the server and others go on.
 
-``sgl-entropy figures leaks --hostile`` sends many more.
+``sgl-entropy figures wrong-requests`` sends many more.
 """
 
 from __future__ import annotations

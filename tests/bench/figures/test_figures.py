@@ -24,6 +24,8 @@ from sgl_entropy_bench.figures import (
     speed,
     startup,
     stop,
+    wrong_requests,
+    wrong_values,
 )
 from sgl_entropy_bench.figures.figure_plan import (
     BENCHMARKS,
@@ -471,6 +473,28 @@ def test_a_leak_is_found(plan: FigurePlan, monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert row.load_at_end.tokens > 0
     assert not row.passed
+
+
+def test_wrong_requests_against_the_fake_server(
+    plan: FigurePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = list(wrong_values.wrong_requests(20))
+    monkeypatch.setattr(
+        wrong_requests,
+        "outcome_of",
+        lambda client, request: "500" if request == every[4] else "400",
+    )
+    figure, page = wrong_requests.measure(plan, 20)
+    row = figure.arms["edsd"]
+    assert (row.statuses, row.deaths, row.neighbours, row.changed) == (
+        {"400": 19, "500": 1},
+        0,
+        3,
+        0,
+    )
+    assert row.culprits == [f"500 {every[4].name}"]
+    assert not row.passed
+    assert "HARM DONE" in page
 
 
 def test_startup_against_the_fake_server(plan: FigurePlan) -> None:
