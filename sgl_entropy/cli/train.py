@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sgl_entropy.cli.output import check_folder, write_json, write_text
-from sgl_entropy.cli.train_flags import check_flags, configure
-from sgl_entropy.train.settings.file import TrainSettings, load_settings
+from sgl_entropy.cli.train_flags import WHOLE, check_flags, configure
 
 if TYPE_CHECKING:
     from sgl_entropy.train.answers.from_server import Ask
+    from sgl_entropy.train.settings.file import TrainSettings
     from sgl_entropy.train.workspace import Workspace
 
 __all__ = ["configure", "run"]
@@ -26,7 +27,7 @@ def _say(line: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one stage."""
+    """Run one stage, or all of them."""
     check_flags(args)
     if args.settings:
         from sgl_entropy.train.settings.template import settings_file
@@ -43,8 +44,15 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args, overrides)
     if args.stage == "benchmark":
         return _benchmark(args, overrides)
+    from sgl_entropy.train.settings.file import load_settings
+
     settings = load_settings(args.config, overrides)
-    return _plan(args, settings) if args.plan else _run_stage(args, settings)
+    if args.plan:
+        return _plan(args, settings)
+    if args.stage is None:
+        return _run_all(args, settings)
+    _run_stage(args.stage, args, settings)
+    return 0
 
 
 def _plan(args: argparse.Namespace, settings: TrainSettings) -> int:
@@ -75,6 +83,7 @@ def _benchmark(args: argparse.Namespace, overrides: list[str]) -> int:
 
     from sgl_entropy.figures import train_throughput, train_throughput_page
     from sgl_entropy.train.compare.file import load_comparison
+    from sgl_entropy.train.settings.file import load_settings
     from sgl_entropy.train.workspace import Workspace
 
     torch.set_num_threads(args.threads)
@@ -117,7 +126,33 @@ def _write(
         print(text)
 
 
-def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
+def _run_all(args: argparse.Namespace, settings: TrainSettings) -> int:
+    """Every stage that makes a drafter; each skips what is done already.
+
+    Raises:
+        ValueError: started by torchrun, ``--out`` holds something other than a drafter, or
+            ``--json`` without benchmarks.
+    """
+    from sgl_entropy.train.fit.export import refuse_others
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("torchrun starts `train fit` alone: run the other stages by themselves")
+    check_folder("--out", args.out)  # known before hours of work
+    refuse_others(args.out)
+    left_out = {"features"} if settings.fit.online else set()
+    if not settings.evaluate.benchmarks:
+        left_out.add("evaluate")
+        if args.json is not None:
+            raise ValueError("--json takes the figures of evaluate: set evaluate.benchmarks, too")
+    args.drafter = args.out
+    for stage in WHOLE:
+        if stage not in left_out:
+            _say(f"train {stage}")
+            _run_stage(stage, args, settings)
+    return 0
+
+
+def _run_stage(stage: str, args: argparse.Namespace, settings: TrainSettings) -> None:
     import torch
 
     from sgl_entropy.train.stages import data, drafter
@@ -125,29 +160,29 @@ def _run_stage(args: argparse.Namespace, settings: TrainSettings) -> int:
 
     torch.set_num_threads(args.threads)
 
-    if args.stage == "export":  # reads a checkpoint: the target need not be here
+    if stage == "export":  # reads a checkpoint: the target need not be here
         if args.out is None:
             raise ValueError("export needs --out DIR")
         check_folder("--out", args.out)
         drafter.export(fit_folder(settings, args.algorithm), args.out, _say)
-        print(f"wrote {args.out}")
-        return 0
-    if args.stage == "evaluate" and args.drafter is None:
+        # stdout may be the figures' alone
+        print(f"wrote {args.out}", file=sys.stdout if args.stage == stage else sys.stderr)
+        return
+    if stage == "evaluate" and args.drafter is None:
         raise ValueError("evaluate needs --drafter DIR")
     work = Workspace.of(settings)
-    if args.stage == "prepare":
+    if stage == "prepare":
         ask = _server(args.server, work) if args.server else None
         data.prepare(work, ask, args.concurrency, _say)
-    elif args.stage == "generate" or (args.stage == "features" and not work.answers_file.is_file()):
+    elif stage == "generate" or (stage == "features" and not work.answers_file.is_file()):
         # Without answers, features come out of the pass that writes them.
         data.generate(work, _say)
-    elif args.stage == "features":
+    elif stage == "features":
         data.features(work, _say)
-    elif args.stage == "fit":
+    elif stage == "fit":
         drafter.fit(work, args.algorithm, _say, accept_changes=args.accept_changes)
     else:
         write_json(drafter.evaluate(work, args.drafter, _say), args.json or "-")
-    return 0
 
 
 def _server(url: str, work: Workspace) -> Ask:

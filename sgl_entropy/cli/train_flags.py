@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sgl_entropy.cli.inputs import input_file
+
 STAGES = ("prepare", "features", "generate", "fit", "export", "evaluate", "compare", "benchmark")
+# Without a stage, in this order: `evaluate` where evaluate.benchmarks is set, no `features` online.
+WHOLE = ("prepare", "features", "fit", "export", "evaluate")
 PLAN = "--plan"
 # Stages that a plan estimates, together.
 PLANNED = ("prepare", "features", "generate", "fit")
@@ -31,6 +35,7 @@ EXAMPLES = """examples:
   sgl-entropy train --settings > train.toml
   sgl-entropy train --plan --config train.toml
   sgl-entropy train --plan --config train.toml --check WORK/edsd
+  sgl-entropy train --config train.toml --work WORK --out ./edsd     # all stages
   sgl-entropy train prepare --config train.toml --server http://127.0.0.1:30000
   sgl-entropy train features --config train.toml
   sgl-entropy train fit --config train.toml --algorithm EDSD --set fit.epochs=2
@@ -42,6 +47,9 @@ EXAMPLES = """examples:
 
 Every stage can be interrupted and run again: it goes on where it stopped (`fit` ends after the
 current step; a second Ctrl-C, seconds later, does not wait for it). The stages in order:
+Without STAGE, `prepare`, `features`, `fit` and `export` run one after the other, and `evaluate` if
+evaluate.benchmarks is set (with fit.online there is no `features`). Each stage skips what is done
+already: after an interrupt, repeat the command.
 `prepare` writes the prompts and, with --server, the target's answers.
 `features` stores the tapped layers of those answers. Without answers it runs `generate`, which
 writes answers and features in one pass.
@@ -63,7 +71,13 @@ store, part by part; --arms takes the recipe of one arm of a comparison file."""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of ``train``."""
-    parser.add_argument("stage", choices=STAGES, nargs="?")
+    parser.add_argument(
+        "stage",
+        choices=STAGES,
+        nargs="?",
+        metavar="STAGE",
+        help=f"one of {', '.join(STAGES)} (default: all that make a drafter, into --out)",
+    )
     parser.add_argument(
         "--plan",
         action="store_true",
@@ -83,7 +97,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="compare the plan with a finished training: the folder with its checkpoint and log; "
         "may be repeated (--plan)",
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML or JSON")
+    parser.add_argument(
+        "--config",
+        type=input_file("--config", "settings, TOML or JSON (`sgl-entropy train --settings`)"),
+        metavar="FILE",
+        help="settings, TOML or JSON",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -169,15 +188,23 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--plan estimates {', '.join(PLANNED)}, not {args.stage}: leave out one of them"
         )
-    if args.stage is None and not args.plan and not args.settings:
-        raise ValueError(f"name a stage ({', '.join(STAGES)}), --plan or --settings")
-    stage = PLAN if args.plan else args.stage
+    stage = PLAN if args.plan else "--settings" if args.settings else args.stage
+    whole = stage is None
+    if whole and args.out is None:
+        raise ValueError(
+            f"a training without STAGE runs {', '.join(WHOLE)}, which may take hours, and needs "
+            f"--out DIR for the drafter; else name a stage ({', '.join(STAGES)}), --plan or "
+            "--settings"
+        )
+    if whole and args.drafter is not None:
+        raise ValueError("--drafter belongs to evaluate; without STAGE, that measures --out")
     for name, (stages, default) in _BELONGS.items():
         if getattr(args, name) is None:
             continue
-        if stage not in stages:
+        if not {*stages} & {*(WHOLE if whole else (stage,))}:
             flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} belongs to {', '.join(stages)}, not to {stage}")
+            where = "a training without STAGE" if whole else stage
+            raise ValueError(f"--{flag} belongs to {', '.join(stages)}, not to {where}")
         if isinstance(default, int) and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, found {getattr(args, name)}")
     if args.concurrency is not None and args.server is None:

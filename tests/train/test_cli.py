@@ -35,6 +35,12 @@ from sgl_entropy.train.workspace import Workspace
         (["features", "--threads", "2"], "--threads belongs to prepare, fit, export, evaluate"),
         (["features", "--online"], "--online belongs to prepare, fit, compare, --plan"),
         (["fit", "--settings"], "--settings prints the settings and does nothing else"),
+        (["--settings", "--threads", "2"], "not to --settings"),
+        ([], "a training without STAGE runs prepare, features, fit, export, evaluate"),
+        (["--config", "c"], "--config c: no such file; expected settings, TOML or JSON"),
+        (["--out", "d", "--drafter", "d"], "--drafter belongs to evaluate; without STAGE"),
+        (["--out", "d", "--arms", "a"], "--arms belongs to compare, benchmark, not to a training"),
+        (["--out", "d", "--json", "-"], "--json takes the figures of evaluate"),
         (["fit", "--threads", "0"], "--threads must be at least 1"),
         (["benchmark", "--batches", "0"], "--batches must be at least 1"),
     ],
@@ -88,6 +94,54 @@ def test_online_is_a_setting_by_another_name(
     assert found == [True, False, True]
     assert main(["train", "--settings"]) == 0
     assert "\nonline = false\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], ["prepare", "generate", "fit", "export"]),
+        (["fit.online=true"], ["prepare", "fit", "export"]),
+        (["evaluate.benchmarks=b"], ["prepare", "generate", "fit", "export", "evaluate"]),
+    ],
+)
+def test_a_training_without_a_stage_runs_all_of_them(
+    settings: list[str],
+    expected: list[str],
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran: list[str] = []
+
+    def evaluate(work: Workspace, folder: Path, report: Any) -> dict[str, float]:
+        ran.append("evaluate")
+        assert folder == tmp_path / "drafter"
+        return {"tau": 2.0}
+
+    for module, names in (
+        (data, ("prepare", "features", "generate")),
+        (drafter, ("fit", "export")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, lambda *_, name=name, **__: ran.append(name))
+    monkeypatch.setattr(drafter, "evaluate", evaluate)
+    words = ["train", "--target", str(tiny_folder), "--work", str(tmp_path / "work")]
+    words += ["--out", str(tmp_path / "drafter")]
+    words += [word for setting in settings for word in ("--set", setting)]
+    assert main(words) == 0
+    assert ran == expected
+    out = capsys.readouterr().out
+    assert json.loads(out or "{}") == ({"tau": 2.0} if "evaluate" in expected else {})
+    ran.clear()
+    (tmp_path / "drafter").mkdir()
+    (tmp_path / "drafter" / "config.json").write_text((tiny_folder / "config.json").read_text())
+    assert main(words) == 2
+    assert "holds something other than a drafter" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(words) == 2
+    assert "torchrun starts `train fit` alone" in capsys.readouterr().err
+    assert ran == []
 
 
 def test_features_without_answers_is_the_pass_that_writes_them(

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgl_entropy_bench.load.run.arms import LoadArm, arms_of, parse_arms, read_table
+from sgl_entropy.base.table_file import read_table
+from sgl_entropy_bench.load.run.arms import LoadArm, arms_of, parse_arms
 
 _OURS = ("url", "custom_params", "temperature")
 
@@ -74,7 +75,6 @@ def read_eval_arms(path: Path) -> tuple[EvalArm, ...]:
 
     Raises:
         ValueError: not readable as such, unknown keys, or values of another type.
-        OSError: no such file.
     """
     raw = read_table(path)
     rows = raw.get("arms")

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from sgl_entropy.base.table_file import read_table
 from sgl_entropy.drafter.config import Algorithm
 from sgl_entropy.train.settings.drafter import DrafterSettings
-from sgl_entropy.train.settings.file import TrainSettings, load_settings, read_settings
+from sgl_entropy.train.settings.file import TrainSettings, load_settings
 from sgl_entropy.train.settings.fit import FitSettings
 from sgl_entropy.train.workspace import work_folder
 
@@ -126,7 +127,7 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
         ValueError: not readable, unknown keys, arms without name or of the same name, settings
             that do not fit; names the arm.
     """
-    raw = read_settings(path)
+    raw = read_table(path)
     unknown = sorted(set(raw) - {"base", "set", "baseline", "seeds", "arms"})
     seeds = raw.get("seeds", [0])
     rows = raw.get("arms")

@@ -9,21 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from sgl_entropy.base.table_file import read_table
 from sgl_entropy.train.machine.dtype import DTYPES
 from sgl_entropy.train.settings.checks import no_layers, out_of_range
 from sgl_entropy.train.settings.drafter import DrafterSettings
 from sgl_entropy.train.settings.fit import FitSettings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -147,7 +142,7 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> TrainSett
     Raises:
         ValueError: not readable as TOML or JSON, unknown or ill-typed keys; all are named.
     """
-    raw: dict[str, Any] = {} if path is None else read_settings(path)
+    raw: dict[str, Any] = {} if path is None else read_table(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -167,28 +162,6 @@ def load_settings(path: Path | None, overrides: Sequence[str] = ()) -> TrainSett
         source = "settings" if path is None else str(path)
         raise ValueError("\n".join(f"{source}: {line}" for line in wrong))
     return settings
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The sections of a TOML or JSON file, unchecked.
-
-    Raises:
-        ValueError: not readable as such.
-    """
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from None
-    else:
-        try:
-            raw = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path}: not valid TOML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected sections")
-    return raw
 
 
 def _value(text: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -12,14 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.table_file import read_table
 from sgl_entropy_bench.http.client import Client, ServerError
 from sgl_entropy_bench.load.run.endpoint import Endpoint
 from sgl_entropy_bench.server.launch import Server, free_port
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,6 @@ def read_arms(path: Path) -> tuple[LoadArm, ...]:
 
     Raises:
         ValueError: not readable as such, unknown keys, or values of another type.
-        OSError: no such file.
     """
     return arms_of(path, read_table(path))
 
@@ -136,21 +130,6 @@ def opened(
         yield target
         if not server.alive():
             raise ServerError(f"the {spec.name} server ended while it was measured: see {log}")
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """A TOML or JSON file's table. Raises ValueError, OSError."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".json":
-            raw = json.loads(text)
-        else:
-            raw = tomllib.loads(text)
-    except ValueError as error:  # both libraries' errors are of this kind
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a table")
-    return raw
 
 
 def _words(path: Path, name: str, value: Any) -> tuple[str, ...]:
