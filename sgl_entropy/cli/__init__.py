@@ -113,8 +113,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ValueError, OSError, RuntimeError) as error:
         # Expected errors carry their own explanation; anything else keeps its traceback.
-        print(f"sgl-entropy {verb}: {error}", file=sys.stderr)
+        print(f"sgl-entropy {verb}: {_words(error)}", file=sys.stderr)
         return 2
+
+
+def _words(error: Exception) -> str:
+    """The message; the system's own names its file first, without a number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 if __name__ == "__main__":

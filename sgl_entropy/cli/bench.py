@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from sgl_entropy.cli.inputs import ARMS_FILE, input_file
 from sgl_entropy.cli.output import check_folder, write_json
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _add_arms(parser: argparse.ArgumentParser) -> None:
     arms.add_argument("--arms", metavar="NAME=URL,...", help="running servers")
     arms.add_argument(
         "--launch",
-        type=Path,
+        type=ARMS_FILE,
         metavar="FILE",
         help="an arms file: the server of each arm is started, measured and stopped in turn",
     )
@@ -293,7 +294,13 @@ def _plan(args: argparse.Namespace) -> LoadPlan:
     ramp = args.num_requests // 10 if args.ramp is None else args.ramp
     if ramp < 0:
         raise ValueError(f"--ramp must be at least 0, found {ramp}")
+    for source in args.prompts:
+        if not source.startswith("hf:") and not Path(source).is_dir():
+            input_file("--prompts", "prompts as JSON Lines, or a folder of such files")(source)
     latency = args.what == "latency"
+    if latency and args.arrivals.startswith("trace:"):
+        recorded = Path(args.arrivals.removeprefix("trace:")).expanduser()
+        input_file("--arrivals", "arrival times, one a line")(str(recorded))
     share = _share(args.stream) if latency else (0, 1)
     return LoadPlan(
         load_workload(args.prompts, args.per_benchmark, args.seed, args.warmup, share),

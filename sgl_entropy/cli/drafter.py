@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from sgl_entropy.checkpoint.errors import DrafterError
 from sgl_entropy.checkpoint.findings import errors_of
 from sgl_entropy.cli import drafter_eval, drafter_robustness
+from sgl_entropy.cli.actions import Action, add_actions, run_action
+from sgl_entropy.cli.inputs import input_file
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.drafter.check import check_drafter
 from sgl_entropy.drafter.convert import convert
 from sgl_entropy.drafter.info import drafter_info
 from sgl_entropy.drafter.layouts import LAYOUTS
-
-_AsWritten = argparse.RawDescriptionHelpFormatter
 
 EPILOG = """examples:
   sgl-entropy drafter info DRAFTER
@@ -43,72 +42,61 @@ With fewer tokens drafting is faster, and acceptance lower where the target writ
 left out: compare both drafters before you serve the smaller one."""
 
 
+INFO_EPILOG = """examples:
+  sgl-entropy drafter info DRAFTER
+  sgl-entropy drafter info DRAFTER --json -
+
+Only headers are read, in any known layout. Exit code 1: something is wrong with it."""
+
+CONVERT_EPILOG = """examples:
+  sgl-entropy drafter convert EAGLE3_FROM_VLLM DRAFTER
+  sgl-entropy drafter convert DRAFTER OTHER --to speculators --force
+
+Weights are copied as they are; every renamed and dropped tensor is printed."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``drafter``."""
     parser.epilog = EPILOG
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add_actions(parser, ACTIONS)
 
-    info = actions.add_parser("info", help="sizes, layers, parameters and bytes")
-    info.add_argument("drafter", help="the drafter's folder")
-    _add_json(info)
-    info.set_defaults(action_function=_info)
 
-    check = actions.add_parser(
-        "check",
-        help="whether it fits the target, and how to launch it; exit code 1 if it does not",
-        epilog=CHECK_EPILOG,
-        formatter_class=_AsWritten,
-    )
-    check.add_argument("drafter", help="the drafter's folder")
-    check.add_argument("--target", required=True, help="the target's Hugging Face folder")
-    _add_json(check)
-    check.set_defaults(action_function=_check)
+def _info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("drafter", help="the drafter's folder")
+    _add_json(parser)
 
-    evaluate = actions.add_parser(
-        "eval",
-        help="acceptance length and rates, offline or from a server",
-        formatter_class=_AsWritten,
-    )
-    drafter_eval.configure(evaluate)
-    evaluate.set_defaults(action_function=drafter_eval.run)
 
-    robust = actions.add_parser(
-        "robustness",
-        help="how much acceptance each drafter loses under foreign system prompts",
-        formatter_class=_AsWritten,
-    )
-    drafter_robustness.configure(robust)
-    robust.set_defaults(action_function=drafter_robustness.run)
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("drafter", help="the drafter's folder")
+    parser.add_argument("--target", required=True, help="the target's Hugging Face folder")
+    _add_json(parser)
 
-    rename = actions.add_parser("convert", help="rename tensors and config between known layouts")
-    rename.add_argument("source", help="the drafter's folder")
-    rename.add_argument("destination", help="a new folder")
-    rename.add_argument("--to", choices=LAYOUTS, default="published", help="default: published")
-    rename.add_argument(
+
+def _convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="the drafter's folder")
+    parser.add_argument("destination", help="a new folder")
+    parser.add_argument("--to", choices=LAYOUTS, default="published", help="default: published")
+    parser.add_argument(
         "--force", action="store_true", help="replace a checkpoint that is already there"
     )
-    rename.set_defaults(action_function=_convert)
 
-    fewer = actions.add_parser(
-        "trim",
-        help="leave rare tokens out of the draft vocabulary: a smaller, faster head",
-        epilog=TRIM_EPILOG,
-        formatter_class=_AsWritten,
-    )
-    fewer.add_argument("source", help="the drafter's folder")
-    fewer.add_argument("destination", help="a new folder")
-    fewer.add_argument("--size", type=int, required=True, help="tokens to keep")
-    fewer.add_argument(
+
+def _trim_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="the drafter's folder")
+    parser.add_argument("destination", help="a new folder")
+    parser.add_argument("--size", type=int, required=True, help="tokens to keep")
+    parser.add_argument(
         "--answers",
+        type=input_file("--answers", "answers.jsonl of `sgl-entropy train prepare`"),
         required=True,
         metavar="FILE",
         help="answers.jsonl of `sgl-entropy train prepare`: the most frequent tokens are kept",
     )
-    fewer.set_defaults(action_function=_trim)
 
 
 def run(args: argparse.Namespace) -> int:
-    action: Callable[[argparse.Namespace], int] = args.action_function
-    return action(args)
+    """Run the action."""
+    return run_action(args)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +150,7 @@ def _trim(args: argparse.Namespace) -> int:
     from sgl_entropy.train.prompts.draft_vocabulary import count_tokens
 
     config, tensors = load_tensors(args.source)
-    answers = read_answers(Path(args.answers))
+    answers = read_answers(args.answers)
     if not answers:
         raise DrafterError(f"{args.answers}: no answers there")
     counts = count_tokens(
@@ -192,3 +180,38 @@ def _convert(args: argparse.Namespace) -> int:
         f"{report.destination}"
     )
     return 0
+
+
+ACTIONS = {
+    "info": Action("show sizes, layers, parameters and bytes", _info_options, _info, INFO_EPILOG),
+    "check": Action(
+        "say whether it fits the target, and how to launch it; exit code 1 if it does not",
+        _check_options,
+        _check,
+        CHECK_EPILOG,
+    ),
+    "eval": Action(
+        "measure acceptance length and rates, offline or from a server",
+        drafter_eval.options,
+        drafter_eval.run,
+        drafter_eval.EPILOG,
+    ),
+    "robustness": Action(
+        "measure how much acceptance each drafter loses under foreign system prompts",
+        drafter_robustness.options,
+        drafter_robustness.run,
+        drafter_robustness.EPILOG,
+    ),
+    "convert": Action(
+        "rename tensors and config between known layouts",
+        _convert_options,
+        _convert,
+        CONVERT_EPILOG,
+    ),
+    "trim": Action(
+        "leave rare tokens out of the draft vocabulary: a smaller, faster head",
+        _trim_options,
+        _trim,
+        TRIM_EPILOG,
+    ),
+}

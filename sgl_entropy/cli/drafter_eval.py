@@ -12,6 +12,7 @@ from sgl_entropy.base.plots import require_plots
 from sgl_entropy.base.texts import text_files
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.devices import add_device, checked_device
+from sgl_entropy.cli.inputs import input_file
 from sgl_entropy.cli.output import say, write_json
 from sgl_entropy.cli.prompt_groups import add_texts, read_groups
 
@@ -38,9 +39,8 @@ these requests turn off; any other patched server reports everything else."""
 OFFLINE = {"depth": 4, "dtype": "float32", "threads": 1}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def options(parser: argparse.ArgumentParser) -> None:
     """Options of ``drafter eval``."""
-    parser.epilog = EPILOG
     parser.add_argument("drafter", type=Path, help="the drafter's folder")
     parser.add_argument(
         "--target", type=Path, required=True, help="the target's folder (its tokenizer, too)"
@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_texts(parser, "prompts, a group a file")
     parser.add_argument(
         "--against",
-        type=Path,
+        type=input_file("--against", "a report of `sgl-entropy drafter eval --json`"),
         metavar="FILE.json",
         help="another drafter's report on the same prompts: compare both taus, prompt by prompt",
     )

@@ -12,6 +12,7 @@ from sgl_entropy.base.texts import read_texts, text_files
 from sgl_entropy.base.typed_json import as_json
 from sgl_entropy.cli.devices import add_device, checked_device
 from sgl_entropy.cli.drafter_eval import add_sizes, check_sizes
+from sgl_entropy.cli.inputs import input_file
 from sgl_entropy.cli.output import say, write_json, write_text
 from sgl_entropy.cli.prompt_groups import add_texts, read_groups
 
@@ -25,9 +26,8 @@ Each prompt is answered under the template's own system prompt and under each fo
 interrupt, repeat the command: it measures only what is missing (--records)."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def options(parser: argparse.ArgumentParser) -> None:
     """Options of ``drafter robustness``."""
-    parser.epilog = EPILOG
     parser.add_argument(
         "drafters", nargs="+", metavar="NAME=DIR", help="drafters of one target, compared"
     )
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_texts(parser, "prompts, a group a file")
     parser.add_argument(
         "--systems",
-        type=Path,
+        type=input_file("--systems", "system prompts, one a line, or JSON Lines"),
         required=True,
         metavar="FILE",
         help="foreign system prompts: plain text, one a line, or JSON Lines with `text`",

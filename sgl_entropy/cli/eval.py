@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgl_entropy.base.typed_json import as_json
+from sgl_entropy.cli.inputs import ARMS_FILE
 from sgl_entropy.cli.output import check_folder, write_json
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     arms.add_argument(
         "--launch",
-        type=Path,
+        type=ARMS_FILE,
         metavar="FILE",
         help="start the servers of an arms file (see `bench`); each arm may have custom_params and "
         "temperature, or the url of a running server",

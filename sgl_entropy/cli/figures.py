@@ -18,6 +18,7 @@ from sgl_entropy_bench.server.arms import Engine, ServeArm
 
 from sgl_entropy.base.cache import cache_dir
 from sgl_entropy.cli.demo import add_drafter_options, resolve
+from sgl_entropy.cli.inputs import input_file
 from sgl_entropy.cli.output import check_folder
 
 FIGURES = {
@@ -106,7 +107,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibration",
-        type=Path,
+        type=input_file("--calibration", "a calibration that `sgl-entropy calibrate` wrote"),
         metavar="FILE",
         help="stop: a calibration of --drafter, so that the calibrated stop is measured too",
     )

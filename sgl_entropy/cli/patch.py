@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sgl_entropy import patching
+from sgl_entropy.cli.actions import Action, add_actions, run_action
 from sgl_entropy.cli.output import write_json
 from sgl_entropy.patching import manifest
 
@@ -23,45 +26,31 @@ _RECORD_EPILOG = """examples:
   sgl-entropy patch record --upstream ./unpacked
   sgl-entropy patch record --upstream ./unpacked --series patches/v0.5.6.post2"""
 
-_VERBS = {
-    "apply": (patching.apply, "patch every file, or none"),
-    "status": (patching.status, "show the state of the install and of every touched file"),
-    "revert": (patching.revert, "put upstream's files back, byte for byte"),
-    "verify": (patching.verify, "check every hash; exit code 1 if anything is not as applied"),
-}
+Act = Callable[[patching.SglangInstall, patching.Series], patching.PatchReport]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``sgl-entropy patch``."""
+    """Options of ``patch``."""
     parser.epilog = _EPILOG
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, (_, help_line) in _VERBS.items():
-        action = actions.add_parser(
-            name,
-            help=help_line,
-            description=help_line[0].upper() + help_line[1:] + ".",
-            epilog=_EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        action.add_argument(
-            "--sglang",
-            metavar="DIR",
-            help="the package folder of SGLang, or a folder that contains it, such as an unpacked "
-            "wheel (default: the one that this Python would import)",
-        )
-        action.add_argument("--json", metavar="FILE", help="write the outcome there; - for stdout")
-        action.add_argument(
-            "--quiet", action="store_true", help="print one line; name files only on a fault"
-        )
-    record = actions.add_parser(
-        "record",
-        help="for developers: regenerate a series' manifest from its patches",
-        description="Regenerate manifest.json from the patch files and a pristine SGLang.",
-        epilog=_RECORD_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    add_actions(parser, ACTIONS)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sglang",
+        metavar="DIR",
+        help="the package folder of SGLang, or a folder that contains it, such as an unpacked "
+        "wheel (default: the one that this Python would import)",
     )
-    record.add_argument("--upstream", metavar="DIR", required=True, help="a pristine SGLang")
-    record.add_argument(
+    parser.add_argument("--json", metavar="FILE", help="write the outcome there; - for stdout")
+    parser.add_argument(
+        "--quiet", action="store_true", help="print one line; name files only on a fault"
+    )
+
+
+def _record_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--upstream", metavar="DIR", required=True, help="a pristine SGLang")
+    parser.add_argument(
         "--series",
         metavar="DIR",
         type=Path,
@@ -72,9 +61,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do it and print; returns the exit code."""
     patching.check_python()
-    if args.action == "record":
-        return _record(args.upstream, args.series)
-    act = _VERBS[args.action][0]
+    return run_action(args)
+
+
+def _run(act: Act, args: argparse.Namespace) -> int:
     try:
         install = patching.find_sglang(args.sglang)
         report = act(install, patching.load_series(install.version))
@@ -90,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _record(upstream: str, folder: Path | None) -> int:
-    install = patching.find_sglang(upstream)
-    where = folder or Path(str(manifest.series_folder(install.version)))
+def _record(args: argparse.Namespace) -> int:
+    install = patching.find_sglang(args.upstream)
+    where = args.series or Path(str(manifest.series_folder(install.version)))
     content = manifest.record(where, install)
     path = where / manifest.MANIFEST
     write_json(content, path)
@@ -119,3 +109,21 @@ def _print(report: patching.PatchReport, quiet: bool) -> None:
         print(report.state)
     if report.state == "applied (other series)":
         print("`sgl-entropy patch apply` replaces it by this one; `patch revert` removes it.")
+
+
+_ACTS: dict[str, tuple[Act, str]] = {
+    "apply": (patching.apply, "patch every file, or none"),
+    "status": (patching.status, "show the state of the install and of every touched file"),
+    "revert": (patching.revert, "put upstream's files back, byte for byte"),
+    "verify": (patching.verify, "check every hash; exit code 1 if anything is not as applied"),
+}
+ACTIONS = {
+    name: Action(help_line, _options, partial(_run, act), _EPILOG)
+    for name, (act, help_line) in _ACTS.items()
+}
+ACTIONS["record"] = Action(
+    "for developers: regenerate a series' manifest from its patches and a pristine SGLang",
+    _record_options,
+    _record,
+    _RECORD_EPILOG,
+)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import textwrap
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from sgl_entropy.base.tables import text_table
 from sgl_entropy.cli import policy_record
+from sgl_entropy.cli.actions import Action, add_actions, run_action
+from sgl_entropy.cli.inputs import input_file
 from sgl_entropy.cli.output import write_json
 
 EPILOG = """examples:
@@ -20,23 +22,27 @@ EPILOG = """examples:
   sgl-entropy policy replay trace.jsonl --policy easd:target_entropy=1.5,draft_entropy=1.5"""
 
 
+REPLAY_EXAMPLES = """examples:
+  sgl-entropy policy replay trace.jsonl
+  sgl-entropy policy replay trace.jsonl --policy svip --policy svip:factor=0.15,limit=0.5
+  sgl-entropy policy replay trace.jsonl --policy switch:down=0.5,up=2 --json switch.json
+  sgl-entropy policy replay trace.jsonl --policy off --draft-cost 0.08 --row-cost 0.02"""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of ``policy``."""
     parser.epilog = EPILOG
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add_actions(parser, ACTIONS)
 
-    record = actions.add_parser("record", help="ask a running server for traces")
-    policy_record.configure(record)
-    record.set_defaults(action_function=policy_record.run)
 
-    again = actions.add_parser(
-        "replay",
-        help="what policies would have saved or changed; exit code 1 if a record disagrees with "
-        "the policy that it was made under",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_policies(),
+def _replay_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "trace",
+        type=input_file("TRACE", "a trace, as `sgl-entropy policy record` writes it"),
+        metavar="TRACE",
+        help="as `policy record` writes it",
     )
-    again.add_argument("trace", type=Path, metavar="TRACE", help="as `policy record` writes it")
-    again.add_argument(
+    parser.add_argument(
         "--policy",
         action="append",
         default=[],
@@ -45,27 +51,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for name, help_line in (
         ("draft", "time of a draft step, in plain decode steps; with it, speeds are compared"),
-        ("row", "of each drafted token in a verification (default: 0)"),
-        ("cycle", "of a cycle without drafted tokens (default: 1)"),
+        ("row", "time of each drafted token in a verification (default: 0)"),
+        ("cycle", "time of a cycle without drafted tokens (default: 1)"),
     ):
-        again.add_argument(f"--{name}-cost", type=float, metavar="STEPS", help=help_line)
-    again.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
-    again.set_defaults(action_function=_replay)
+        parser.add_argument(f"--{name}-cost", type=float, metavar="STEPS", help=help_line)
+    parser.add_argument("--json", metavar="FILE", help="write JSON to FILE; - for stdout alone")
+    parser.format_help = functools.partial(_replay_help, parser)  # type: ignore[method-assign]
 
 
-def _policies() -> str:
-    # Brings torch along, so only once this verb is asked for.
+def _replay_help(parser: argparse.ArgumentParser) -> str:
+    # The policies bring torch along: not before they are listed.
     from sgl_entropy.verify.replay.run import POLICIES
 
     width = max(map(len, POLICIES))
-    return "policies:\n" + "\n".join(
-        f"  {name:<{width}}  {policy.help}" for name, policy in POLICIES.items()
-    )
+    listed = [f"  {name:<{width}}  {policy.help}" for name, policy in POLICIES.items()]
+    parser.epilog = "\n".join([REPLAY_EXAMPLES, "", "policies:", *listed])
+    return argparse.ArgumentParser.format_help(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    action: Callable[[argparse.Namespace], int] = args.action_function
-    return action(args)
+    """Run the action."""
+    return run_action(args)
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -116,3 +122,20 @@ def _page(word: str, figures: Mapping[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+ACTIONS = {
+    "record": Action(
+        "ask a running server for traces",
+        policy_record.options,
+        policy_record.run,
+        policy_record.EPILOG,
+    ),
+    "replay": Action(
+        "compute what policies would have saved or changed; exit code 1 if a record disagrees "
+        "with the policy that it was made under",
+        _replay_options,
+        _replay,
+        REPLAY_EXAMPLES,
+    ),
+}

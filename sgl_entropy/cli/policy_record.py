@@ -16,6 +16,14 @@ from sgl_entropy.verify.trace_file import TraceWriter
 if TYPE_CHECKING:
     from sgl_entropy.cli.running_server import TracedAnswer
 
+EPILOG = """examples:
+  sgl-entropy policy record --server http://HOST:PORT --texts gsm8k.jsonl --out trace.jsonl
+  sgl-entropy policy record --server http://HOST:PORT --texts FOLDER --out trace.jsonl \\
+      --max-prompts 80 --concurrency 8 --temperature 0.7
+  sgl-entropy policy record --server http://HOST:PORT --texts FOLDER --out trace.jsonl --resume
+
+Start the server with --speculative-verify-mode easd and --speculative-eagle-topk 1."""
+
 _NUMBERS = {
     "max_prompts": (20, "prompts of each file"),
     "max_new_tokens": (256, "tokens of an answer"),
@@ -24,7 +32,7 @@ _NUMBERS = {
 }
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
+def options(parser: argparse.ArgumentParser) -> None:
     """Options of ``policy record``."""
     parser.add_argument(
         "--server",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sgl_entropy.base.plots import require_plots
 from sgl_entropy.cli.devices import add_device, checked_device
+from sgl_entropy.cli.inputs import input_file
 from sgl_entropy.cli.output import say, write_json
 from sgl_entropy.cli.prompt_groups import add_texts
 
@@ -63,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--against",
-        type=Path,
+        type=input_file("--against", "a report of `sgl-entropy train compare --json`"),
         metavar="FILE",
         help="a report of `train compare --json` whose arms tap different layers: compare the "
         "scores with the acceptance lengths there",

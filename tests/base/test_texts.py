@@ -18,6 +18,13 @@ ROWS = [
 ]
 
 
+def test_a_row_may_not_be_deep(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="line 1: expected an object with `turns`"):
+        read_texts(path)
+
+
 def test_rows_of_every_kind(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n".join(json.dumps(row) for row in ROWS) + "\n")

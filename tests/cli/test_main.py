@@ -39,6 +39,54 @@ def test_help_lists_every_verb_on_a_line_of_its_own(capsys: pytest.CaptureFixtur
     assert all(len(line) <= 90 for line in lines)
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["drafter info", "drafter convert", "policy record", "policy replay", "patch record", "train"],
+)
+def test_help_ends_with_examples(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([*words.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert f"examples:\n  sgl-entropy {words} " in printed
+    assert printed.count("policies:\n  off ") == (words == "policy replay")
+
+
+@pytest.mark.parametrize("words", ["policy record", "drafter eval", "train"])
+def test_help_does_not_wait_for_torch(words: str) -> None:
+    code = f"""
+import sys
+from sgl_entropy import cli
+try:
+    cli.main({[*words.split(), "--help"]})
+finally:
+    assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train fit --config gone", "train: --config gone: no such file; expected settings"),
+        ("train fit --config .", "train: --config .: that is a folder; expected settings"),
+        ("bench latency --launch gone", "bench: --launch gone: no such file; expected an arms"),
+        ("eval --task gsm8k --launch gone", "eval: --launch gone: no such file; expected an arms"),
+        ("policy replay gone", "policy: TRACE gone: no such file; expected a trace, as"),
+        ("bench speed --arms a=http://h:1 --prompts gone", "bench: --prompts gone: no such file"),
+        (
+            "bench latency --arms a=http://h:1 --qps 1 --arrivals trace:gone",
+            "bench: --arrivals gone: no such file; expected arrival times",
+        ),
+        ("drafter trim a b --size 1 --answers gone", "--answers gone: no such file; expected"),
+    ],
+)
+def test_a_file_that_is_missing_is_named_by_its_flag(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words.split()) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("hook", ["run", "configure"])
 @pytest.mark.parametrize(
     ("number", "code", "word"),
