@@ -19,11 +19,8 @@ from sgl_entropy.serving.request_schema import (
 )
 
 
-def served() -> Served:
-    """What this server's requests are compared with."""
-    from sglang.srt.server_args import get_global_server_args
-
-    args = get_global_server_args()
+def served(args: Any) -> Served:
+    """What the requests of a server with these ``ServerArgs`` are compared with."""
     model = args.get_model_config()
     return Served(
         model.vocab_size,
@@ -44,9 +41,10 @@ def admit(request: Any) -> None:
     Raises:
         ValueError: every route answers it with status 400, streaming or not.
     """
-    if not ours.active():
+    args = _serving()
+    if args is None:
         return
-    check_request({name: getattr(request, name) for name in Request.model_fields}, served())
+    check_request({name: getattr(request, name) for name in Request.model_fields}, served(args))
     params = request.sampling_params or {}
     for one in params if isinstance(params, list) else [params]:
         check_custom(one.get("custom_params"), served_mode(), served_switch() is not None)
@@ -55,9 +53,23 @@ def admit(request: Any) -> None:
             one["custom_params"] = {}
 
 
+def _serving() -> Any:
+    """The ``ServerArgs`` of a process that serves under our flags.
+
+    None = upstream's own checks: also where a program makes requests to send them elsewhere.
+    """
+    from sglang.srt.server_args import get_global_server_args
+
+    try:
+        args = get_global_server_args()
+    except ValueError:
+        return None
+    return args if ours.active() else None
+
+
 def admit_logging(request: Any) -> None:
     """The same for SGLang's ``ConfigureLoggingReq``."""
-    if ours.active():
+    if _serving() is not None:
         check_logging({name: getattr(request, name) for name in Logging.model_fields})
 
 
