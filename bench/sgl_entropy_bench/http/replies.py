@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.http.routes import Api
@@ -119,26 +120,42 @@ class MetaInfo:
         )
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """Takes a response apart; times are seconds from the start of the run.
 
     Attributes:
         text: the whole text, once finished.
     """
 
-    text: str
+    def __init__(self) -> None:
+        self.text = ""
+        # Times at which new tokens came, and how many there were by then.
+        self._chunks: list[tuple[float, int | None]] = []
+        self._streamed = False
 
+    @abstractmethod
     def feed(self, event: bytes, now: float) -> None:
         """One SSE event's data. Raises StreamError for one that the route does not have."""
 
+    @abstractmethod
     def whole(self, body: bytes, now: float) -> None:
         """The body of a reply that was not streamed. Raises StreamError."""
 
+    @abstractmethod
     def finish(self, record: RequestRecord) -> None:
         """Write what was learned into the record. Raises StreamError for what is missing."""
 
     def salvage(self, record: RequestRecord) -> None:
-        """Write the events of a response that broke off: their tokens were delivered."""
+        """Write the events so far, also of a response that broke off: their tokens were
+        delivered."""
+        record.chunks = self._chunks
+        record.first = self._chunks[0][0] if self._chunks else None
+
+    def _arrived(self, now: float, tokens: int | None) -> None:
+        if tokens is not None and self._chunks and tokens <= (self._chunks[-1][1] or 0):
+            return  # nothing new: a last event that only says why it ended
+        if tokens != 0:
+            self._chunks.append((now, tokens))
 
 
 def reader_of(api: Api) -> Reader:
@@ -151,31 +168,12 @@ _TOKENS = re.compile(rb'"completion_tokens":\s*(\d+)')
 _ERROR = re.compile(rb'^\s*\{\s*"error"\s*:')
 
 
-class _Chunks:
-    """Times at which new tokens came, and the first of them."""
-
-    def __init__(self) -> None:
-        self.chunks: list[tuple[float, int | None]] = []
-
-    def add(self, now: float, tokens: int | None) -> None:
-        if tokens is not None and self.chunks and tokens <= (self.chunks[-1][1] or 0):
-            return  # nothing new: a last event that only says why it ended
-        if tokens != 0:
-            self.chunks.append((now, tokens))
-
-    def write(self, record: RequestRecord) -> None:
-        record.chunks = self.chunks
-        record.first = self.chunks[0][0] if self.chunks else None
-
-
-class _GenerateReader:
+class _GenerateReader(Reader):
     """SGLang's ``/generate``: every event holds all so far, with counts."""
 
     def __init__(self) -> None:
-        self.text = ""
+        super().__init__()
         self._last = b""
-        self._chunks = _Chunks()
-        self._streamed = False
 
     def feed(self, event: bytes, now: float) -> None:
         self._streamed = True
@@ -184,18 +182,12 @@ class _GenerateReader:
         self._last = event
         # The counts stand behind the text and the ids, which may hold anything.
         match = _TOKENS.search(event, max(0, event.rfind(b'"meta_info"')))
-        if match is None:
-            if not event.rstrip().endswith(b"}"):
-                raise StreamError("an event of the stream is not JSON")
-            self._chunks.add(now, None)
-            return
-        self._chunks.add(now, int(match[1]))
+        if match is None and not event.rstrip().endswith(b"}"):
+            raise StreamError("an event of the stream is not JSON")
+        self._arrived(now, None if match is None else int(match[1]))
 
     def whole(self, body: bytes, now: float) -> None:
         self._last = body
-
-    def salvage(self, record: RequestRecord) -> None:
-        self._chunks.write(record)
 
     def finish(self, record: RequestRecord) -> None:
         reply = _object(self._last)
@@ -207,7 +199,7 @@ class _GenerateReader:
         if meta.prompt_tokens is None or meta.completion_tokens is None:
             raise StreamError("the reply counts no tokens")
         if self._streamed:
-            self._chunks.write(record)
+            self.salvage(record)
         text = reply.get("text")
         self.text = text if isinstance(text, str) else ""
         record.finish = meta.finish
@@ -225,26 +217,24 @@ class _GenerateReader:
         record.text_hash = _hash(self.text) if isinstance(text, str) else ""
 
 
-class _OpenAIReader:
+class _OpenAIReader(Reader):
     """OpenAI's routes: every event holds what is new; counts come in a last one, if at all."""
 
     def __init__(self, api: Api) -> None:
+        super().__init__()
         self._piece: Callable[[Json], Any] = (
             (lambda choice: _said(choice.get("delta") or choice.get("message") or {}))
             if api == "chat"
             else (lambda choice: choice.get("text"))
         )
-        self.text = ""
         self._pieces: list[str] = []
-        self._chunks = _Chunks()
         self._usage: Json = {}
         self._finish = ""
-        self._streamed = False
 
     def feed(self, event: bytes, now: float) -> None:
         self._streamed = True
         if self._take(_object(event)):
-            self._chunks.add(now, None)
+            self._arrived(now, None)
 
     def whole(self, body: bytes, now: float) -> None:
         self._take(_object(body))
@@ -261,16 +251,13 @@ class _OpenAIReader:
             self._finish = choice.get("finish_reason") or self._finish
         return new
 
-    def salvage(self, record: RequestRecord) -> None:
-        self._chunks.write(record)
-
     def finish(self, record: RequestRecord) -> None:
         if self._finish == "abort":
             raise StreamError("aborted by the server")
         if not self._usage:
             raise StreamError("the reply ended without usage: its tokens cannot be counted")
         if self._streamed:
-            self._chunks.write(record)
+            self.salvage(record)
         record.finish = self._finish
         record.prompt_tokens = _count(self._usage, "prompt_tokens")
         record.completion_tokens = _count(self._usage, "completion_tokens")

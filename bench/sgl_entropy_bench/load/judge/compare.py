@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 from sgl_entropy.base.intervals import Interval, mean_interval, ratio_interval
 from sgl_entropy_bench.http.record import RequestRecord
 from sgl_entropy_bench.load.judge import metrics
 
-Value = Callable[[RequestRecord], float | None]
+V = TypeVar("V")
+Time = Callable[[RequestRecord], float | None]
 Records = Sequence[RequestRecord]
 
 
@@ -56,22 +58,24 @@ class BenchmarkSpeed:
     tau: float | None
 
 
-def pairs(arm: Records, baseline: Records, value: Value) -> list[tuple[float, float]]:
+def matched(
+    arm: Records, baseline: Records, value: Callable[[RequestRecord], V | None]
+) -> list[tuple[V, V]]:
     """(arm's, baseline's) values of the requests that have one on both, by schedule."""
     there = {record.index: value(record) for record in baseline}
     both = ((value(record), there.get(record.index)) for record in arm)
     return [(a, b) for a, b in both if a is not None and b is not None]
 
 
-def paired(arm: Records, baseline: Records, value: Value = metrics.e2e) -> PairedRatio | None:
+def paired(arm: Records, baseline: Records, value: Time = metrics.e2e) -> PairedRatio | None:
     """The ratio of means with its interval, arm over baseline; None without pairs."""
-    both = pairs(arm, baseline, value)
+    both = matched(arm, baseline, value)
     if not both or fmean(b for _, b in both) == 0:
         return None
     return PairedRatio.of(ratio_interval([a for a, _ in both], [b for _, b in both]), len(both))
 
 
-def speedup(arm: Records, baseline: Records) -> PairedRatio | None:
+def speedup(arm: Records, baseline: Records, time: Time = metrics.e2e) -> PairedRatio | None:
     """Tokens a second of an arm over the baseline's, of a closed loop, paired by request.
 
     With every place taken, tokens/s are places * mean tokens / mean latency (Little's law), so the
@@ -83,16 +87,14 @@ def speedup(arm: Records, baseline: Records) -> PairedRatio | None:
         its interval; None where no request has ended on both.
     """
 
-    def both(record: RequestRecord) -> tuple[float, float] | None:
-        time, tokens = metrics.e2e(record), record.completion_tokens
-        return None if time is None or not tokens else (float(tokens), time)
+    def tokens_and_time(record: RequestRecord) -> tuple[float, float] | None:
+        seconds, tokens = time(record), record.completion_tokens
+        return None if seconds is None or not tokens else (float(tokens), seconds)
 
-    there = {record.index: both(record) for record in baseline}
-    matched = [(both(record), there.get(record.index)) for record in arm]
-    known = [(a, b) for a, b in matched if a is not None and b is not None]
-    if not known:
+    both = matched(arm, baseline, tokens_and_time)
+    if not both:
         return None
-    series = list(zip(*((*a, *b) for a, b in known), strict=True))
+    series = list(zip(*((*a, *b) for a, b in both), strict=True))
     tokens, times, base_tokens, base_times = map(fmean, series)
     if min(times, base_times) <= 0:
         return None
@@ -104,28 +106,17 @@ def speedup(arm: Records, baseline: Records) -> PairedRatio | None:
         ]
     )
     ratio = (tokens / times) / (base_tokens / base_times)
-    return PairedRatio.of(error.scaled(ratio / error.value), len(known))
+    return PairedRatio.of(error.scaled(ratio / error.value), len(both))
 
 
 def benchmark_speed(arm: Records, baseline: Records) -> BenchmarkSpeed:
-    """Of the requests that ended well on both, timed from the send, one at a time."""
-    there = {record.index: record for record in baseline}
-    both = [(r, there[r.index]) for r in arm if r.ok and r.index in there and there[r.index].ok]
-    ratio = None
-    if both:
-        ours = [(metrics.e2e_from_send(a) or 0.0, a.completion_tokens or 0) for a, _ in both]
-        base = [(metrics.e2e_from_send(b) or 0.0, b.completion_tokens or 0) for _, b in both]
-        tokens = sum(t for _, t in ours) / max(1, sum(t for _, t in base))
-        times = ratio_interval([s for s, _ in base], [s for s, _ in ours])
-        ratio = PairedRatio.of(times.scaled(tokens), len(both))
-    return BenchmarkSpeed(ratio, metrics.tau(arm))
+    """One request at a time, timed from the send."""
+    return BenchmarkSpeed(speedup(arm, baseline, metrics.e2e_from_send), metrics.tau(arm))
 
 
 def parity(arm: Records, baseline: Records) -> float | None:
     """Share of requests with the same text on both; None where none has text on both."""
-    there = {record.index: record.text_hash for record in baseline if record.ok}
-    both = [(r.text_hash, there.get(r.index)) for r in arm if r.ok and r.text_hash]
-    both = [(here, there) for here, there in both if there]
+    both = matched(arm, baseline, lambda record: (record.ok and record.text_hash) or None)
     return sum(a == b for a, b in both) / len(both) if both else None
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sgl_entropy_bench.http.record import Phase, RequestRecord, read_records
+from sgl_entropy_bench.http.record import RequestRecord, read_records
 from sgl_entropy_bench.http.routes import Output
 from sgl_entropy_bench.load.judge.folders import records_file
 from sgl_entropy_bench.load.judge.measurement import (
@@ -18,8 +17,8 @@ from sgl_entropy_bench.load.judge.measurement import (
 )
 from sgl_entropy_bench.load.run.endpoint import Endpoint, tau_of_counters
 from sgl_entropy_bench.load.run.pool import Report, WorkerOutcome, drive
-from sgl_entropy_bench.load.run.worker import Planned, Tail, Text, WorkerTask, dealt
-from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw, arrivals
+from sgl_entropy_bench.load.run.worker import Planned, RequestStream, WorkerTask
+from sgl_entropy_bench.load.schedule.arrivals import ArrivalLaw, schedule
 from sgl_entropy_bench.load.schedule.workload import Workload
 
 
@@ -148,25 +147,24 @@ def run_load(endpoint: Endpoint, plan: LoadPlan, load: Load, folder: Path, repor
         ClientError: a client process failed.
         OSError: the records cannot be written or read.
     """
-    texts = _texts(endpoint, plan)
     processes, ramp = plan.processes, plan.ramp
     places: list[int | None] = [None] * processes
     if load.concurrency is not None:
         processes = min(processes, load.concurrency)
         ramp = max(ramp, load.concurrency)
         places = [len(range(i, load.concurrency, processes)) for i in range(processes)]
-    whole = ramp + plan.requests
-    planned = [
-        Planned(i, time, _phase(i, ramp), *texts[i % len(texts)])
-        for i, time in enumerate(_times(plan, load, whole))
-    ]
-    tail = Tail(whole, texts, load.rate, plan.law, plan.seed, plan.stream, 0, processes)
+    if load.rate is not None:
+        schedule(plan.law, load.rate, ramp + plan.requests, plan.seed, plan.stream)  # long enough
+    texts = tuple((p.id, p.benchmark, endpoint.text(p)) for p in plan.workload.prompts)
+    whole = RequestStream(
+        texts, ramp, plan.requests, load.rate, plan.law, plan.seed, plan.stream, 0, processes
+    )
     path = records_file(folder, endpoint.name, load.label)
     path.unlink(missing_ok=True)
     # All processes append whole lines to one file.
     tasks = [
-        _task(endpoint, plan, part, path, places[number], number, replace(tail, process=number))
-        for number, part in enumerate(dealt(planned, processes))
+        _task(endpoint, plan, replace(whole, process=number), path, places[number], number)
+        for number in range(processes)
     ]
     before = endpoint.counters()
     outcome = drive(tasks, plan.requests, report, plan.start_at)
@@ -193,45 +191,24 @@ def warm_up(endpoint: Endpoint, plan: LoadPlan, folder: Path, report: Report) ->
     endpoint.forget_prefixes()
 
 
-def _texts(endpoint: Endpoint, plan: LoadPlan) -> tuple[Text, ...]:
-    """What is sent of the workload; requests cycle through it by index."""
-    return tuple((p.id, p.benchmark, endpoint.text(p)) for p in plan.workload.prompts)
-
-
-def _times(plan: LoadPlan, load: Load, count: int) -> Sequence[float]:
-    """When each request is due, in seconds; a closed loop sends at once. Raises ValueError."""
-    if load.rate is None:
-        return [0.0] * count
-    times = list(itertools.islice(arrivals(plan.law, load.rate, plan.seed, plan.stream), count))
-    if len(times) < count:
-        raise ValueError(f"the trace holds {len(times)} arrivals, {count} are asked for")
-    return times
-
-
-def _phase(index: int, ramp: int) -> Phase:
-    return "ramp" if index < ramp else "measured"
-
-
 def _task(
     endpoint: Endpoint,
     plan: LoadPlan,
-    planned: tuple[Planned, ...],
+    requests: Iterable[Planned],
     path: Path,
     concurrency: int | None,
     process: int,
-    tail: Tail | None = None,
 ) -> WorkerTask:
     return WorkerTask(
         endpoint.url,
         endpoint.api,
         endpoint.model,
         plan.output,
-        planned,
+        requests,
         path,
         concurrency,
         process,
         plan.timeout_s,
         plan.stall_s,
         plan.busy_share,
-        tail,
     )

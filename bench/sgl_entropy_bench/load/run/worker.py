@@ -11,7 +11,7 @@ import gc
 import itertools
 import signal
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,36 +51,41 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Tail:
-    """The endless requests after the planned ones, which keep up the load.
+class RequestStream:
+    """The requests of a load, without end unless a trace ends: a ramp, those that are measured,
+    and more of the same, which keep up the load until the run is stopped.
 
     Attributes:
-        index: that of the first request after the planned ones, over all processes.
-        texts: (prompt, benchmark, text), cycled by index.
-        rate, law, seed, stream: as in ``arrivals``; rate None = closed loop.
+        texts: cycled by index.
+        ramp, measured: how many of each.
+        rate, law, seed, stream: as in ``arrivals``; rate None = closed loop, at once.
         process, processes: this process takes every ``processes``-th request.
     """
 
-    index: int
     texts: tuple[Text, ...]
+    ramp: int
+    measured: int
     rate: float | None
     law: ArrivalLaw
     seed: int
     stream: str
-    process: int
-    processes: int
+    process: int = 0
+    processes: int = 1
 
-    def planned(self) -> Iterator[Planned]:
-        """The requests of this process, in order; a trace may end."""
-        if self.rate is None:
-            times: Iterator[float] = itertools.repeat(0.0)
-        else:
+    def __iter__(self) -> Iterator[Planned]:
+        """The requests of this process, in order."""
+        times: Iterator[float] = itertools.repeat(0.0)
+        if self.rate is not None:
             times = arrivals(self.law, self.rate, self.seed, self.stream)
-            times = itertools.islice(times, self.index, None)
-        for number, time_ in enumerate(times, self.index):
-            if number % self.processes == self.process:
-                prompt, benchmark, text = self.texts[number % len(self.texts)]
-                yield Planned(number, time_, "tail", prompt, benchmark, text)
+        mine = itertools.islice(enumerate(times), self.process, None, self.processes)
+        for index, time_ in mine:
+            text = self.texts[index % len(self.texts)]
+            yield Planned(index, time_, self._phase(index), *text)
+
+    def _phase(self, index: int) -> Phase:
+        if index < self.ramp:
+            return "ramp"
+        return "measured" if index < self.ramp + self.measured else "tail"
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,7 @@ class WorkerTask:
 
     Attributes:
         url: the server, ``http://HOST:PORT``.
-        planned: its requests, by time.
-        tail: what follows them until the run is stopped; None = nothing.
+        requests: in order; iterated once.
         concurrency: None = open loop, by ``scheduled``; else requests at a time, in order.
         records: the file that records are appended to.
         process: its number.
@@ -104,18 +108,13 @@ class WorkerTask:
     api: Api
     model: str
     output: Output
-    planned: tuple[Planned, ...]
+    requests: Iterable[Planned]
     records: Path
     concurrency: int | None = None
     process: int = 0
     timeout_s: float = 600.0
     stall_s: float = 120.0
     busy_share: float = 0.0
-    tail: Tail | None = None
-
-    def requests(self) -> Iterable[Planned]:
-        """All requests, in order."""
-        return itertools.chain(self.planned, () if self.tail is None else self.tail.planned())
 
 
 @dataclass
@@ -226,7 +225,7 @@ class _Worker:
         loop = asyncio.get_running_loop()
         running: set[asyncio.Task[None]] = set()
         stopped = asyncio.create_task(self.stop.wait())
-        for planned in self.task.requests():
+        for planned in self.task.requests:
             # Sleep to the absolute time: a late request does not delay those that follow.
             if (wait := planned.scheduled - self._now()) > 0:
                 await asyncio.wait((stopped,), timeout=wait)
@@ -240,7 +239,7 @@ class _Worker:
         stopped.cancel()
 
     async def _closed_loop(self, concurrency: int) -> None:
-        plans = iter(self.task.requests())
+        plans = iter(self.task.requests)
 
         async def work() -> None:
             for planned in plans:
@@ -343,9 +342,3 @@ class _Worker:
             except OSError as error:
                 self.failure = error
                 self.stop.set()
-
-
-def dealt(planned: Sequence[Planned], processes: int) -> Iterator[tuple[Planned, ...]]:
-    """The requests of each of several processes: every ``processes``-th one."""
-    for number in range(processes):
-        yield tuple(itertools.islice(planned, number, None, processes))
