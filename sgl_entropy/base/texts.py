@@ -52,6 +52,7 @@ _READERS: dict[str, Callable[[Any], Text]] = {
     "conversations": _from_conversations,
     "question": _from_string,
     "text": _from_string,
+    "prompt": _from_string,
 }
 
 
@@ -110,7 +111,16 @@ def text_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _row(line: str) -> Text:
-    row = json.loads(line)
+    return text_of_row(json.loads(line))
+
+
+def text_of_row(row: Any) -> Text:
+    """The text of one row of a data set.
+
+    Raises:
+        TypeError, KeyError, IndexError, StopIteration: no object, none of the keys, or a value of
+            another form.
+    """
     key = next(key for key in _READERS if key in row)
     return _READERS[key](row[key])
 
@@ -118,5 +128,6 @@ def _row(line: str) -> Text:
 def _misfit(path: Path, number: int) -> str:
     return (
         f"{path}, line {number}: expected an object with `turns` (list of strings), "
-        "`conversations` (list of {from, value}, one of them from a human), `question` or `text`"
+        "`conversations` (list of {from, value}, one of them from a human), `question`, "
+        "`text` or `prompt`"
     )

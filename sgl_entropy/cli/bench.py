@@ -28,15 +28,28 @@ VERBS = {
     "merge": "join the result folders of several clients that shared a load",
     "judge": "judge result folders anew, from their records, by the rules of this version",
 }
-EPILOG = """examples:
-  sgl-entropy bench latency --arms none=http://h:30000,edsd=http://h:30001 --qps 2,3,4,5
-  sgl-entropy bench latency --launch arms.toml --load 0.4,0.6,0.8,0.95 --out run1
-  sgl-entropy bench throughput --launch arms.toml --concurrency 1,2,4,8,16
-  sgl-entropy bench speed --launch arms.toml --prompts data/bench
-  sgl-entropy bench report run1 --out run1
+# Of each verb: its first example is also shown by `bench --help`.
+EXAMPLES = {
+    "latency": (
+        "--arms none=http://h:30000,edsd=http://h:30001 --qps 2,3,4,5",
+        "--launch arms.toml --load 0.4,0.6,0.8,0.95 --out run1",
+        "--arms edsd=http://h:30001 --arrivals trace:times.txt --slo e2e=10",
+    ),
+    "throughput": ("--launch arms.toml --concurrency 1,2,4,8,16",),
+    "capacity": ("--arms none=http://h:30000 --concurrency 64",),
+    "speed": ("--launch arms.toml --prompts data/bench",),
+    "report": ("run1 --out run1", "run1 run2 --out both"),
+    "merge": ("client0 client1 client2 --out all",),
+    "judge": ("run1", "client0 client1"),
+}
+READERS = ("report", "merge", "judge")
+MEASURED = """
+An arms file names the servers that --launch starts; bench/README.md describes it.
 
 exit codes: 0 valid, 3 measured but invalid (every reason is printed), 1 could not measure,
 2 wrong arguments, 130 interrupted (what was measured is kept and marked as partial)."""
+READ = """
+exit codes: 0 done, 3 a merged or judged run is not valid, 2 wrong arguments or folders."""
 EXIT_INVALID = 3
 N = TypeVar("N", int, float)
 
@@ -49,13 +62,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
             name,
             help=help_line,
             description=help_line[0].upper() + help_line[1:] + ".",
-            epilog=EPILOG,
+            epilog=_epilog([name], 3),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name in ("report", "merge", "judge"):
-            sub.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+        if name in READERS:
+            sub.add_argument(
+                "folders", nargs="+", type=Path, metavar="DIR", help="what --out of a run received"
+            )
             if name != "judge":
-                sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+                sub.add_argument(
+                    "--out",
+                    type=Path,
+                    required=True,
+                    metavar="DIR",
+                    help="what is written goes here",
+                )
             continue
         _add_arms(sub)
         _add_workload(sub)
@@ -77,7 +98,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
                 metavar="N",
                 help="requests at a time (default: %(default)s)",
             )
-    parser.epilog = EPILOG
+    parser.epilog = _epilog(list(VERBS), 1)
+
+
+def _epilog(verbs: Sequence[str], most: int) -> str:
+    """At most so many examples of each verb, and the exit codes."""
+    lines = [f"  sgl-entropy bench {v} {words}" for v in verbs for words in EXAMPLES[v][:most]]
+    codes = READ if set(verbs) <= set(READERS) else MEASURED
+    return "\n".join(["examples:", *lines, codes])
 
 
 def _add_arms(parser: argparse.ArgumentParser) -> None:
@@ -221,14 +249,14 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print tables; see EPILOG for exit codes."""
+    """Measure, print tables; see MEASURED and READ for exit codes."""
     from sgl_entropy_bench.http.client import ServerError
     from sgl_entropy_bench.load.page.report import text_tables
     from sgl_entropy_bench.load.run.pool import ClientError
     from sgl_entropy_bench.server.launch import StartError
 
     check_folder("--out", getattr(args, "out", None))
-    if args.what in ("report", "merge", "judge"):
+    if args.what in READERS:
         return _after(args)
     campaign, act = _prepared(args)
     interrupted: KeyboardInterrupt | None = None

@@ -17,8 +17,8 @@ def add_texts(parser: argparse.ArgumentParser, what: str) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help=f"{what}: .jsonl rows with turns, conversations, question or text; any other file: a "
-        "text a line; a folder means all of its files",
+        help=f"{what}: .jsonl rows with turns, conversations, question, text or prompt; other "
+        "files: a text a line; a folder means all of its files",
     )
 
 

@@ -26,8 +26,8 @@ class PromptSettings:
     """Where prompts come from; see ``texts.collect_texts``.
 
     Attributes:
-        questions: a file of rows with ``turns``, ``conversations``, ``question`` or ``text``, or of
-            plain lines; the first turn of each row is a prompt. Empty = none.
+        questions: a file of rows with ``turns``, ``conversations``, ``question``, ``text`` or
+            ``prompt``, or of plain lines; the first turn of each row is a prompt. Empty = none.
         conversations: a JSON Lines file with ``conversations``; empty = none.
         max_tokens: longer prompts are cut to this many tokens, chat template included.
         skip: leave out this many prompts from the start, which an earlier round has learned from.

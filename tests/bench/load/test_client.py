@@ -57,10 +57,11 @@ def test_requests_leave_when_they_should(busy: float, tmp_path: Path) -> None:
         folder = tmp_path / str(attempt)
         folder.mkdir()
         with FakeServer("--ttft", "0.005", "--cycle", "0.002", "--slots", "999") as server:
-            sent = clients._ours(PeerLoad(server.url, folder, 100.0, 300, 8, seed=0), busy)
-            kept = clients._judged(sent, Client.from_url(server.url).get("/fake_arrivals"))
+            sent = clients._ours(PeerLoad(server.url, folder, 100.0, 150, 8, seed=0), busy)
+            arrived = Client.from_url(server.url).get("/fake_arrivals")
+            kept = clients.row_of("ours", 100.0, busy, sent, arrived)
         if kept.lag_p99_s < 0.2:
             break
-    # A lag of 0.2 s over the 3 s of the run.
-    assert kept.achieved_rate == pytest.approx(kept.scheduled_rate, rel=0.07)
+    # A lag of 0.2 s over the 1.5 s of the run.
+    assert kept.achieved_rate == pytest.approx(kept.scheduled_rate, rel=0.14)
     assert kept.lag_p99_s < 0.2  # a busy machine; the figure says what a quiet one does

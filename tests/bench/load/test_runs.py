@@ -504,7 +504,7 @@ def test_a_campaign_that_breaks_off_says_so(
         ),
         (
             ("latency", "--arms", "a=http://h:1", "--qps", "1", "--prompts", "nowhere.jsonl"),
-            "nowhere",
+            "--prompts nowhere.jsonl: no such file",
         ),
         (
             ("latency", "--arms", "a=http://h:1", "--qps", "1", "--arrivals", "often"),
@@ -524,7 +524,15 @@ def test_a_campaign_that_breaks_off_says_so(
             "one arm and one load",
         ),
         (("throughput", "--arms", "a=http://h:1", "--concurrency", "1.5"), "--concurrency 1.5"),
-        (("latency", "--launch", "nowhere.toml", "--qps", "1"), "nowhere.toml"),
+        (
+            ("latency", "--launch", "nowhere.toml", "--qps", "1"),
+            "--launch nowhere.toml: no such file",
+        ),
+        (("latency", "--arms", "arms.toml", "--qps", "1"), "an arms file goes to --launch"),
+        (
+            ("latency", "--arms", "a=http://h:1", "--arrivals", "trace:nowhere"),
+            "--arrivals nowhere: no such file",
+        ),
     ],
 )
 def test_wrong_arguments(
@@ -532,6 +540,31 @@ def test_wrong_arguments(
 ) -> None:
     bench(*words, out=tmp_path, code=2)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["report", "merge", "judge", "speed"])
+def test_help_shows_the_examples_of_its_own_verb(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", verb, "--help"])
+    told = capsys.readouterr().out
+    examples = re.findall(r"^  sgl-entropy bench (\w+)", told, flags=re.MULTILINE)
+    assert set(examples) == {verb}
+    assert ("arms file" in told) == (verb == "speed")
+
+
+def test_the_arms_file_in_the_readme_is_one(tmp_path: Path) -> None:
+    from sgl_entropy_bench.load.run.arms import read_arms
+
+    text = (Path(__file__).parents[3] / "bench" / "README.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r"^(    command = .*?)^\| key", text, flags=re.MULTILINE | re.DOTALL)
+    path = tmp_path / "arms.toml"
+    path.write_text(re.sub("^    ", "", written, flags=re.MULTILINE))
+    none, edsd = read_arms(path)
+    assert (none.name, edsd.ready_timeout_s) == ("none", 900.0)
+    assert edsd.command[-1] == f"{tmp_path}/edsd"
+    assert edsd.environment == {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "2"}
 
 
 @pytest.mark.parametrize(

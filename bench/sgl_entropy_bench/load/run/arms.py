@@ -43,7 +43,9 @@ def parse_arms(text: str) -> tuple[LoadArm, ...]:
     for part in text.split(","):
         name, equals, url = part.strip().partition("=")
         if not equals or not name or not url:
-            raise ValueError(f"--arms {text}: expected NAME=URL[,NAME=URL...]")
+            raise ValueError(
+                f"--arms {text}: expected NAME=URL[,NAME=URL...]; an arms file goes to --launch"
+            )
         Client.from_url(url)
         arms.append(LoadArm(_name(name), url=url))
     _distinct(arms, "--arms")
@@ -51,9 +53,7 @@ def parse_arms(text: str) -> tuple[LoadArm, ...]:
 
 
 def read_arms(path: Path) -> tuple[LoadArm, ...]:
-    """An arms file (TOML or JSON): ``command`` (words with {port}; {here} is the file's folder, and
-    a leading ~ the home folder), ``environment``, ``ready_timeout_s``, and ``[[arms]]`` with
-    ``name``, ``flags`` and an ``environment`` of their own.
+    """The arms of an arms file, whose format bench/README.md describes.
 
     Raises:
         ValueError: not readable as such, unknown keys, or values of another type.

@@ -6,11 +6,12 @@ import hashlib
 import importlib.resources
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgl_entropy.base.texts import text_of_row
 from sgl_entropy_bench.load.schedule.arrivals import stream_seed
 
 # The last built-in prompts of each benchmark serve for warm-up alone.
@@ -157,17 +158,8 @@ def read_prompts(path: Path) -> list[WorkloadPrompt]:
 
 
 def _prompt_of(row: Any) -> str:
-    readers: dict[str, Callable[[Any], Any]] = {
-        "turns": lambda turns: turns[0],
-        "prompt": lambda prompt: prompt,
-        "question": lambda question: question,
-        "conversations": lambda turns: next(
-            turn["value"] for turn in turns if turn["from"] in ("human", "user")
-        ),
-    }
-    key = next(key for key in readers if key in row)
-    text = readers[key](row[key])
-    if not isinstance(text, str) or not text.strip():
+    text = text_of_row(row).prompt
+    if not text.strip():
         raise TypeError
     return text
 
