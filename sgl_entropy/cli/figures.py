@@ -107,7 +107,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--calibration",
-        type=input_file("--calibration", "a calibration that `sgl-entropy calibrate` wrote"),
+        type=Path,
         metavar="FILE",
         help="stop: a calibration of --drafter, so that the calibrated stop is measured too",
     )
@@ -125,6 +125,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, write, print the page; 1 if the figure is a check and fails."""
     _refuse_flags_of_others(args)
+    if args.calibration is not None:
+        wanted = input_file("--calibration", "a calibration that `sgl-entropy calibrate` wrote")
+        wanted(str(args.calibration))
     check_folder("--out", args.out)
     chosen = tuple(map(arm_of, args.arm or ()))
     if args.name == "sampled":
