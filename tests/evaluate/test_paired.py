@@ -95,7 +95,7 @@ def test_what_is_no_comparison_is_refused_before_anything_is_measured(
     words = [str(folder / "edsd"), "--target", str(folder / "target"), "--texts"]
     words += [str(folder / "chat.jsonl"), str(folder / "lines.txt"), "--against", str(path)]
     words += ["--json", str(tmp_path / "none.json")]
-    assert "first.json: not found" in refused(capsys, *words)
+    assert "first.json: no such file" in refused(capsys, *words)
     path.write_text("{")
     assert f"--against {path}" in refused(capsys, *words)
     path.write_text("[]")
