@@ -119,9 +119,9 @@ def _changed(
 ) -> Exception | None:
     """Write what the processor makes of these requests' rows; or why it made nothing."""
     rows = [row for i in requests for row in range(i * nodes, (i + 1) * nodes)]
-    before = logits[rows]
     try:
-        logits[rows] = processor(before.clone(), [params[row] for row in rows])
+        # A copy: what a processor wrote before it raised is lost.
+        logits[rows] = processor(logits[rows], [params[row] for row in rows])
     except Exception as problem:
         return problem
     return None
