@@ -278,7 +278,7 @@ def test_texts_that_do_not_do(
     empty.write_text("\n")
     refused(capsys, run(empty), "empty.jsonl: holds no text")
     odd = tmp_path / "odd.jsonl"
-    odd.write_text('{"prompt": "what is this"}\n')
+    odd.write_text('{"speech": "what is this"}\n')
     refused(capsys, run(odd), "odd.jsonl, line 1", "`conversations`")
     refused(capsys, run(texts_file(7)), "7 usable texts of 7", "at least 8")
     refused(capsys, run(texts_file(12), "--count", "13"), "12 usable texts", "--count asks for 13")
